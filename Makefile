@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+# Everything starts here; `make` alone lists what there is.
+
+NYMPH_VM := .venv/bin/nymph-vm
+
+.PHONY: help setup demo test module vm lint check matrix coverage clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: .venv/ready ## install what the rest needs: Debian packages (with sudo), and .venv/
+
+demo: .venv/ready ## build all, boot a VM, and measure verified copies in it: dist/dma_vs_copy.json
+	$(NYMPH_VM) run --copy tools -- python3 tools/dma_vs_copy.py
+
+test: .venv/ready ## unit tests here, then the others in a VM
+	.venv/bin/pytest tests/unit tests/vm
+
+ifdef KDIR
+module: ## build pcie_nymph.ko for the VM's kernel; KDIR=/lib/modules/.../build for another
+	mkdir -p build/kdir
+	cp -rpu kernel/. build/kdir/
+	$(MAKE) -C $(KDIR) M=$(CURDIR)/build/kdir modules
+	@echo build/kdir/pcie_nymph.ko
+else
+module: .venv/ready
+	$(NYMPH_VM) build
+endif
+
+vm: .venv/ready ## a shell in a VM, with the module loaded, tests/ and tools/ there, and pynymph importable
+	$(NYMPH_VM) run --copy tests --copy tools
+
+lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and padding for the module
+	.venv/bin/pip install --quiet -e 'vm[lint]'
+	.venv/bin/ruff check pynymph vm tools tests
+	.venv/bin/mypy --strict pynymph vm/nymph_vm tools
+	.venv/bin/clang-format --dry-run --Werror tests/guest/*.c
+	$(NYMPH_VM) lint
+
+check: lint ## lint, then the guest tests and KUnit on a kernel with sanitizers
+	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_guest_suite.py tests/vm/test_kunit.py
+
+matrix: .venv/ready ## the guest tests and KUnit on every kernel, and one table
+	$(NYMPH_VM) matrix
+
+coverage: .venv/ready ## how much of the module the guest tests run: a table, and dist/coverage.json
+	$(NYMPH_VM) coverage
+
+clean: ## remove what was built here (~/.cache/nymph-vm has the rest)
+	rm -rf .venv build dist *.egg-info vm/*.egg-info pynymph/*.so
+
+.venv/ready: vm/setup pyproject.toml setup.py vm/pyproject.toml pynymph/_build.py kernel/pcie_nymph.h
+	vm/setup
+	touch $@

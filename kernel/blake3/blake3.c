@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * BLAKE3 in portable C, for the kernel and for user space alike.
+ *
+ * The input is cut into chunks of 1 KiB, which are the leaves of a binary
+ * tree. Leaves and parents are made by hash_many(), from inputs that lie side
+ * by side: the place for SIMD.
+ */
+#ifdef __KERNEL__
+#include <linux/bitops.h>
+#include <linux/string.h>
+#include <asm/byteorder.h>
+#else
+#include <endian.h>
+#include <string.h>
+#endif
+
+#include "blake3.h"
+
+#ifndef __KERNEL__
+#define le32_to_cpu	le32toh
+#define cpu_to_le32	htole32
+#define hweight64	__builtin_popcountll
+
+static inline u32 ror32(u32 word, unsigned int shift)
+{
+	return word >> shift | word << (32 - shift);
+}
+#endif
+
+#define BLOCK		NYMPH_BLAKE3_BLOCK_SIZE
+#define CV		NYMPH_BLAKE3_OUT_SIZE
+#define CHUNK_BLOCKS	16
+#define CHUNK		(CHUNK_BLOCKS * BLOCK)
+
+/* The most chunks hash_many() is given at once; their CVs fit the stack. */
+#define MANY		16
+
+/* What a compression is part of. */
+enum {
+	CHUNK_START = 0x01,
+	CHUNK_END = 0x02,
+	PARENT = 0x04,
+	ROOT = 0x08,
+	KEYED_HASH = 0x10,
+	DERIVE_KEY_CONTEXT = 0x20,
+	DERIVE_KEY_MATERIAL = 0x40,
+};
+
+static const u32 iv[8] = {
+	0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+	0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+};
+
+/* Message words in the order each round takes them. */
+static const u8 schedule[7][16] = {
+	{ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 },
+	{ 2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8 },
+	{ 3, 4, 10, 12, 13, 2, 7, 14, 6, 5, 9, 0, 11, 15, 8, 1 },
+	{ 10, 7, 12, 9, 14, 3, 13, 15, 4, 0, 11, 2, 5, 8, 1, 6 },
+	{ 12, 13, 9, 11, 15, 10, 14, 8, 7, 2, 5, 3, 0, 1, 6, 4 },
+	{ 9, 14, 11, 5, 8, 12, 15, 1, 13, 3, 0, 10, 2, 6, 4, 7 },
+	{ 11, 15, 5, 0, 1, 9, 8, 6, 14, 10, 2, 12, 3, 4, 7, 13 },
+};
+
+static __always_inline void load_words(u32 *words, const u8 *bytes, size_t n)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		__le32 word;
+
+		memcpy(&word, bytes + 4 * i, sizeof(word));
+		words[i] = le32_to_cpu(word);
+	}
+}
+
+static __always_inline void store_words(u8 *bytes, const u32 *words, size_t n)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		__le32 word = cpu_to_le32(words[i]);
+
+		memcpy(bytes + 4 * i, &word, sizeof(word));
+	}
+}
+
+static __always_inline void mix(u32 v[16], int a, int b, int c, int d,
+				u32 x, u32 y)
+{
+	v[a] += v[b] + x;
+	v[d] = ror32(v[d] ^ v[a], 16);
+	v[c] += v[d];
+	v[b] = ror32(v[b] ^ v[c], 12);
+	v[a] += v[b] + y;
+	v[d] = ror32(v[d] ^ v[a], 8);
+	v[c] += v[d];
+	v[b] = ror32(v[b] ^ v[c], 7);
+}
+
+/* Always inlined with a constant @s, so that no index is left at run time. */
+static __always_inline void mix_round(u32 v[16], const u32 m[16],
+				      const u8 s[16])
+{
+	mix(v, 0, 4, 8, 12, m[s[0]], m[s[1]]);
+	mix(v, 1, 5, 9, 13, m[s[2]], m[s[3]]);
+	mix(v, 2, 6, 10, 14, m[s[4]], m[s[5]]);
+	mix(v, 3, 7, 11, 15, m[s[6]], m[s[7]]);
+	mix(v, 0, 5, 10, 15, m[s[8]], m[s[9]]);
+	mix(v, 1, 6, 11, 12, m[s[10]], m[s[11]]);
+	mix(v, 2, 7, 8, 13, m[s[12]], m[s[13]]);
+	mix(v, 3, 4, 9, 14, m[s[14]], m[s[15]]);
+}
+
+static __always_inline void mix_all(u32 v[16], const u32 cv[8],
+				    const u8 block[BLOCK], u32 len,
+				    u64 counter, u32 flags)
+{
+	u32 m[16];
+
+	load_words(m, block, 16);
+	memcpy(v, cv, 8 * sizeof(u32));
+	memcpy(v + 8, iv, 4 * sizeof(u32));
+	v[12] = (u32)counter;
+	v[13] = (u32)(counter >> 32);
+	v[14] = len;
+	v[15] = flags;
+
+	mix_round(v, m, schedule[0]);
+	mix_round(v, m, schedule[1]);
+	mix_round(v, m, schedule[2]);
+	mix_round(v, m, schedule[3]);
+	mix_round(v, m, schedule[4]);
+	mix_round(v, m, schedule[5]);
+	mix_round(v, m, schedule[6]);
+}
+
+static void compress(u32 cv[8], const u8 block[BLOCK], u32 len, u64 counter,
+		     u32 flags)
+{
+	u32 v[16];
+	int i;
+
+	mix_all(v, cv, block, len, counter, flags);
+	for (i = 0; i < 8; i++)
+		cv[i] = v[i] ^ v[i + 8];
+}
+
+/* What hash_many() makes: leaves of the tree, or parents. */
+enum node { LEAF_NODE, PARENT_NODE };
+
+/*
+ * Hash @n inputs that lie side by side at @in: whole chunks, the first of them
+ * chunk number @counter, or pairs of chaining values. Write @n chaining values
+ * to @out, which may be @in: an input is read before its output is written.
+ */
+static void hash_many(enum node node, const u8 *in, size_t n, const u32 key[8],
+		      u64 counter, u32 flags, u8 *out)
+{
+	size_t blocks = node == LEAF_NODE ? CHUNK_BLOCKS : 1;
+	size_t i, j;
+
+	for (i = 0; i < n; i++) {
+		u32 cv[8];
+
+		memcpy(cv, key, sizeof(cv));
+		for (j = 0; j < blocks; j++) {
+			u32 f = flags;
+
+			if (node == PARENT_NODE)
+				f |= PARENT;
+			else if (j == 0)
+				f |= CHUNK_START;
+			else if (j == blocks - 1)
+				f |= CHUNK_END;
+			compress(cv, in, BLOCK, counter, f);
+			in += BLOCK;
+		}
+		store_words(out, cv, 8);
+		out += CV;
+		if (node == LEAF_NODE)
+			counter++;
+	}
+}
+
+static void start(struct nymph_blake3 *b, const u32 key[8], u32 flags)
+{
+	memcpy(b->key, key, sizeof(b->key));
+	memcpy(b->cv, key, sizeof(b->cv));
+	b->counter = 0;
+	b->flags = flags;
+	b->blocks = 0;
+	b->block_len = 0;
+	b->depth = 0;
+}
+
+/**
+ * nymph_blake3_init() - begin a hash
+ * @b: state
+ */
+void nymph_blake3_init(struct nymph_blake3 *b)
+{
+	start(b, iv, 0);
+}
+
+/**
+ * nymph_blake3_init_keyed() - begin a keyed hash (MAC)
+ * @b: state
+ * @key: 32 bytes
+ */
+void nymph_blake3_init_keyed(struct nymph_blake3 *b,
+			     const u8 key[NYMPH_BLAKE3_KEY_SIZE])
+{
+	u32 words[8];
+
+	load_words(words, key, 8);
+	start(b, words, KEYED_HASH);
+}
+
+/**
+ * nymph_blake3_init_derive_key() - begin to derive a key
+ * @b: state; the key material goes in by nymph_blake3_update()
+ * @context: what the key is for: a constant, globally unique
+ * @len: bytes of @context
+ */
+void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
+				  size_t len)
+{
+	u8 key[NYMPH_BLAKE3_KEY_SIZE];
+	u32 words[8];
+
+	start(b, iv, DERIVE_KEY_CONTEXT);
+	nymph_blake3_update(b, context, len);
+	nymph_blake3_final(b, key);
+	load_words(words, key, 8);
+	start(b, words, DERIVE_KEY_MATERIAL);
+}
+
+static u32 chunk_start_flag(const struct nymph_blake3 *b)
+{
+	return b->blocks ? 0 : CHUNK_START;
+}
+
+/* The last block stays in the buffer: it may turn out to end the chunk. */
+static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
+{
+	if (b->block_len) {
+		size_t n = BLOCK - b->block_len;
+
+		if (n > len)
+			n = len;
+		memcpy(b->block + b->block_len, in, n);
+		b->block_len += n;
+		in += n;
+		len -= n;
+		if (!len)
+			return;
+		compress(b->cv, b->block, BLOCK, b->counter,
+			 b->flags | chunk_start_flag(b));
+		b->blocks++;
+	}
+	while (len > BLOCK) {
+		compress(b->cv, in, BLOCK, b->counter,
+			 b->flags | chunk_start_flag(b));
+		b->blocks++;
+		in += BLOCK;
+		len -= BLOCK;
+	}
+	memcpy(b->block, in, len);
+	b->block_len = len;
+}
+
+/*
+ * Merge subtrees of equal size. Done late, when more input is known to follow
+ * the first @chunks chunks: the last merge of all makes the root, and that is
+ * for nymph_blake3_final_xof() to do.
+ */
+static void merge(struct nymph_blake3 *b, u64 chunks)
+{
+	while (b->depth > hweight64(chunks)) {
+		u8 *pair = b->stack[b->depth - 2];
+
+		hash_many(PARENT_NODE, pair, 1, b->key, 0, b->flags, pair);
+		b->depth--;
+	}
+}
+
+/* Add the subtree that begins with chunk number @chunks. */
+static void push(struct nymph_blake3 *b, const u8 cv[CV], u64 chunks)
+{
+	merge(b, chunks);
+	memcpy(b->stack[b->depth++], cv, CV);
+}
+
+/* Add the chunk that was being filled: it is whole, and not the last. */
+static void push_chunk(struct nymph_blake3 *b)
+{
+	u8 cv[CV];
+
+	compress(b->cv, b->block, BLOCK, b->counter, b->flags | CHUNK_END);
+	store_words(cv, b->cv, 8);
+	push(b, cv, b->counter);
+	b->counter++;
+	memcpy(b->cv, b->key, sizeof(b->cv));
+	b->blocks = 0;
+	b->block_len = 0;
+}
+
+/*
+ * Add the largest whole subtree that @in has, but for a lone chunk only if
+ * more follows. Subtrees of several chunks go in as two halves, since their
+ * parent may be the root. Return the bytes taken.
+ */
+static size_t push_subtree(struct nymph_blake3 *b, const u8 *in, size_t len)
+{
+	u8 cvs[MANY * CV];
+	size_t chunks = MANY;
+	size_t n;
+
+	while (chunks * CHUNK > len || b->counter & (chunks - 1))
+		chunks /= 2;
+
+	hash_many(LEAF_NODE, in, chunks, b->key, b->counter, b->flags, cvs);
+	for (n = chunks; n > 2; n /= 2)
+		hash_many(PARENT_NODE, cvs, n / 2, b->key, 0, b->flags, cvs);
+
+	push(b, cvs, b->counter);
+	if (n == 2)
+		push(b, cvs + CV, b->counter + chunks / 2);
+	b->counter += chunks;
+	return chunks * CHUNK;
+}
+
+/**
+ * nymph_blake3_update() - add bytes to a hash
+ * @b: state
+ * @data: the bytes, at any alignment
+ * @len: how many, 0 too
+ *
+ * Fastest with pieces of 16 KiB and more, and least so with pieces of less
+ * than 1 KiB, which go through a buffer.
+ */
+void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len)
+{
+	const u8 *in = data;
+
+	if (!len)
+		return;
+	if (b->block_len) {
+		size_t n = CHUNK - b->blocks * BLOCK - b->block_len;
+
+		if (n > len)
+			n = len;
+		chunk_update(b, in, n);
+		in += n;
+		len -= n;
+		if (!len)
+			return;
+		push_chunk(b);
+	}
+	while (len > CHUNK) {
+		size_t n = push_subtree(b, in, len);
+
+		in += n;
+		len -= n;
+	}
+	if (len) {
+		merge(b, b->counter);
+		chunk_update(b, in, len);
+	}
+}
+
+/**
+ * nymph_blake3_final_xof() - read any part of a hash's output
+ * @b: state; it is left as it is, so that more can be added
+ * @seek: where in the endless output to begin, in bytes
+ * @out: where the output goes
+ * @len: bytes of output
+ */
+void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
+			    size_t len)
+{
+	u8 block[BLOCK] = { };
+	unsigned int depth = b->depth;
+	u32 block_len, flags;
+	u64 counter;
+	u32 cv[8];
+
+	/* The right edge of the tree: the chunk begun, or the last parent */
+	if (b->block_len || !depth) {
+		memcpy(cv, b->cv, sizeof(cv));
+		memcpy(block, b->block, b->block_len);
+		block_len = b->block_len;
+		counter = b->counter;
+		flags = b->flags | chunk_start_flag(b) | CHUNK_END;
+	} else {
+		depth -= 2;
+		memcpy(cv, b->key, sizeof(cv));
+		memcpy(block, b->stack[depth], BLOCK);
+		block_len = BLOCK;
+		counter = 0;
+		flags = b->flags | PARENT;
+	}
+	/* and from there up to the root */
+	while (depth) {
+		compress(cv, block, block_len, counter, flags);
+		memcpy(block, b->stack[--depth], CV);
+		store_words(block + CV, cv, 8);
+		memcpy(cv, b->key, sizeof(cv));
+		block_len = BLOCK;
+		counter = 0;
+		flags = b->flags | PARENT;
+	}
+
+	for (counter = seek / BLOCK, seek %= BLOCK; len; counter++, seek = 0) {
+		u8 bytes[BLOCK];
+		size_t n = BLOCK - seek;
+		u32 v[16];
+		int i;
+
+		mix_all(v, cv, block, block_len, counter, flags | ROOT);
+		for (i = 0; i < 8; i++) {
+			v[i] ^= v[i + 8];
+			v[i + 8] ^= cv[i];
+		}
+		store_words(bytes, v, 16);
+		if (n > len)
+			n = len;
+		memcpy(out, bytes + seek, n);
+		out += n;
+		len -= n;
+	}
+}
+
+/**
+ * nymph_blake3_final() - read a hash's 32 bytes
+ * @b: state; it is left as it is, so that more can be added
+ * @out: where they go
+ */
+void nymph_blake3_final(const struct nymph_blake3 *b,
+			u8 out[NYMPH_BLAKE3_OUT_SIZE])
+{
+	nymph_blake3_final_xof(b, 0, out, NYMPH_BLAKE3_OUT_SIZE);
+}

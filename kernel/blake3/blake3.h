@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * BLAKE3 in portable C, for the kernel and for user space alike.
+ */
+#ifndef _NYMPH_BLAKE3_H
+#define _NYMPH_BLAKE3_H
+
+#include <linux/types.h>
+
+#ifndef __KERNEL__
+#include <stddef.h>
+
+typedef __u8 u8;
+typedef __u32 u32;
+typedef __u64 u64;
+#endif
+
+#define NYMPH_BLAKE3_OUT_SIZE	32
+#define NYMPH_BLAKE3_KEY_SIZE	32
+#define NYMPH_BLAKE3_BLOCK_SIZE	64
+
+/* 2^64 bytes are 2^54 chunks; one subtree more waits to be merged. */
+#define NYMPH_BLAKE3_MAX_DEPTH	55
+
+/**
+ * struct nymph_blake3 - a hash in the making
+ * @key: chaining value that every chunk and parent starts from
+ * @cv: chaining value of the chunk being filled
+ * @counter: whole chunks before the chunk being filled
+ * @flags: mode, part of every compression
+ * @blocks: blocks of the chunk being filled that are in @cv
+ * @block_len: bytes in @block
+ * @depth: subtrees in @stack
+ * @block: the chunk's last bytes; never empty once the chunk has any
+ * @stack: chaining values of whole subtrees, oldest and largest first
+ *
+ * Close to 2 KiB: not for the kernel's stack. With a secret key the caller
+ * wipes it.
+ */
+struct nymph_blake3 {
+	u32 key[8];
+	u32 cv[8];
+	u64 counter;
+	u32 flags;
+	u8 blocks;
+	u8 block_len;
+	u8 depth;
+	u8 block[NYMPH_BLAKE3_BLOCK_SIZE];
+	u8 stack[NYMPH_BLAKE3_MAX_DEPTH][NYMPH_BLAKE3_OUT_SIZE];
+};
+
+void nymph_blake3_init(struct nymph_blake3 *b);
+void nymph_blake3_init_keyed(struct nymph_blake3 *b,
+			     const u8 key[NYMPH_BLAKE3_KEY_SIZE]);
+void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
+				  size_t len);
+void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
+void nymph_blake3_final(const struct nymph_blake3 *b,
+			u8 out[NYMPH_BLAKE3_OUT_SIZE]);
+void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
+			    size_t len);
+
+#endif /* _NYMPH_BLAKE3_H */

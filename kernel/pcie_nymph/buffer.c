@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pcie_nymph: the caller's memory: is it mapped, pin it, charge for it.
+ */
+#include <linux/backing-dev.h>
+#include <linux/capability.h>
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/user.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "nymph.h"
+
+/**
+ * nymph_check_mapped() - whether current's memory is mapped as it must be
+ * @addr: start
+ * @len: bytes
+ * @vm_flags: VM_READ, VM_WRITE: what every mapping in the range has to allow
+ * @long_term: it is to be pinned
+ *
+ * The answer can be out of date when it arrives: it makes errors early where
+ * they can be, and is no protection.
+ *
+ * Return: 0; -EFAULT; -EINTR if current was killed; -EOPNOTSUPP if the memory
+ * would be written while pinned and is a shared mapping of a file, whose pages
+ * would then change behind the back of writeback.
+ */
+int nymph_check_mapped(u64 addr, u64 len, unsigned long vm_flags,
+		       bool long_term)
+{
+	struct mm_struct *mm = current->mm;
+	unsigned long at, end;
+	int ret = 0;
+
+	if (addr > ULONG_MAX || len > ULONG_MAX)
+		return -EFAULT;
+	at = untagged_addr((unsigned long)addr);
+	if (!access_ok((void __user *)at, len))
+		return -EFAULT;
+	end = at + len;
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	while (at < end) {
+		struct vm_area_struct *vma = find_vma(mm, at);
+
+		if (!vma || vma->vm_start > at ||
+		    (vma->vm_flags & vm_flags) != vm_flags) {
+			ret = -EFAULT;
+			break;
+		}
+		if (long_term && (vm_flags & VM_WRITE) &&
+		    (vma->vm_flags & VM_SHARED) && vma->vm_file &&
+		    mapping_can_writeback(vma->vm_file->f_mapping))
+			ret = -EOPNOTSUPP;
+		at = vma->vm_end;
+	}
+	mmap_read_unlock(mm);
+	return ret;
+}
+
+static int nymph_charge(struct user_struct *user, unsigned long nr_pages)
+{
+	unsigned long limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+	long old = atomic_long_read(&user->locked_vm);
+
+	do {
+		if (old + nr_pages > limit)
+			return -ENOMEM;
+	} while (!atomic_long_try_cmpxchg(&user->locked_vm, &old,
+					  old + nr_pages));
+	return 0;
+}
+
+/* Pages that stay in memory because of the pin: all those of each folio. */
+static unsigned long nymph_pin_weight(const struct nymph_pin *pin)
+{
+	struct folio *last = NULL;
+	unsigned long i, weight = 0;
+
+	for (i = 0; i < pin->nr_pages; i++) {
+		struct folio *folio = page_folio(pin->pages[i]);
+
+		if (folio == last)
+			continue;
+		weight += folio_nr_pages(folio);
+		last = folio;
+	}
+	return weight;
+}
+
+/*
+ * The mappings were checked before, but another thread can have replaced
+ * them since: what counts is which pages the pin got.
+ */
+static bool nymph_pin_needs_writeback(const struct nymph_pin *pin)
+{
+	struct folio *last = NULL;
+	unsigned long i;
+
+	for (i = 0; i < pin->nr_pages; i++) {
+		struct folio *folio = page_folio(pin->pages[i]);
+		struct address_space *mapping;
+		bool needs;
+
+		if (folio == last || folio_test_anon(folio))
+			continue;
+		/* the lock keeps truncation from taking the mapping away */
+		folio_lock(folio);
+		mapping = folio_mapping(folio);
+		needs = mapping && mapping_can_writeback(mapping);
+		folio_unlock(folio);
+		if (needs)
+			return true;
+		last = folio;
+	}
+	return false;
+}
+
+/**
+ * nymph_pin_user() - pin current's memory for as long as a transfer is queued
+ * @pin: filled
+ * @user: who is charged
+ * @addr: start
+ * @len: bytes, not 0
+ * @write: whether an engine will write to it
+ *
+ * Return: 0; -ENOMEM if no memory is left or RLIMIT_MEMLOCK does not allow it;
+ * -EFAULT; -EOPNOTSUPP, see nymph_check_mapped(). On failure nothing is pinned or
+ * charged.
+ */
+int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
+		   u64 len, bool write)
+{
+	unsigned long start = untagged_addr((unsigned long)addr);
+	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0);
+	unsigned long nr_pages, weight;
+	bool charge = !capable(CAP_IPC_LOCK);
+	int ret;
+
+	memset(pin, 0, sizeof(*pin));
+	pin->offset = offset_in_page(start);
+	pin->write = write;
+	nr_pages = DIV_ROUND_UP(pin->offset + len, PAGE_SIZE);
+
+	/* at least that many, so nothing is pinned far beyond the limit */
+	if (charge) {
+		ret = nymph_charge(user, nr_pages);
+		if (ret)
+			return ret;
+		pin->charged = nr_pages;
+	}
+
+	pin->pages = kvmalloc_array(nr_pages, sizeof(*pin->pages),
+				    GFP_KERNEL_ACCOUNT);
+	if (!pin->pages) {
+		ret = -ENOMEM;
+		goto err;
+	}
+
+	while (pin->nr_pages < nr_pages) {
+		ret = pin_user_pages_fast((start & PAGE_MASK) +
+					  (pin->nr_pages << PAGE_SHIFT),
+					  nr_pages - pin->nr_pages, flags,
+					  pin->pages + pin->nr_pages);
+		if (ret <= 0) {
+			ret = ret ?: -EFAULT;
+			goto err;
+		}
+		pin->nr_pages += ret;
+		nymph_count(NYMPH_COUNT_PINNED_PAGES, ret);
+	}
+
+	if (write && nymph_pin_needs_writeback(pin)) {
+		ret = -EOPNOTSUPP;
+		goto err;
+	}
+
+	weight = nymph_pin_weight(pin);
+	if (charge && weight > nr_pages) {
+		ret = nymph_charge(user, weight - nr_pages);
+		if (ret)
+			goto err;
+		pin->charged = weight;
+	}
+	return 0;
+
+err:
+	nymph_unpin_user(pin, user);
+	return ret;
+}
+
+/**
+ * nymph_unpin_user() - let go of pinned memory
+ * @pin: what nymph_pin_user() filled; no engine may still use it
+ * @user: who was charged
+ */
+void nymph_unpin_user(struct nymph_pin *pin, struct user_struct *user)
+{
+	if (pin->nr_pages) {
+		unpin_user_pages_dirty_lock(pin->pages, pin->nr_pages,
+					    pin->write);
+		nymph_count(NYMPH_COUNT_PINNED_PAGES, -(long)pin->nr_pages);
+	}
+	kvfree(pin->pages);
+	atomic_long_sub(pin->charged, &user->locked_vm);
+	memset(pin, 0, sizeof(*pin));
+}
+
+/**
+ * nymph_pin_hash() - hash pinned memory
+ * @pin: the memory
+ * @offset: where in it to start
+ * @len: bytes
+ * @hash: is updated
+ */
+void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
+		    struct nymph_blake3 *hash)
+{
+	size_t n;
+
+	offset += pin->offset;
+	for (; len; len -= n, offset += n) {
+		struct page *page = pin->pages[offset >> PAGE_SHIFT];
+		size_t off = offset_in_page(offset);
+		void *at;
+
+		n = min_t(size_t, len, PAGE_SIZE - off);
+		at = kmap_local_page(page);
+		nymph_blake3_update(hash, at + off, n);
+		kunmap_local(at);
+	}
+}

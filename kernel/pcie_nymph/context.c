@@ -1,0 +1,562 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pcie_nymph: one open file, and the requests made through it.
+ */
+#include <linux/fs.h>
+#include <linux/ktime.h>
+#include <linux/module.h>
+#include <linux/poll.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "nymph.h"
+
+/* Requests 11 and 12 have a number and nothing else so far. */
+#define NYMPH_NR_CANCEL		11
+#define NYMPH_NR_BUFFER		12
+
+/* A request whose struct may grow is known by all but the size in its number. */
+#define NYMPH_SIZELESS(cmd)	((cmd) & ~IOCSIZE_MASK)
+
+/**
+ * nymph_context_put() - the file, or the ring, is done with the context
+ * @ctx: the context
+ */
+void nymph_context_put(struct nymph_context *ctx)
+{
+	if (!refcount_dec_and_test(&ctx->refs))
+		return;
+	mutex_destroy(&ctx->lock);
+	kfree(ctx);
+}
+
+static int nymph_open(struct inode *inode, struct file *file)
+{
+	struct nymph_context *ctx;
+
+	ctx = kzalloc(sizeof(*ctx), GFP_KERNEL_ACCOUNT);
+	if (!ctx)
+		return -ENOMEM;
+	refcount_set(&ctx->refs, 1);
+	init_waitqueue_head(&ctx->wait);
+	mutex_init(&ctx->lock);
+	file->private_data = ctx;
+	nymph_count(NYMPH_COUNT_CONTEXTS, 1);
+	return stream_open(inode, file);
+}
+
+static int nymph_release(struct inode *inode, struct file *file)
+{
+	struct nymph_context *ctx = file->private_data;
+
+	if (ctx->ring)
+		nymph_ring_release(ctx->ring);
+	nymph_context_put(ctx);
+	nymph_count(NYMPH_COUNT_CONTEXTS, -1);
+	return 0;
+}
+
+/*
+ * Reads a struct that may have grown, its first member being its size. The
+ * size is read twice; the first is the one that counts.
+ */
+static int nymph_get_arg(void *arg, size_t size, void __user *uarg)
+{
+	u32 usize;
+	int ret;
+
+	if (get_user(usize, (u32 __user *)uarg))
+		return -EFAULT;
+	if (usize < size)
+		return -EINVAL;
+	if (usize > PAGE_SIZE)
+		return -E2BIG;
+	ret = copy_struct_from_user(arg, size, uarg, usize);
+	if (ret)
+		return ret;
+	*(u32 *)arg = usize;
+	return 0;
+}
+
+/*
+ * The ring, with a reference; NULL if there is none, or RESET is about to take
+ * it away; -EPERM if it is tied to other memory than current's.
+ */
+static struct nymph_ring *nymph_get_ring(struct nymph_context *ctx)
+{
+	struct nymph_ring *ring;
+
+	mutex_lock(&ctx->lock);
+	ring = ctx->ring;
+	if (ring && READ_ONCE(ring->dead))
+		ring = NULL;
+	else if (ring && ring->mm != current->mm)
+		ring = ERR_PTR(-EPERM);
+	else if (ring)
+		refcount_inc(&ring->refs);
+	mutex_unlock(&ctx->lock);
+	return ring;
+}
+
+/* The same for requests that can do nothing without a ring. */
+static struct nymph_ring *nymph_need_ring(struct nymph_context *ctx)
+{
+	return nymph_get_ring(ctx) ?: ERR_PTR(-EINVAL);
+}
+
+/* As many can be unread as are reserved, so a full ring can be refilled. */
+static u32 nymph_nr_records(u32 entries)
+{
+	return 2 * entries;
+}
+
+static int nymph_setup(struct nymph_context *ctx,
+		       const struct nymph_setup2 *arg)
+{
+	struct nymph_ring *ring, *old;
+	struct nymph_engine *engine;
+	int ret = 0;
+
+	if (arg->flags & ~NYMPH_SETUP_PAUSED ||
+	    !arg->entries || arg->entries > NYMPH_MAX_ENTRIES ||
+	    strnlen(arg->engine, sizeof(arg->engine)) == sizeof(arg->engine))
+		return -EINVAL;
+	engine = nymph_engine_find(arg->engine);
+	if (!engine)
+		return -ENODEV;
+	mutex_lock(&ctx->lock);
+	old = ctx->ring;
+	if (old && !READ_ONCE(old->dead) && old->mm != current->mm) {
+		ret = -EPERM;
+		goto unlock;
+	}
+	ring = nymph_ring_create(ctx, arg, engine, old);
+	if (IS_ERR(ring)) {
+		ret = PTR_ERR(ring);
+		goto unlock;
+	}
+	if (old && !nymph_ring_retire_idle(old, ring)) {
+		old = ring;
+		ret = -EBUSY;
+	} else {
+		ctx->ring = ring;
+	}
+	if (old)
+		nymph_ring_destroy(old);
+unlock:
+	mutex_unlock(&ctx->lock);
+	return ret;
+}
+
+static int nymph_ioc_setup2(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_setup2 arg;
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	arg.records = nymph_nr_records(arg.entries);
+	/* first, so that no ring is made for a caller who can't be told */
+	if (copy_to_user(uarg, &arg, sizeof(arg)))
+		return -EFAULT;
+	return nymph_setup(ctx, &arg);
+}
+
+static int nymph_ioc_setup_ring(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_setup2 setup = {};
+	struct nymph_dma_ring arg;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	if (arg.head || arg.tail || arg.reserved)
+		return -EINVAL;
+	setup.entries = arg.ring_size;
+	setup.records = nymph_nr_records(arg.ring_size);
+	setup.ring_addr = arg.ring_addr;
+	return nymph_setup(ctx, &setup);
+}
+
+static int nymph_ioc_get_ring(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_ring *ring = nymph_need_ring(ctx);
+	struct nymph_dma_ring arg;
+
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	nymph_ring_indices(ring, &arg);
+	nymph_ring_put(ring);
+	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static int nymph_snapshot(struct nymph_context *ctx,
+			  struct nymph_snapshot *snap,
+			  struct nymph_entry __user *to)
+{
+	struct nymph_ring *ring = nymph_get_ring(ctx);
+	int ret;
+
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	ret = nymph_ring_snapshot(ring, snap, to);
+	if (ring)
+		nymph_ring_put(ring);
+	return ret;
+}
+
+static int nymph_ioc_snapshot(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_snapshot arg, snap = {};
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	if (arg.flags)
+		return -EINVAL;
+	snap.size = arg.size;
+	snap.entries = arg.entries;
+	snap.max_entries = arg.max_entries;
+	ret = nymph_snapshot(ctx, &snap, u64_to_user_ptr(arg.entries));
+	if (ret)
+		return ret;
+	return copy_to_user(uarg, &snap, sizeof(snap)) ? -EFAULT : 0;
+}
+
+static int nymph_ioc_get_status(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_fabric_status arg = {};
+	struct nymph_snapshot snap = {};
+	int ret;
+
+	ret = nymph_snapshot(ctx, &snap, NULL);
+	if (ret)
+		return ret;
+	arg.dma_bytes = snap.dma_bytes;
+	memcpy(arg.ring_hash, snap.ring_hash, sizeof(arg.ring_hash));
+	arg.ring_size = snap.ring.ring_size;
+	arg.active_descriptors = snap.active_descriptors;
+	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static int nymph_ioc_submit_dma(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_waiter waiter = {};
+	struct nymph_entry entry = {};
+	struct nymph_dma_desc arg;
+	struct nymph_ring *ring;
+	int ret;
+
+	if (copy_from_user(&arg, uarg, sizeof(arg)))
+		return -EFAULT;
+	entry.size = sizeof(entry);
+	entry.opcode = NYMPH_OP_COPY;
+	entry.flags = arg.flags;
+	entry.length = arg.length;
+	entry.src = arg.src_addr;
+	entry.dst = arg.dst_addr;
+	entry.cookie = arg.cookie;
+
+	/* a ring that was replaced under this request is looked up again */
+	do {
+		ring = nymph_need_ring(ctx);
+		if (IS_ERR(ring))
+			return PTR_ERR(ring);
+		ret = nymph_ring_submit(ring, &entry, &waiter);
+		if (!ret)
+			ret = nymph_ring_wait(ring, &waiter) ?: waiter.status;
+		nymph_ring_kick(ring);
+		nymph_ring_put(ring);
+	} while (ret == -ESTALE);
+	return ret;
+}
+
+static int nymph_ioc_reset(struct nymph_context *ctx)
+{
+	struct nymph_ring *ring;
+	bool last;
+	int ret;
+
+	mutex_lock(&ctx->lock);
+	ring = ctx->ring;
+	if (!ring)
+		ret = -EINVAL;
+	else if (!READ_ONCE(ring->dead) && ring->mm != current->mm)
+		ret = -EPERM;
+	else
+		ret = 0;
+	if (!ret) {
+		refcount_inc(&ring->refs);
+		nymph_ring_kill(ring);
+	}
+	mutex_unlock(&ctx->lock);
+	if (ret)
+		return ret;
+
+	while (!nymph_ring_claim(ring)) {
+		ret = wait_event_interruptible(ctx->wait,
+					       !test_bit(NYMPH_RING_EXECUTING,
+							 &ring->state));
+		if (ret) {
+			nymph_ring_put(ring);
+			return ret;
+		}
+	}
+	nymph_ring_execute(ring, NULL);
+
+	/* of several that reset it, one takes it away */
+	mutex_lock(&ctx->lock);
+	last = ctx->ring == ring;
+	if (last)
+		ctx->ring = NULL;
+	mutex_unlock(&ctx->lock);
+	if (last)
+		nymph_ring_destroy(ring);
+	nymph_ring_put(ring);
+	wake_up(&ctx->wait);
+	return 0;
+}
+
+static int nymph_ioc_enable(struct nymph_context *ctx)
+{
+	struct nymph_ring *ring = nymph_need_ring(ctx);
+
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	nymph_ring_enable(ring);
+	nymph_ring_put(ring);
+	return 0;
+}
+
+/* Takes entries in until one is refused, and says why. */
+static int nymph_enter_submit(struct nymph_ring *ring, struct nymph_enter *arg,
+			      struct nymph_waiter *waiter)
+{
+	struct nymph_entry __user *from = u64_to_user_ptr(arg->entries);
+	struct nymph_entry entry;
+	int ret;
+
+	while (arg->submitted < arg->to_submit) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (copy_from_user(&entry, from + arg->submitted,
+				   sizeof(entry)))
+			return -EFAULT;
+		ret = nymph_ring_submit(ring, &entry, waiter);
+		if (ret)
+			return ret;
+		arg->submitted++;
+		cond_resched();
+	}
+	return 0;
+}
+
+static bool nymph_can_go_on(struct nymph_ring *ring, u32 records)
+{
+	return READ_ONCE(ring->unread.count) >= records || READ_ONCE(ring->dead) ||
+	       nymph_ring_claimable(ring);
+}
+
+/* Hands out records, and waits until there were enough, or says why not. */
+static int nymph_enter_reap(struct nymph_ring *ring, struct nymph_enter *arg,
+			    u32 __user *reaped)
+{
+	struct nymph_record __user *to = u64_to_user_ptr(arg->records);
+	struct nymph_limits limits = {
+		.deadline_ns = arg->deadline_ns,
+		.interruptible = true,
+	};
+
+	for (;;) {
+		ktime_t left = KTIME_MAX;
+		int ret;
+
+		ret = nymph_ring_reap(ring, to, arg->max_records, &arg->reaped,
+				      reaped);
+		if (ret || arg->reaped >= arg->min_records)
+			return ret;
+		if (READ_ONCE(ring->dead))
+			return -ECANCELED;
+		if (signal_pending(current))
+			return -EINTR;
+		if (arg->deadline_ns != NYMPH_NO_DEADLINE) {
+			u64 now = ktime_get_ns();
+
+			if (now >= arg->deadline_ns)
+				return -ETIME;
+			left = ns_to_ktime(min_t(u64, arg->deadline_ns - now,
+						 KTIME_MAX));
+		}
+
+		limits.records = min(arg->min_records - arg->reaped,
+				     ring->unread.size);
+		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring)) {
+			nymph_ring_execute(ring, &limits);
+			continue;
+		}
+		/* why it woke up is seen above */
+		wait_event_interruptible_hrtimeout(ring->ctx->wait,
+						   nymph_can_go_on(ring, limits.records),
+						   left);
+	}
+}
+
+/* Returns why less was done than asked, or 0; @arg says what was done. */
+static int nymph_enter(struct nymph_context *ctx, struct nymph_enter *arg,
+		       u32 __user *reaped)
+{
+	struct nymph_waiter waiter = {};
+	struct nymph_ring *ring;
+	int ret, err;
+
+	for (;;) {
+		ring = nymph_need_ring(ctx);
+		if (IS_ERR(ring))
+			return PTR_ERR(ring);
+		ret = nymph_enter_submit(ring, arg, &waiter);
+		if (ret != -ESTALE || arg->submitted)
+			break;
+		/* it was replaced under this request */
+		nymph_ring_put(ring);
+	}
+	if (ret == -ESTALE)
+		ret = -ECANCELED;
+	/* not all was accepted: the caller has to act, not to wait */
+	if (ret)
+		arg->min_records = 0;
+
+	err = nymph_ring_wait(ring, &waiter);
+	if (!err)
+		err = nymph_enter_reap(ring, arg, reaped);
+	nymph_ring_kick(ring);
+	nymph_ring_put(ring);
+	return ret ?: err;
+}
+
+static int nymph_ioc_enter(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_enter __user *to = uarg;
+	struct nymph_enter arg;
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	if (arg.flags || arg.min_records > arg.max_records)
+		return -EINVAL;
+	arg.submitted = 0;
+	arg.reaped = 0;
+	arg.error = 0;
+	/* first, so that nothing is done for a caller who can't be told */
+	if (copy_to_user(uarg, &arg, sizeof(arg)))
+		return -EFAULT;
+
+	ret = nymph_enter(ctx, &arg, &to->reaped);
+
+	/* should these fail now, what is returned still says what was done */
+	if (put_user(arg.submitted, &to->submitted) ||
+	    put_user(ret, &to->error))
+		ret = ret ?: -EFAULT;
+	if (arg.submitted)
+		return arg.submitted;
+	return arg.reaped ? 0 : ret;
+}
+
+static int nymph_ioc_query(void __user *uarg)
+{
+	struct nymph_engine_info __user *to;
+	struct nymph_engine_info info;
+	struct nymph_query arg;
+	unsigned int i;
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	arg.version = NYMPH_ABI_VERSION;
+	arg.features = NYMPH_FEATURE_POLL;
+	arg.requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_SNAPSHOT),
+				   _IOC_NR(NYMPH_IOC_SUBMIT_DMA));
+	arg.opcodes = BIT_ULL(NYMPH_OP_NOP) | BIT_ULL(NYMPH_OP_COPY);
+	arg.entry_flags = NYMPH_FLAGS_SERVED;
+	arg.max_length = NYMPH_MAX_LENGTH;
+	arg.max_entries = NYMPH_MAX_ENTRIES;
+	arg.setup_flags = NYMPH_SETUP_PAUSED;
+	arg.num_engines = nymph_engine_count();
+
+	to = u64_to_user_ptr(arg.engines);
+	for (i = 0; to && i < min(arg.max_engines, arg.num_engines); i++) {
+		nymph_engine_info(i, &info);
+		if (copy_to_user(to + i, &info, sizeof(info)))
+			return -EFAULT;
+	}
+	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static long nymph_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct nymph_context *ctx = file->private_data;
+	void __user *uarg = (void __user *)arg;
+
+	switch (cmd) {
+	case NYMPH_IOC_SUBMIT_DMA:
+		return nymph_ioc_submit_dma(ctx, uarg);
+	case NYMPH_IOC_GET_STATUS:
+		return nymph_ioc_get_status(ctx, uarg);
+	case NYMPH_IOC_SETUP_RING:
+		return nymph_ioc_setup_ring(ctx, uarg);
+	case NYMPH_IOC_GET_RING:
+		return nymph_ioc_get_ring(ctx, uarg);
+	case NYMPH_IOC_RESET:
+		return nymph_ioc_reset(ctx);
+	case NYMPH_IOC_ENABLE:
+		return nymph_ioc_enable(ctx);
+	}
+
+	switch (NYMPH_SIZELESS(cmd)) {
+	case NYMPH_SIZELESS(NYMPH_IOC_QUERY):
+		return nymph_ioc_query(uarg);
+	case NYMPH_SIZELESS(NYMPH_IOC_SETUP2):
+		return nymph_ioc_setup2(ctx, uarg);
+	case NYMPH_SIZELESS(NYMPH_IOC_ENTER):
+		return nymph_ioc_enter(ctx, uarg);
+	case NYMPH_SIZELESS(NYMPH_IOC_SNAPSHOT):
+		return nymph_ioc_snapshot(ctx, uarg);
+	}
+
+	if (_IOC_TYPE(cmd) == NYMPH_IOC_MAGIC &&
+	    (_IOC_NR(cmd) == NYMPH_NR_CANCEL || _IOC_NR(cmd) == NYMPH_NR_BUFFER))
+		return -EOPNOTSUPP;
+	return -ENOTTY;
+}
+
+static __poll_t nymph_poll(struct file *file, poll_table *wait)
+{
+	struct nymph_context *ctx = file->private_data;
+	struct nymph_ring *ring;
+	__poll_t events = 0;
+
+	poll_wait(file, &ctx->wait, wait);
+	ring = nymph_get_ring(ctx);
+	if (!ring)
+		return EPOLLHUP;
+	if (IS_ERR(ring))
+		return EPOLLERR;
+	if (READ_ONCE(ring->unread.count))
+		events |= EPOLLIN | EPOLLRDNORM;
+	if (nymph_ring_has_room(ring))
+		events |= EPOLLOUT | EPOLLWRNORM;
+	nymph_ring_put(ring);
+	return events;
+}
+
+const struct file_operations nymph_fops = {
+	.owner = THIS_MODULE,
+	.open = nymph_open,
+	.release = nymph_release,
+	.unlocked_ioctl = nymph_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.poll = nymph_poll,
+};

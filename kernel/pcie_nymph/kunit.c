@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pcie_nymph: what can be tested inside the kernel. Part of the module when it
+ * is built with NYMPH_KUNIT=y; runs when that is loaded.
+ */
+#include <kunit/test.h>
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+
+#include "nymph.h"
+
+/*
+ * BLAKE3: inputs and digests of the official test vectors (BLAKE3 team, CC0);
+ * byte i of an input is i % 251.
+ */
+#define VECTOR_MAX	102400
+
+static const struct {
+	size_t len;
+	const char *hash;
+} vectors[] = {
+	{ 0,
+	  "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262" },
+	{ 1,
+	  "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213" },
+	{ 63,
+	  "e9bc37a594daad83be9470df7f7b3798297c3d834ce80ba85d6e207627b7db7b" },
+	{ 64,
+	  "4eed7141ea4a5cd4b788606bd23f46e212af9cacebacdc7d1f4c6dc7f2511b98" },
+	{ 65,
+	  "de1e5fa0be70df6d2be8fffd0e99ceaa8eb6e8c93a63f2d8d1c30ecb6b263dee" },
+	{ 1023,
+	  "10108970eeda3eb932baac1428c7a2163b0e924c9a9e25b35bba72b28f70bd11" },
+	{ 1024,
+	  "42214739f095a406f3fc83deb889744ac00df831c10daa55189b5d121c855af7" },
+	{ 1025,
+	  "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444" },
+	{ 2048,
+	  "e776b6028c7cd22a4d0ba182a8bf62205d2ef576467e838ed6f2529b85fba24a" },
+	{ 2049,
+	  "5f4d72f40d7a5f82b15ca2b2e44b1de3c2ef86c426c95c1af0b6879522563030" },
+	{ 3072,
+	  "b98cb0ff3623be03326b373de6b9095218513e64f1ee2edd2525c7ad1e5cffd2" },
+	{ 4097,
+	  "9b4052b38f1c5fc8b1f9ff7ac7b27cd242487b3d890d15c96a1c25b8aa0fb995" },
+	{ 8193,
+	  "bab6c09cb8ce8cf459261398d2e7aef35700bf488116ceb94a36d0f5f1b7bc3b" },
+	{ 31744,
+	  "62b6960e1a44bcc1eb1a611a8d6235b6b4b78f32e7abc4fb4c6cdcce94895c47" },
+	{ 102400,
+	  "bc3e3d41a1146b069abffad3c0d44860cf664390afce4d9661f7902e7943e085" },
+};
+
+/* Of 8193 bytes. */
+static const char keyed_hash[] =
+	"954a2a75420c8d6547e3ba5b98d963e6fa6491addc8c023189cc519821b4a1f5";
+static const char derived_key[] =
+	"af1e0346e389b17c23200270a64aa4e1ead98c61695d917de7d5b00491c9b0f1";
+
+static u8 *vector_input(struct kunit *test)
+{
+	u8 *input = kunit_kmalloc(test, VECTOR_MAX, GFP_KERNEL);
+	size_t i;
+
+	KUNIT_ASSERT_NOT_NULL(test, input);
+	for (i = 0; i < VECTOR_MAX; i++)
+		input[i] = i % 251;
+	return input;
+}
+
+static void expect_digest(struct kunit *test, const struct nymph_blake3 *b,
+			  const char *hex, size_t len)
+{
+	char got_hex[2 * NYMPH_DIGEST_SIZE + 1];
+	u8 got[NYMPH_DIGEST_SIZE];
+
+	nymph_blake3_final(b, got);
+	snprintf(got_hex, sizeof(got_hex), "%*phN", (int)sizeof(got), got);
+	KUNIT_EXPECT_STREQ_MSG(test, got_hex, hex, "length %zu", len);
+}
+
+static void blake3_vectors_test(struct kunit *test)
+{
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	const u8 *input = vector_input(test);
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	for (i = 0; i < ARRAY_SIZE(vectors); i++) {
+		nymph_blake3_init(b);
+		nymph_blake3_update(b, input, vectors[i].len);
+		expect_digest(test, b, vectors[i].hash, vectors[i].len);
+	}
+}
+
+static void blake3_split_test(struct kunit *test)
+{
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	const u8 *input = vector_input(test);
+	size_t step, at, n;
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	for (i = 0; i < ARRAY_SIZE(vectors); i++) {
+		for (step = 1; step < 5000; step = step * 3 + 1) {
+			nymph_blake3_init(b);
+			for (at = 0; at < vectors[i].len; at += n) {
+				n = min(step, vectors[i].len - at);
+				nymph_blake3_update(b, input + at, n);
+			}
+			expect_digest(test, b, vectors[i].hash, vectors[i].len);
+		}
+	}
+}
+
+static void blake3_modes_test(struct kunit *test)
+{
+	static const u8 key[] = "whats the Elvish word for friend";
+	static const char context[] =
+		"BLAKE3 2019-12-27 16:29:52 test vectors context";
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	const u8 *input = vector_input(test);
+
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	nymph_blake3_init_keyed(b, key);
+	nymph_blake3_update(b, input, 8193);
+	expect_digest(test, b, keyed_hash, 8193);
+
+	nymph_blake3_init_derive_key(b, context, sizeof(context) - 1);
+	nymph_blake3_update(b, input, 8193);
+	expect_digest(test, b, derived_key, 8193);
+}
+
+/* Every tail and every count of every size in question. */
+static void fifo_wrap_test(struct kunit *test)
+{
+	static const u32 sizes[] = { 1, 2, 3, 4, 5, 7, 8, 63, 64, 65 };
+	struct nymph_fifo f;
+	unsigned int s;
+	u32 tail, count, i;
+
+	for (s = 0; s < ARRAY_SIZE(sizes); s++) {
+		u32 size = sizes[s];
+
+		for (tail = 0; tail < size; tail++) {
+			for (count = 0; count <= size; count++) {
+				f = (struct nymph_fifo){ size, tail, count };
+				KUNIT_ASSERT_EQ(test, nymph_fifo_head(&f),
+						(tail + count) % size);
+				KUNIT_ASSERT_EQ(test, nymph_fifo_run(&f),
+						min(count, size - tail));
+				for (i = 0; i < count; i++)
+					KUNIT_ASSERT_EQ(test,
+							nymph_fifo_at(&f, i),
+							(tail + i) % size);
+			}
+		}
+	}
+}
+
+static void fifo_push_pop_test(struct kunit *test)
+{
+	static const u32 sizes[] = { 1, 2, 3, 255, NYMPH_MAX_ENTRIES };
+	unsigned int s;
+	u32 round, n;
+
+	for (s = 0; s < ARRAY_SIZE(sizes); s++) {
+		struct nymph_fifo f = { .size = sizes[s] };
+		u64 pushed = 0, popped = 0;
+
+		for (round = 0; round < 3 * sizes[s] + 3; round++) {
+			for (n = round % (sizes[s] - f.count + 1); n; n--) {
+				KUNIT_ASSERT_EQ(test, nymph_fifo_head(&f),
+						(u32)(pushed++ % f.size));
+				nymph_fifo_push(&f);
+			}
+			n = min(nymph_fifo_run(&f), round % 7 + 1);
+			nymph_fifo_pop(&f, n);
+			popped += n;
+			KUNIT_ASSERT_EQ(test, f.tail, (u32)(popped % f.size));
+			KUNIT_ASSERT_EQ(test, f.count, (u32)(pushed - popped));
+		}
+	}
+}
+
+static const struct nymph_entry good_copy = {
+	.size = sizeof(struct nymph_entry),
+	.opcode = NYMPH_OP_COPY,
+	.length = 4096,
+	.src = 0x10000,
+	.dst = 0x20000,
+	.cookie = ~0ULL,
+};
+
+#define EXPECT_CHECK(_want, ...) do {					\
+	struct nymph_entry e = good_copy;				\
+									\
+	__VA_ARGS__;							\
+	KUNIT_EXPECT_EQ_MSG(test, nymph_entry_check(&e), _want,		\
+			    "%s", #__VA_ARGS__);			\
+} while (0)
+
+static void entry_check_test(struct kunit *test)
+{
+	u32 bit;
+
+	EXPECT_CHECK(0, (void)e);
+	EXPECT_CHECK(0, e.length = 1);
+	EXPECT_CHECK(0, e.length = NYMPH_MAX_LENGTH; e.dst = 1ULL << 40);
+	EXPECT_CHECK(0, e.dst = e.src + 4096);
+	EXPECT_CHECK(0, e.src = e.dst + 4096);
+	EXPECT_CHECK(0, e.flags = NYMPH_DMA_FLAG_VERIFY_HASH);
+	EXPECT_CHECK(0, e.flags = NYMPH_DMA_FLAG_DIGEST_ONLY |
+				  NYMPH_DMA_FLAG_RECORD);
+
+	EXPECT_CHECK(-EINVAL, e.size = 0);
+	EXPECT_CHECK(-EINVAL, e.size = 63);
+	EXPECT_CHECK(-EINVAL, e.size = 65);
+	EXPECT_CHECK(-EINVAL, e.length = 0);
+	EXPECT_CHECK(-EINVAL, e.length = NYMPH_MAX_LENGTH + 1;
+			      e.dst = 1ULL << 40);
+	EXPECT_CHECK(-EINVAL, e.length = ~0ULL);
+	EXPECT_CHECK(-EINVAL, e.dst = e.src);
+	EXPECT_CHECK(-EINVAL, e.dst = e.src + 4095);
+	EXPECT_CHECK(-EINVAL, e.src = e.dst + 4095);
+	EXPECT_CHECK(-EINVAL, e.reserved[0] = 1);
+	EXPECT_CHECK(-EINVAL, e.reserved[1] = 1ULL << 63);
+	EXPECT_CHECK(-EINVAL, e.opcode = NYMPH_OP_COMPARE + 1);
+	EXPECT_CHECK(-EINVAL, e.opcode = 0xffff);
+	EXPECT_CHECK(-EINVAL, e.opcode = NYMPH_OP_NOP);
+	EXPECT_CHECK(-EINVAL, e.flags = NYMPH_DMA_FLAG_DIGEST_ONLY);
+	EXPECT_CHECK(-EINVAL, e.flags = NYMPH_DMA_FLAG_DIGEST_ONLY |
+					NYMPH_DMA_FLAG_VERIFY_HASH |
+					NYMPH_DMA_FLAG_RECORD);
+	for (bit = 7; bit < 32; bit++)
+		EXPECT_CHECK(-EINVAL, e.flags = BIT(bit));
+
+	EXPECT_CHECK(-EOPNOTSUPP, e.opcode = NYMPH_OP_HASH);
+	EXPECT_CHECK(-EOPNOTSUPP, e.opcode = NYMPH_OP_FILL);
+	EXPECT_CHECK(-EOPNOTSUPP, e.opcode = NYMPH_OP_COMPARE);
+	EXPECT_CHECK(-EOPNOTSUPP, e.flags = NYMPH_DMA_FLAG_LINK);
+	EXPECT_CHECK(-EOPNOTSUPP, e.flags = NYMPH_DMA_FLAG_BARRIER);
+	EXPECT_CHECK(-EOPNOTSUPP, e.src_buffer = 1);
+	EXPECT_CHECK(-EOPNOTSUPP, e.dst_buffer = ~0U);
+}
+
+/* Memory of scattered pages, as a pin has it, and the same bytes in a row. */
+#define SCATTER_PAGES	5
+
+static void scatter(struct kunit *test, struct nymph_pin *pin,
+		    unsigned int offset)
+{
+	unsigned int i;
+
+	memset(pin, 0, sizeof(*pin));
+	pin->offset = offset;
+	pin->nr_pages = SCATTER_PAGES;
+	pin->pages = kunit_kcalloc(test, SCATTER_PAGES, sizeof(*pin->pages),
+				   GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, pin->pages);
+	/* last first: neighbours in the pin are no neighbours in memory */
+	for (i = SCATTER_PAGES; i--;) {
+		void *page = kunit_kmalloc(test, PAGE_SIZE, GFP_KERNEL);
+
+		KUNIT_ASSERT_NOT_NULL(test, page);
+		pin->pages[i] = virt_to_page(page);
+	}
+}
+
+static u8 *scatter_at(const struct nymph_pin *pin, size_t i)
+{
+	i += pin->offset;
+	return (u8 *)page_address(pin->pages[i / PAGE_SIZE]) + i % PAGE_SIZE;
+}
+
+static void cpu_copy_scattered_test(struct kunit *test)
+{
+	static const unsigned int offsets[] = { 0, 1, 63, 64, 2048, 4095 };
+	static const size_t lens[] = { 1, 64, 4095, 4096, 4097, 12289 };
+	struct nymph_engine *cpu = &nymph_engine_cpu;
+	struct nymph_pin src, dst;
+	unsigned int s, d, l;
+	size_t i, done, all;
+
+	all = (SCATTER_PAGES - 1) * PAGE_SIZE;
+	for (s = 0; s < ARRAY_SIZE(offsets); s++) {
+		scatter(test, &src, offsets[s]);
+		for (i = 0; i < all; i++)
+			*scatter_at(&src, i) = i % 251;
+		for (d = 0; d < ARRAY_SIZE(offsets); d++) {
+			scatter(test, &dst, offsets[d]);
+			for (l = 0; l < ARRAY_SIZE(lens); l++) {
+				size_t len = lens[l], skip = offsets[l];
+				size_t bad = 0;
+
+				for (i = 0; i < all; i++)
+					*scatter_at(&dst, i) = 0xff;
+				done = 0;
+				KUNIT_ASSERT_EQ(test,
+						cpu->ops->copy(cpu, &dst, skip,
+							       &src, 7, len,
+							       &done), 0);
+				KUNIT_ASSERT_EQ(test, done, len);
+				for (i = 0; i < all; i++) {
+					bool in = i >= skip && i < skip + len;
+					u8 want = in ? (i - skip + 7) % 251 :
+						       0xff;
+
+					bad += *scatter_at(&dst, i) != want;
+				}
+				KUNIT_EXPECT_EQ_MSG(test, bad, (size_t)0,
+						    "offsets %u, %u, %zu bytes",
+						    offsets[s], offsets[d],
+						    len);
+			}
+		}
+	}
+}
+
+static void hash_scattered_test(struct kunit *test)
+{
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	struct nymph_pin pin;
+	unsigned int i, n;
+	size_t at;
+
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	for (i = 0; i < ARRAY_SIZE(vectors); i++) {
+		if (vectors[i].len > (SCATTER_PAGES - 1) * PAGE_SIZE)
+			continue;
+		scatter(test, &pin, 4000);
+		for (at = 0; at < vectors[i].len; at++)
+			*scatter_at(&pin, at) = at % 251;
+		nymph_blake3_init(b);
+		for (at = 0; at < vectors[i].len; at += n) {
+			n = min_t(size_t, 5000, vectors[i].len - at);
+			nymph_pin_hash(&pin, at, n, b);
+		}
+		expect_digest(test, b, vectors[i].hash, vectors[i].len);
+	}
+}
+
+static struct kunit_case nymph_cases[] = {
+	KUNIT_CASE(blake3_vectors_test),
+	KUNIT_CASE(blake3_split_test),
+	KUNIT_CASE(blake3_modes_test),
+	KUNIT_CASE(fifo_wrap_test),
+	KUNIT_CASE(fifo_push_pop_test),
+	KUNIT_CASE(entry_check_test),
+	KUNIT_CASE(cpu_copy_scattered_test),
+	KUNIT_CASE(hash_scattered_test),
+	{}
+};
+
+static struct kunit_suite nymph_suite = {
+	.name = "pcie_nymph",
+	.test_cases = nymph_cases,
+};
+
+kunit_test_suite(nymph_suite);

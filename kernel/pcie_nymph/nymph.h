@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * pcie_nymph: what the module's files share.
+ *
+ * A context (one open file) has at most one ring. Requests put entries into
+ * the ring's slots; one executor at a time, the ring's worker or a caller that
+ * waits anyway, takes them in order, moves them piece by piece with the ring's
+ * engine, and retires them.
+ */
+#ifndef _NYMPH_H
+#define _NYMPH_H
+
+#include <linux/fs.h>
+#include <linux/mutex.h>
+#include <linux/refcount.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+
+#include "blake3.h"
+#include "fifo.h"
+#include "pcie_nymph.h"
+
+/*
+ * How much is moved between two looks at signals, deadlines and RESET; the
+ * size of the bounce buffer.
+ */
+#define NYMPH_PIECE		(64 * 1024U)
+
+#define NYMPH_MAX_RINGS_DEFAULT	1024
+
+struct attribute_group;
+struct mm_struct;
+struct page;
+struct task_struct;
+struct user_struct;
+
+/* sysfs.c: counters and limits */
+
+enum nymph_counter {
+	NYMPH_COUNT_SUBMITTED,
+	NYMPH_COUNT_COMPLETED,
+	NYMPH_COUNT_FAILED,
+	NYMPH_COUNT_BYTES,
+	NYMPH_COUNT_VERIFIED,
+	NYMPH_COUNT_MISMATCHED,
+	NYMPH_COUNT_CONTEXTS,
+	NYMPH_COUNT_RINGS,
+	NYMPH_COUNT_PINNED_PAGES,
+	NYMPH_NR_COUNTERS
+};
+
+extern unsigned int nymph_max_rings;
+extern const struct attribute_group *nymph_attr_groups[];
+
+void nymph_count(enum nymph_counter counter, long n);
+
+/* engine.c, engine_*.c: what moves the bytes */
+
+struct nymph_engine;
+struct nymph_pin;
+
+/**
+ * struct nymph_engine_ops - how an engine moves bytes
+ * @store: move @len bytes from kernel memory @src to address @dst of
+ *	current->mm. Returns when the engine is done with both.
+ * @copy: move @len bytes from @src_off in the pinned @src to @dst_off in the
+ *	pinned @dst. Returns when the engine is done with both.
+ *
+ * @len is at most NYMPH_PIECE. Both may sleep, run for one ring at a time,
+ * return 0 or a negative errno, and leave in @done how many bytes arrived, from
+ * the start on.
+ */
+struct nymph_engine_ops {
+	int (*store)(struct nymph_engine *engine, u64 dst, const void *src,
+		     size_t len, size_t *done);
+	int (*copy)(struct nymph_engine *engine,
+		    const struct nymph_pin *dst, u64 dst_off,
+		    const struct nymph_pin *src, u64 src_off,
+		    size_t len, size_t *done);
+};
+
+struct nymph_engine {
+	const char *name;
+	u32 id;
+	const struct nymph_engine_ops *ops;
+};
+
+extern struct nymph_engine nymph_engine_cpu;
+
+struct nymph_engine *nymph_engine_find(const char *name);
+unsigned int nymph_engine_count(void);
+void nymph_engine_info(unsigned int i, struct nymph_engine_info *info);
+
+/* buffer.c: the caller's memory */
+
+/**
+ * struct nymph_pin - user memory pinned until the transfer retires
+ * @pages: the pages
+ * @nr_pages: how many
+ * @offset: where the memory starts in the first of them
+ * @charged: pages charged to the user's locked memory, whole folios
+ * @write: an engine writes to them
+ */
+struct nymph_pin {
+	struct page **pages;
+	unsigned long nr_pages;
+	unsigned int offset;
+	unsigned long charged;
+	bool write;
+};
+
+int nymph_check_mapped(u64 addr, u64 len, unsigned long vm_flags,
+		       bool long_term);
+int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
+		   u64 len, bool write);
+void nymph_unpin_user(struct nymph_pin *pin, struct user_struct *user);
+void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
+		    struct nymph_blake3 *hash);
+
+/* ring.c: slots, records, and who runs them */
+
+/**
+ * struct nymph_waiter - a caller that waits for its COMPLETE_SYNC entries
+ * @pending: how many have not retired
+ * @status: status of the one that retired last
+ *
+ * Lives on the caller's stack; under the ring's lock.
+ */
+struct nymph_waiter {
+	unsigned int pending;
+	int status;
+};
+
+/* What a ZERO_COPY entry has pinned. */
+struct nymph_pins {
+	struct nymph_pin src;
+	struct nymph_pin dst;
+};
+
+struct nymph_slot {
+	struct nymph_entry entry;
+	struct nymph_pins *pins;
+	struct nymph_waiter *waiter;
+	u64 queued_ns;
+};
+
+/**
+ * struct nymph_transfer - the entry at tail, while it runs
+ * @active: it was started
+ * @done: bytes that reached the destination
+ * @checked: bytes of the destination read back by VERIFY_HASH
+ * @record_flags: NYMPH_RECORD_*, which of the digests are whole
+ *
+ * It belongs to the executor. An executor that has to stop between two
+ * pieces leaves it for the next to go on with.
+ */
+struct nymph_transfer {
+	bool active;
+	u64 started_ns;
+	u64 done;
+	u64 checked;
+	u32 record_flags;
+	struct nymph_blake3 src_hash;
+	struct nymph_blake3 dst_hash;
+	u8 src_digest[NYMPH_DIGEST_SIZE];
+	u8 dst_digest[NYMPH_DIGEST_SIZE];
+};
+
+/* nymph_ring.state, a bit each */
+#define NYMPH_RING_EXECUTING	0	/* somebody is the executor */
+
+/**
+ * struct nymph_ring - a ring, from SETUP to RESET or close
+ * @refs: the context's, and one for each request under way
+ * @ctx: the context, held until the ring is freed
+ * @mm: memory of the process that set it up (mm_count held)
+ * @user: who is charged for pinned memory
+ * @engine: moves the bytes
+ * @id: number of the ring in traces
+ * @worker: runs what no caller waits for; stopped by nymph_ring_destroy()
+ * @work_wait: where @worker sleeps
+ * @state: NYMPH_RING_EXECUTING, taken with nymph_ring_claim()
+ * @transfer: the executor's
+ * @bounce: the executor's, NYMPH_PIECE bytes
+ * @reap_lock: one reader of records at a time; taken before @lock
+ * @lock: serializes everything below; never held over user memory
+ * @dead: RESET or close came: nothing is accepted, what is queued is canceled
+ * @paused: entries queue up until ENABLE
+ * @orphan: close gave up waiting for the worker, which frees the ring itself
+ * @label: nymph_dma_ring.ring_addr
+ * @dma_bytes: bytes moved by retired entries
+ * @errors: failures that left no record
+ * @first_error: status of the first of them
+ * @active: entries accepted and not yet retired, in @slots
+ * @slots: an array
+ * @unread: records nobody has collected, in @records
+ * @records: an array
+ * @reserved: active entries that will leave a record
+ */
+struct nymph_ring {
+	refcount_t refs;
+	struct nymph_context *ctx;
+	struct mm_struct *mm;
+	struct user_struct *user;
+	struct nymph_engine *engine;
+	unsigned int id;
+	struct task_struct *worker;
+	wait_queue_head_t work_wait;
+	unsigned long state;
+	struct nymph_transfer transfer;
+	void *bounce;
+
+	struct mutex reap_lock;	/* one reader of records at a time */
+	struct mutex lock;	/* everything below */
+	bool dead;
+	bool paused;
+	bool orphan;
+	u64 label;
+	u64 dma_bytes;
+	u64 errors;
+	int first_error;
+	struct nymph_fifo active;
+	struct nymph_slot *slots;
+	struct nymph_fifo unread;
+	struct nymph_record *records;
+	u32 reserved;
+};
+
+/**
+ * struct nymph_limits - when an executor stops although entries are left
+ * @waiter: its entries have retired, or NULL
+ * @records: that many records are unread (if not 0)
+ * @deadline_ns: CLOCK_MONOTONIC time has come
+ * @interruptible: any signal stops it, not only one that kills
+ */
+struct nymph_limits {
+	const struct nymph_waiter *waiter;
+	u32 records;
+	u64 deadline_ns;
+	bool interruptible;
+};
+
+struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
+				     const struct nymph_setup2 *setup,
+				     struct nymph_engine *engine,
+				     const struct nymph_ring *old);
+void nymph_ring_put(struct nymph_ring *ring);
+bool nymph_ring_retire_idle(struct nymph_ring *ring, struct nymph_ring *heir);
+void nymph_ring_kill(struct nymph_ring *ring);
+void nymph_ring_destroy(struct nymph_ring *ring);
+void nymph_ring_release(struct nymph_ring *ring);
+void nymph_ring_enable(struct nymph_ring *ring);
+int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
+		      struct nymph_waiter *waiter);
+void nymph_ring_kick(struct nymph_ring *ring);
+bool nymph_ring_claim(struct nymph_ring *ring);
+bool nymph_ring_claimable(struct nymph_ring *ring);
+bool nymph_ring_has_room(struct nymph_ring *ring);
+void nymph_ring_execute(struct nymph_ring *ring,
+			const struct nymph_limits *limits);
+int nymph_ring_wait(struct nymph_ring *ring, struct nymph_waiter *waiter);
+int nymph_ring_reap(struct nymph_ring *ring, struct nymph_record __user *to,
+		    u32 max, u32 *reaped, u32 __user *count);
+void nymph_ring_indices(struct nymph_ring *ring, struct nymph_dma_ring *out);
+int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
+			struct nymph_entry __user *to);
+
+/* transfer.c: one entry */
+
+/* The flags there is code for; QUERY tells them. */
+#define NYMPH_FLAGS_SERVED						\
+	(NYMPH_DMA_FLAG_ZERO_COPY | NYMPH_DMA_FLAG_VERIFY_HASH |	\
+	 NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_DIGEST_ONLY |	\
+	 NYMPH_DMA_FLAG_RECORD)
+
+/* What nymph_transfer_step() says beside 0 and a negative errno. */
+#define NYMPH_STEP_MORE		1	/* there is more to do */
+#define NYMPH_STEP_INTERRUPTED	2	/* the executor is being killed; nothing was done */
+
+int nymph_entry_check(const struct nymph_entry *entry);
+int nymph_entry_prepare(struct nymph_slot *slot, struct user_struct *user);
+void nymph_entry_release(struct nymph_slot *slot, struct user_struct *user);
+void nymph_transfer_start(struct nymph_transfer *transfer);
+int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot);
+
+/* digest.c: the ring's hash */
+
+void nymph_ring_digest(const struct nymph_dma_ring *ring,
+		       const struct nymph_entry *entries, u32 nr_entries,
+		       u64 dma_bytes, u8 digest[NYMPH_DIGEST_SIZE],
+		       struct nymph_blake3 *hash);
+
+/* context.c: one open file */
+
+/**
+ * struct nymph_context - one open file
+ * @refs: the file's, and its ring's
+ * @wait: woken when an entry retires, the executor stops, or the ring goes
+ * @lock: serializes @ring; taken before the ring's lock
+ * @ring: NULL before SETUP; dead while RESET waits for it
+ */
+struct nymph_context {
+	refcount_t refs;
+	wait_queue_head_t wait;
+	struct mutex lock;	/* ring */
+	struct nymph_ring *ring;
+};
+
+extern const struct file_operations nymph_fops;
+
+void nymph_context_put(struct nymph_context *ctx);
+
+#endif /* _NYMPH_H */

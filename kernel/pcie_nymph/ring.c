@@ -1,0 +1,702 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pcie_nymph: a ring: slots, completion records, and who runs them.
+ *
+ * Entries run in order, one at a time, by whoever holds NYMPH_RING_EXECUTING:
+ * the ring's worker, or a caller that would only wait otherwise. The transfer
+ * under way belongs to the ring, not to the executor, so an executor that is
+ * interrupted between two pieces lets another go on.
+ */
+#include <linux/atomic.h>
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/user.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "nymph.h"
+#include "trace.h"
+
+/* How long close() gives a transfer under way to notice. */
+#define NYMPH_CLOSE_TIMEOUT	HZ
+
+static atomic_t nymph_nr_rings = ATOMIC_INIT(0);
+static atomic_t nymph_last_ring_id = ATOMIC_INIT(0);
+
+static int nymph_ring_work(void *data);
+
+static void nymph_ring_free(struct nymph_ring *ring)
+{
+	kvfree(ring->records);
+	kvfree(ring->slots);
+	kvfree(ring->bounce);
+	free_uid(ring->user);
+	mmdrop(ring->mm);
+	nymph_context_put(ring->ctx);
+	mutex_destroy(&ring->lock);
+	mutex_destroy(&ring->reap_lock);
+	kfree(ring);
+	atomic_dec(&nymph_nr_rings);
+	nymph_count(NYMPH_COUNT_RINGS, -1);
+}
+
+/**
+ * nymph_ring_create() - make a ring that belongs to current's memory
+ * @ctx: the context it is for
+ * @setup: checked
+ * @engine: what @setup names
+ * @old: the ring whose place it takes if that is idle, or NULL
+ *
+ * Return: the ring, to be ended by nymph_ring_destroy() or
+ * nymph_ring_release(); -ENFILE, -ENOMEM, or -EINTR if current was killed.
+ */
+struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
+				     const struct nymph_setup2 *setup,
+				     struct nymph_engine *engine,
+				     const struct nymph_ring *old)
+{
+	/* whose place is taken does not count */
+	s64 max = (s64)READ_ONCE(nymph_max_rings) + !!old;
+	struct nymph_ring *ring;
+	int ret = -ENOMEM;
+
+	if (atomic_inc_return(&nymph_nr_rings) > max) {
+		atomic_dec(&nymph_nr_rings);
+		return ERR_PTR(-ENFILE);
+	}
+	ring = kzalloc(sizeof(*ring), GFP_KERNEL_ACCOUNT);
+	if (!ring) {
+		atomic_dec(&nymph_nr_rings);
+		return ERR_PTR(-ENOMEM);
+	}
+	nymph_count(NYMPH_COUNT_RINGS, 1);
+
+	refcount_set(&ring->refs, 1);
+	init_waitqueue_head(&ring->work_wait);
+	mutex_init(&ring->reap_lock);
+	mutex_init(&ring->lock);
+	refcount_inc(&ctx->refs);
+	ring->ctx = ctx;
+	mmgrab(current->mm);
+	ring->mm = current->mm;
+	ring->user = get_uid(current_user());
+	ring->engine = engine;
+	ring->id = atomic_inc_return(&nymph_last_ring_id);
+	ring->paused = setup->flags & NYMPH_SETUP_PAUSED;
+	ring->active.size = setup->entries;
+	ring->unread.size = setup->records;
+	ring->label = setup->ring_addr;
+
+	ring->slots = kvcalloc(setup->entries, sizeof(*ring->slots),
+			       GFP_KERNEL_ACCOUNT);
+	ring->records = kvcalloc(setup->records, sizeof(*ring->records),
+				 GFP_KERNEL_ACCOUNT);
+	ring->bounce = kvmalloc(NYMPH_PIECE, GFP_KERNEL_ACCOUNT);
+	if (!ring->slots || !ring->records || !ring->bounce)
+		goto err;
+
+	ring->worker = kthread_run(nymph_ring_work, ring, "nymph/%u", ring->id);
+	if (IS_ERR(ring->worker)) {
+		ret = PTR_ERR(ring->worker);
+		goto err;
+	}
+	return ring;
+
+err:
+	nymph_ring_free(ring);
+	return ERR_PTR(ret);
+}
+
+/**
+ * nymph_ring_put() - a request is done with the ring
+ * @ring: the ring
+ */
+void nymph_ring_put(struct nymph_ring *ring)
+{
+	if (refcount_dec_and_test(&ring->refs))
+		nymph_ring_free(ring);
+}
+
+/* An answer without the lock: good to wake and to sleep by. */
+static bool nymph_ring_runnable(struct nymph_ring *ring)
+{
+	return READ_ONCE(ring->active.count) &&
+	       (!READ_ONCE(ring->paused) || READ_ONCE(ring->dead));
+}
+
+/**
+ * nymph_ring_claim() - become the executor
+ * @ring: the ring
+ *
+ * Return: whether current is now, and has to call nymph_ring_execute().
+ */
+bool nymph_ring_claim(struct nymph_ring *ring)
+{
+	return !test_and_set_bit_lock(NYMPH_RING_EXECUTING, &ring->state);
+}
+
+/**
+ * nymph_ring_claimable() - whether there is work and nobody does it
+ * @ring: the ring
+ */
+bool nymph_ring_claimable(struct nymph_ring *ring)
+{
+	return !test_bit(NYMPH_RING_EXECUTING, &ring->state) &&
+	       nymph_ring_runnable(ring);
+}
+
+/**
+ * nymph_ring_kick() - let the worker do what nobody does
+ * @ring: the ring
+ */
+void nymph_ring_kick(struct nymph_ring *ring)
+{
+	if (nymph_ring_claimable(ring))
+		wake_up(&ring->work_wait);
+}
+
+/**
+ * nymph_ring_enable() - let a paused ring run
+ * @ring: the ring
+ */
+void nymph_ring_enable(struct nymph_ring *ring)
+{
+	mutex_lock(&ring->lock);
+	WRITE_ONCE(ring->paused, false);
+	mutex_unlock(&ring->lock);
+	nymph_ring_kick(ring);
+	/* an ENTER that waits for records can run them itself */
+	wake_up(&ring->ctx->wait);
+}
+
+/* The entry at the tail; its slot is the executor's until it retires. */
+static struct nymph_slot *nymph_ring_oldest(struct nymph_ring *ring)
+{
+	return &ring->slots[ring->active.tail];
+}
+
+static bool nymph_ring_is_full(const struct nymph_ring *ring, bool record)
+{
+	lockdep_assert_held(&ring->lock);
+	return ring->active.count == ring->active.size ||
+	       (record &&
+		ring->unread.count + ring->reserved == ring->unread.size);
+}
+
+/**
+ * nymph_ring_has_room() - whether an entry that wants a record is accepted now
+ * @ring: the ring
+ */
+bool nymph_ring_has_room(struct nymph_ring *ring)
+{
+	bool room;
+
+	mutex_lock(&ring->lock);
+	room = !nymph_ring_is_full(ring, true);
+	mutex_unlock(&ring->lock);
+	return room;
+}
+
+static int nymph_ring_push(struct nymph_ring *ring, struct nymph_slot *slot)
+{
+	bool record = slot->entry.flags & NYMPH_DMA_FLAG_RECORD;
+	int ret = 0;
+
+	mutex_lock(&ring->lock);
+	if (ring->dead) {
+		ret = -ESTALE;
+	} else if (nymph_ring_is_full(ring, record)) {
+		ret = -ENOSPC;
+	} else {
+		slot->queued_ns = ktime_get_ns();
+		ring->slots[nymph_fifo_head(&ring->active)] = *slot;
+		ring->reserved += record;
+		if (slot->waiter)
+			slot->waiter->pending++;
+		nymph_fifo_push(&ring->active);
+		nymph_count(NYMPH_COUNT_SUBMITTED, 1);
+		trace_nymph_submit(ring, &slot->entry);
+	}
+	mutex_unlock(&ring->lock);
+	return ret;
+}
+
+/**
+ * nymph_ring_submit() - accept an entry
+ * @ring: a ring of current's memory
+ * @entry: a private copy, unchecked
+ * @waiter: counts it if it is COMPLETE_SYNC
+ *
+ * The caller then runs it, or calls nymph_ring_kick().
+ *
+ * Return: 0; -ESTALE if the ring was reset or replaced; or what docs/abi.md
+ * says. If it is not 0, nothing changed.
+ */
+int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
+		      struct nymph_waiter *waiter)
+{
+	struct nymph_slot slot = { .entry = *entry };
+	int ret;
+
+	ret = nymph_entry_check(entry);
+	if (ret)
+		return ret;
+	if (entry->flags & NYMPH_DMA_FLAG_COMPLETE_SYNC) {
+		if (READ_ONCE(ring->paused))
+			return -EAGAIN;
+		slot.waiter = waiter;
+	}
+	ret = nymph_entry_prepare(&slot, ring->user);
+	if (ret)
+		return ret;
+	ret = nymph_ring_push(ring, &slot);
+	if (ret)
+		nymph_entry_release(&slot, ring->user);
+	return ret;
+}
+
+/* Makes the transfer at tail the one under way; false if there is none. */
+static bool nymph_ring_start(struct nymph_ring *ring)
+{
+	struct nymph_transfer *t = &ring->transfer;
+	bool start;
+
+	mutex_lock(&ring->lock);
+	start = nymph_ring_runnable(ring);
+	if (start) {
+		nymph_transfer_start(t);
+		trace_nymph_start(ring, &nymph_ring_oldest(ring)->entry);
+	}
+	mutex_unlock(&ring->lock);
+	return start;
+}
+
+static void nymph_ring_leave_record(struct nymph_ring *ring,
+				    const struct nymph_slot *slot, int status)
+{
+	const struct nymph_transfer *t = &ring->transfer;
+	struct nymph_record *r;
+
+	r = &ring->records[nymph_fifo_head(&ring->unread)];
+	memset(r, 0, sizeof(*r));
+	r->cookie = slot->entry.cookie;
+	r->size = sizeof(*r);
+	r->status = status;
+	r->queued_ns = slot->queued_ns;
+	r->completed_ns = ktime_get_ns();
+	if (t->active) {
+		r->bytes_done = t->done;
+		r->engine = ring->engine->id;
+		r->flags = t->record_flags;
+		r->started_ns = t->started_ns;
+		if (r->flags & NYMPH_RECORD_SRC_DIGEST)
+			memcpy(r->src_digest, t->src_digest, NYMPH_DIGEST_SIZE);
+		if (r->flags & NYMPH_RECORD_DST_DIGEST)
+			memcpy(r->dst_digest, t->dst_digest, NYMPH_DIGEST_SIZE);
+	}
+	ring->reserved--;
+	nymph_fifo_push(&ring->unread);
+}
+
+/* Retires the entry at tail: one step for whoever looks. */
+static void nymph_ring_retire(struct nymph_ring *ring, int status)
+{
+	struct nymph_slot *slot = nymph_ring_oldest(ring);
+	struct nymph_transfer *t = &ring->transfer;
+	u64 bytes_done = t->active ? t->done : 0;
+
+	/* no engine uses it any more, and who sees the end sees it unpinned */
+	nymph_entry_release(slot, ring->user);
+
+	mutex_lock(&ring->lock);
+	if (slot->entry.flags & NYMPH_DMA_FLAG_RECORD) {
+		nymph_ring_leave_record(ring, slot, status);
+	} else if (status) {
+		if (!ring->errors++)
+			ring->first_error = status;
+	}
+	if (slot->waiter) {
+		slot->waiter->status = status;
+		WRITE_ONCE(slot->waiter->pending, slot->waiter->pending - 1);
+		slot->waiter = NULL;
+	}
+	ring->dma_bytes += bytes_done;
+	trace_nymph_complete(ring, &slot->entry, bytes_done, status);
+	nymph_fifo_pop(&ring->active, 1);
+	t->active = false;
+	mutex_unlock(&ring->lock);
+
+	nymph_count(NYMPH_COUNT_BYTES, bytes_done);
+	nymph_count(status ? NYMPH_COUNT_FAILED : NYMPH_COUNT_COMPLETED, 1);
+	wake_up(&ring->ctx->wait);
+}
+
+static bool nymph_limits_reached(struct nymph_ring *ring,
+				 const struct nymph_limits *limits)
+{
+	if (limits->waiter && !READ_ONCE(limits->waiter->pending))
+		return true;
+	if (limits->records && READ_ONCE(ring->unread.count) >= limits->records)
+		return true;
+	if (limits->interruptible ? signal_pending(current) :
+				    fatal_signal_pending(current))
+		return true;
+	return limits->deadline_ns != NYMPH_NO_DEADLINE &&
+	       ktime_get_ns() >= limits->deadline_ns;
+}
+
+/*
+ * The worker's own reference is all that keeps the memory: the process is
+ * gone. Then the rest of the queue must not be run for nobody.
+ */
+static bool nymph_memory_abandoned(void)
+{
+	return current->flags & PF_KTHREAD && current->mm &&
+	       atomic_read(&current->mm->mm_users) == 1;
+}
+
+/**
+ * nymph_ring_execute() - run what is queued, then stop being the executor
+ * @ring: current is its executor
+ * @limits: when to stop earlier, or NULL
+ */
+void nymph_ring_execute(struct nymph_ring *ring,
+			const struct nymph_limits *limits)
+{
+	struct nymph_transfer *t = &ring->transfer;
+	int ret;
+
+	for (;;) {
+		if (READ_ONCE(ring->dead)) {
+			/* nobody adds to a dead ring, so this comes to an end */
+			while (READ_ONCE(ring->active.count)) {
+				nymph_ring_retire(ring, -ECANCELED);
+				cond_resched();
+			}
+			break;
+		}
+		if (limits && nymph_limits_reached(ring, limits))
+			break;
+		if (!t->active &&
+		    (nymph_memory_abandoned() || !nymph_ring_start(ring)))
+			break;
+		ret = nymph_transfer_step(ring, nymph_ring_oldest(ring));
+		if (ret == NYMPH_STEP_INTERRUPTED) {
+			if (!READ_ONCE(ring->dead))
+				break;
+		} else if (ret != NYMPH_STEP_MORE) {
+			nymph_ring_retire(ring, ret);
+		}
+		cond_resched();
+	}
+
+	clear_bit_unlock(NYMPH_RING_EXECUTING, &ring->state);
+	/* pairs with the waker's: either sees what the other did */
+	smp_mb__after_atomic();
+	nymph_ring_kick(ring);
+	wake_up(&ring->ctx->wait);
+}
+
+/**
+ * nymph_ring_wait() - wait until a caller's COMPLETE_SYNC entries have retired
+ * @ring: the ring
+ * @waiter: the caller's
+ *
+ * Runs them, if nobody else does.
+ *
+ * Return: 0, or -EINTR if current is being killed; @waiter is free to go.
+ */
+int nymph_ring_wait(struct nymph_ring *ring, struct nymph_waiter *waiter)
+{
+	struct nymph_limits limits = {
+		.waiter = waiter,
+		.deadline_ns = NYMPH_NO_DEADLINE,
+	};
+	int ret = 0;
+	u32 i;
+
+	while (READ_ONCE(waiter->pending)) {
+		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring))
+			nymph_ring_execute(ring, &limits);
+		ret = wait_event_killable(ring->ctx->wait,
+					  !READ_ONCE(waiter->pending) ||
+					  nymph_ring_claimable(ring));
+		if (ret)
+			break;
+	}
+
+	/* also orders what the retiring side wrote to the waiter */
+	mutex_lock(&ring->lock);
+	if (waiter->pending) {
+		for (i = 0; i < ring->active.size; i++)
+			if (ring->slots[i].waiter == waiter)
+				ring->slots[i].waiter = NULL;
+		ret = -EINTR;
+	} else {
+		ret = 0;
+	}
+	mutex_unlock(&ring->lock);
+	return ret;
+}
+
+/**
+ * nymph_ring_reap() - hand out completion records
+ * @ring: the ring
+ * @to: where to, an array
+ * @max: elements in it
+ * @reaped: elements of it that were written before; raised
+ * @count: where user space is told @reaped
+ *
+ * Return: 0, -EINTR, or -EFAULT: a record that did not arrive whole, or was not
+ * counted, stays unread.
+ */
+int nymph_ring_reap(struct nymph_ring *ring, struct nymph_record __user *to,
+		    u32 max, u32 *reaped, u32 __user *count)
+{
+	u32 first, n, got;
+	int ret = 0;
+
+	if (*reaped == max || !READ_ONCE(ring->unread.count))
+		return 0;
+	if (mutex_lock_interruptible(&ring->reap_lock))
+		return -EINTR;
+	do {
+		mutex_lock(&ring->lock);
+		first = ring->unread.tail;
+		n = min(max - *reaped, nymph_fifo_run(&ring->unread));
+		mutex_unlock(&ring->lock);
+
+		/* the reap_lock keeps these records from being overwritten */
+		got = n - DIV_ROUND_UP(copy_to_user(to + *reaped,
+						    &ring->records[first],
+						    n * sizeof(*to)),
+				       sizeof(*to));
+		if (got < n)
+			ret = -EFAULT;
+		if (put_user(*reaped + got, count)) {
+			ret = -EFAULT;
+			break;
+		}
+
+		mutex_lock(&ring->lock);
+		nymph_fifo_pop(&ring->unread, got);
+		mutex_unlock(&ring->lock);
+		*reaped += got;
+	} while (got && !ret && *reaped < max);
+	mutex_unlock(&ring->reap_lock);
+	return ret;
+}
+
+static void nymph_ring_fill(const struct nymph_ring *ring,
+			    struct nymph_dma_ring *out)
+{
+	lockdep_assert_held(&ring->lock);
+	out->ring_size = ring->active.size;
+	out->head = nymph_fifo_head(&ring->active);
+	out->tail = ring->active.tail;
+	out->reserved = 0;
+	out->ring_addr = ring->label;
+}
+
+/**
+ * nymph_ring_indices() - size, indices and label
+ * @ring: the ring
+ * @out: filled
+ */
+void nymph_ring_indices(struct nymph_ring *ring, struct nymph_dma_ring *out)
+{
+	mutex_lock(&ring->lock);
+	nymph_ring_fill(ring, out);
+	mutex_unlock(&ring->lock);
+}
+
+/* What nymph_ring_snapshot() works with. */
+struct nymph_snapshot_copy {
+	struct nymph_blake3 hash;
+	u32 room;
+	struct nymph_entry entries[];
+};
+
+/* Returns how many entries are active; all is filled if @copy has the room. */
+static u32 nymph_ring_copy(struct nymph_ring *ring, struct nymph_snapshot *snap,
+			   struct nymph_snapshot_copy *copy)
+{
+	u32 i, active;
+
+	mutex_lock(&ring->lock);
+	active = ring->active.count;
+	if (active <= copy->room) {
+		nymph_ring_fill(ring, &snap->ring);
+		snap->dma_bytes = ring->dma_bytes;
+		snap->active_descriptors = active;
+		snap->unread_records = ring->unread.count;
+		snap->errors = ring->errors;
+		snap->first_error = ring->first_error;
+		snap->state = ring->paused ? NYMPH_STATE_PAUSED : 0;
+		snap->engine = ring->engine->id;
+		for (i = 0; i < active; i++)
+			copy->entries[i] =
+				ring->slots[nymph_fifo_at(&ring->active, i)].entry;
+	}
+	mutex_unlock(&ring->lock);
+	return active;
+}
+
+/**
+ * nymph_ring_snapshot() - the ring at one moment, and its hash
+ * @ring: the ring, or NULL if there is none
+ * @snap: the fields that are answers are filled
+ * @to: if not NULL: where the active entries are copied to
+ *
+ * Return: 0, -ENOMEM, -ENOSPC if @snap->max_entries is too small for @to, -EFAULT.
+ */
+int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
+			struct nymph_entry __user *to)
+{
+	struct nymph_snapshot_copy *copy = NULL;
+	u32 active = ring ? READ_ONCE(ring->active.count) : 0;
+	u32 room;
+	int ret = 0;
+
+	do {
+		room = active;
+		kvfree(copy);
+		copy = kvmalloc(struct_size(copy, entries, room),
+				GFP_KERNEL_ACCOUNT);
+		if (!copy)
+			return -ENOMEM;
+		copy->room = room;
+		if (ring)
+			active = nymph_ring_copy(ring, snap, copy);
+	} while (active > room);
+
+	nymph_ring_digest(&snap->ring, copy->entries, active, snap->dma_bytes,
+			  snap->ring_hash, &copy->hash);
+	if (to) {
+		if (active > snap->max_entries)
+			ret = -ENOSPC;
+		else if (copy_to_user(to, copy->entries,
+				      array_size(active, sizeof(*to))))
+			ret = -EFAULT;
+	}
+	kvfree(copy);
+	return ret;
+}
+
+/**
+ * nymph_ring_retire_idle() - end a ring that another takes the place of
+ * @ring: the old one; nymph_ring_destroy() is next
+ * @heir: the new one, which goes on with its counters
+ *
+ * Return: false if @ring is not idle; it stays as it is.
+ */
+bool nymph_ring_retire_idle(struct nymph_ring *ring, struct nymph_ring *heir)
+{
+	bool idle;
+
+	mutex_lock(&ring->lock);
+	idle = !ring->dead && !ring->active.count &&
+	       !ring->unread.count;
+	if (idle) {
+		WRITE_ONCE(ring->dead, true);
+		heir->dma_bytes = ring->dma_bytes;
+		heir->errors = ring->errors;
+		heir->first_error = ring->first_error;
+	}
+	mutex_unlock(&ring->lock);
+	return idle;
+}
+
+/**
+ * nymph_ring_kill() - accept nothing more, end what runs at its next piece
+ * @ring: the ring
+ *
+ * What is queued is canceled by the next executor.
+ */
+void nymph_ring_kill(struct nymph_ring *ring)
+{
+	mutex_lock(&ring->lock);
+	WRITE_ONCE(ring->dead, true);
+	mutex_unlock(&ring->lock);
+	/* a page fault that nobody answers ends for a signal alone */
+	send_sig(SIGKILL, ring->worker, 1);
+	wake_up(&ring->work_wait);
+	wake_up(&ring->ctx->wait);
+}
+
+/**
+ * nymph_ring_destroy() - give up the context's hold on a ring
+ * @ring: dead, with nothing left to run
+ */
+void nymph_ring_destroy(struct nymph_ring *ring)
+{
+	kthread_stop(ring->worker);
+	nymph_ring_put(ring);
+}
+
+/**
+ * nymph_ring_release() - the file is closed
+ * @ring: no request uses it
+ */
+void nymph_ring_release(struct nymph_ring *ring)
+{
+	bool orphan;
+
+	nymph_ring_kill(ring);
+	wait_event_timeout(ring->ctx->wait,
+			   !test_bit(NYMPH_RING_EXECUTING, &ring->state),
+			   NYMPH_CLOSE_TIMEOUT);
+
+	/*
+	 * The worker can be stuck in a page fault for as long as a file system
+	 * likes. close() does not wait for that: the worker inherits the ring.
+	 */
+	orphan = !nymph_ring_claim(ring);
+	if (orphan) {
+		__module_get(THIS_MODULE);
+		/* pairs with the worker's load: it sees the reference above */
+		smp_store_release(&ring->orphan, true);
+		wake_up(&ring->work_wait);
+		return;
+	}
+	nymph_ring_execute(ring, NULL);
+	nymph_ring_destroy(ring);
+}
+
+static void nymph_ring_work_in_mm(struct nymph_ring *ring)
+{
+	/* without the memory its entries fail, one by one */
+	if (READ_ONCE(ring->dead) || !mmget_not_zero(ring->mm)) {
+		nymph_ring_execute(ring, NULL);
+		return;
+	}
+	kthread_use_mm(ring->mm);
+	nymph_ring_execute(ring, NULL);
+	kthread_unuse_mm(ring->mm);
+	mmput(ring->mm);
+}
+
+static int nymph_ring_work(void *data)
+{
+	struct nymph_ring *ring = data;
+
+	allow_kernel_signal(SIGKILL);
+	while (!kthread_should_stop()) {
+		wait_event_interruptible(ring->work_wait,
+					 kthread_should_stop() ||
+					 READ_ONCE(ring->orphan) ||
+					 nymph_ring_claimable(ring));
+		if (signal_pending(current))
+			flush_signals(current);
+		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring))
+			nymph_ring_work_in_mm(ring);
+		/* pairs with nymph_ring_release() */
+		if (smp_load_acquire(&ring->orphan)) {
+			nymph_ring_put(ring);
+			module_put_and_kthread_exit(0);
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: MIT
+"""The contract of /dev/pcie_nymph, written down a second time by hand from kernel/pcie_nymph.h.
+
+Nothing here comes from pynymph: what the tests say about the kernel must not depend on the bindings.
+"""
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import select
+import signal
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_byte, c_char, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import blake3
+import pytest
+
+DEVICE = "/dev/pcie_nymph"
+SYSFS = Path("/sys/class/misc/pcie_nymph")
+
+SUBMIT_DMA = 0xC0204E01
+GET_STATUS = 0x80304E02
+SETUP_RING = 0x40184E03
+GET_RING = 0x80184E04
+RESET = 0x00004E05
+QUERY = 0xC0484E06
+SETUP2 = 0xC0384E07
+ENABLE = 0x00004E08
+ENTER = 0xC0384E09
+SNAPSHOT = 0xC0704E0A
+CANCEL_NR, BUFFER_NR = 11, 12
+
+OP_NOP, OP_COPY, OP_HASH, OP_FILL, OP_COMPARE = range(5)
+
+ZERO_COPY = 1 << 0
+VERIFY_HASH = 1 << 1
+COMPLETE_SYNC = 1 << 2
+DIGEST_ONLY = 1 << 3
+RECORD = 1 << 4
+LINK = 1 << 5
+BARRIER = 1 << 6
+
+RECORD_SRC_DIGEST = 1 << 0
+RECORD_DST_DIGEST = 1 << 1
+SETUP_PAUSED = 1 << 0
+STATE_PAUSED = 1 << 0
+NO_DEADLINE = 2**64 - 1
+MAX_LENGTH = 1 << 30
+
+PROT_NONE = 0  # mmap has the others
+PAGE = mmap.PAGESIZE
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+OLD_LABEL = 0x1000000  # what programs for the old driver pass as ring_addr
+
+# No wait in these tests is endless; this one is far longer than anything takes.
+LONG = 60.0
+
+
+class Desc(ctypes.Structure):
+    _fields_ = (("src_addr", c_uint64), ("dst_addr", c_uint64), ("length", c_uint32), ("flags", c_uint32),
+                ("cookie", c_uint64))
+
+
+class Status(ctypes.Structure):
+    _fields_ = (("dma_bytes", c_uint64), ("ring_hash", c_uint8 * 32), ("ring_size", c_uint32),
+                ("active_descriptors", c_uint32))
+
+
+class RingInfo(ctypes.Structure):
+    _fields_ = (("ring_size", c_uint32), ("head", c_uint32), ("tail", c_uint32), ("reserved", c_uint32),
+                ("ring_addr", c_uint64))
+
+
+class Entry(ctypes.Structure):
+    _fields_ = (("size", c_uint16), ("opcode", c_uint16), ("flags", c_uint32), ("length", c_uint64),
+                ("src", c_uint64), ("dst", c_uint64), ("src_buffer", c_uint32), ("dst_buffer", c_uint32),
+                ("cookie", c_uint64), ("reserved", c_uint64 * 2))
+
+
+class Record(ctypes.Structure):
+    _fields_ = (("cookie", c_uint64), ("size", c_uint32), ("status", c_int32), ("bytes_done", c_uint64),
+                ("engine", c_uint32), ("flags", c_uint32), ("queued_ns", c_uint64), ("started_ns", c_uint64),
+                ("completed_ns", c_uint64), ("src_digest", c_uint8 * 32), ("dst_digest", c_uint8 * 32),
+                ("reserved", c_uint64))
+
+
+class EngineInfo(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("id", c_uint32), ("name", c_char * 32))
+
+
+class Query(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("version", c_uint32), ("features", c_uint64), ("requests", c_uint64),
+                ("opcodes", c_uint64), ("entry_flags", c_uint64), ("max_length", c_uint64),
+                ("max_entries", c_uint32), ("setup_flags", c_uint32), ("engines", c_uint64),
+                ("max_engines", c_uint32), ("num_engines", c_uint32))
+
+
+class Setup2(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("entries", c_uint32), ("records", c_uint32),
+                ("ring_addr", c_uint64), ("engine", c_byte * 32))
+
+
+class Enter(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("entries", c_uint64), ("records", c_uint64),
+                ("to_submit", c_uint32), ("max_records", c_uint32), ("min_records", c_uint32),
+                ("submitted", c_uint32), ("reaped", c_uint32), ("error", c_int32), ("deadline_ns", c_uint64))
+
+
+class SnapshotArg(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("ring", RingInfo), ("dma_bytes", c_uint64),
+                ("ring_hash", c_uint8 * 32), ("active_descriptors", c_uint32), ("unread_records", c_uint32),
+                ("entries", c_uint64), ("max_entries", c_uint32), ("first_error", c_int32),
+                ("errors", c_uint64), ("state", c_uint32), ("engine", c_uint32))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                       ctypes.c_long]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+_libc.memset.restype = ctypes.c_void_p
+_libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+_RANDOM = os.urandom(MIB + 1)  # an odd period, so that no two pages repeat
+
+
+def failed() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def ioctl(fd: int, request: int, address: int = 0) -> int:
+    """The system call: what it returns, or OSError. Never tried again; other threads run meanwhile."""
+    result: int = _libc.ioctl(fd, request, address)
+    if result < 0:
+        raise failed()
+    return result
+
+
+class Memory:
+    """A mapping of our own. It is unmapped with the object."""
+
+    def __init__(self, length: int, protection: int = mmap.PROT_READ | mmap.PROT_WRITE,
+                 flags: int = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, fd: int = -1, offset: int = 0) -> None:
+        address = _libc.mmap(None, length, protection, flags, fd, offset)
+        if address == ctypes.c_void_p(-1).value:
+            raise failed()
+        self.address: int = address
+        self.length = length
+        self._mapped = [(0, length)]
+
+    def __del__(self) -> None:
+        # Only what is still ours: somebody else may live in the holes by now.
+        for start, end in getattr(self, "_mapped", []):
+            _libc.munmap(self.address + start, end - start)
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        return ctypes.string_at(self.address + offset, self.length - offset if length is None else length)
+
+    def write(self, data: bytes, offset: int = 0) -> None:
+        assert offset + len(data) <= self.length
+        ctypes.memmove(self.address + offset, data, len(data))
+
+    def fill(self, byte: int, offset: int = 0, length: int | None = None) -> None:
+        _libc.memset(self.address + offset, byte, self.length - offset if length is None else length)
+
+    def randomize(self) -> "Memory":
+        for offset in range(0, self.length, len(_RANDOM)):
+            self.write(_RANDOM[:self.length - offset], offset)
+        return self
+
+    def equals(self, other: "Memory", length: int, offset: int = 0) -> bool:
+        same: int = _libc.memcmp(self.address + offset, other.address + offset, length)
+        return same == 0
+
+    def protect(self, protection: int, offset: int = 0, length: int | None = None) -> None:
+        length = self.length - offset if length is None else length
+        if _libc.mprotect(self.address + offset, length, protection):
+            raise failed()
+
+    def unmap(self, offset: int, length: int) -> None:
+        """Leave a hole of whole pages in what is mapped."""
+        part = next(part for part in self._mapped if part[0] <= offset and offset + length <= part[1])
+        self._mapped.remove(part)
+        rest = [(part[0], offset), (offset + length, part[1])]
+        self._mapped += [(start, end) for start, end in rest if start < end]
+        if _libc.munmap(self.address + offset, length):
+            raise failed()
+
+    def advise(self, advice: int) -> None:
+        if _libc.madvise(self.address, self.length, advice):
+            raise failed()
+
+
+def address_of(structure: ctypes.Structure | ctypes.Array) -> int:  # type: ignore[type-arg]
+    return ctypes.addressof(structure)
+
+
+def nop(cookie: int = 0, flags: int = 0) -> Entry:
+    return Entry(size=64, opcode=OP_NOP, flags=flags, cookie=cookie)
+
+
+def copy(src: int, dst: int, length: int, flags: int = 0, cookie: int = 0) -> Entry:
+    return Entry(size=64, opcode=OP_COPY, flags=flags, length=length, src=src, dst=dst, cookie=cookie)
+
+
+class Snapshot(NamedTuple):
+    """Everything one can see of a ring, so that two of them tell whether anything happened between."""
+
+    ring_size: int
+    head: int
+    tail: int
+    ring_addr: int
+    dma_bytes: int
+    ring_hash: bytes
+    unread_records: int
+    errors: int
+    first_error: int
+    state: int
+    engine: int
+    entries: tuple[bytes, ...]
+
+    @property
+    def active(self) -> int:
+        return len(self.entries)
+
+    def computed_hash(self) -> bytes:
+        """The ring's hash by the words of docs/abi.md."""
+        ring = struct.pack("<IIIIQ", self.ring_size, self.head, self.tail, 0, self.ring_addr)
+        return blake3.blake3(ring + b"".join(self.entries) + struct.pack("<Q", self.dma_bytes)).digest()
+
+
+class Entered(NamedTuple):
+    submitted: int
+    error: int
+    records: list[Record]
+
+
+class Context:
+    """One open file of the device."""
+
+    def __init__(self) -> None:
+        self.fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def ioctl(self, request: int, argument: ctypes.Structure | None = None) -> int:
+        return ioctl(self.fd, request, 0 if argument is None else address_of(argument))
+
+    def submit(self, src: int, dst: int, length: int, flags: int = 0, cookie: int = 0) -> Desc:
+        desc = Desc(src, dst, length, flags, cookie)
+        assert self.ioctl(SUBMIT_DMA, desc) == 0
+        return desc
+
+    def status(self) -> Status:
+        status = Status()
+        ctypes.memset(ctypes.addressof(status), 0xEE, ctypes.sizeof(status))
+        assert self.ioctl(GET_STATUS, status) == 0
+        return status
+
+    def setup_ring(self, ring_size: int, head: int = 0, tail: int = 0, reserved: int = 0,
+                   label: int = OLD_LABEL) -> None:
+        assert self.ioctl(SETUP_RING, RingInfo(ring_size, head, tail, reserved, label)) == 0
+
+    def setup(self, entries: int = 8, *, paused: bool = False, flags: int = 0, label: int = OLD_LABEL,
+              engine: bytes = b"auto") -> Setup2:
+        argument = Setup2(ctypes.sizeof(Setup2), flags | (SETUP_PAUSED if paused else 0), entries, 0, label)
+        ctypes.memmove(ctypes.addressof(argument) + Setup2.engine.offset, engine, len(engine))
+        assert self.ioctl(SETUP2, argument) == 0
+        return argument
+
+    def ring(self) -> RingInfo:
+        ring = RingInfo()
+        ctypes.memset(ctypes.addressof(ring), 0xEE, ctypes.sizeof(ring))
+        assert self.ioctl(GET_RING, ring) == 0
+        return ring
+
+    def reset(self) -> None:
+        assert self.ioctl(RESET) == 0
+
+    def enable(self) -> None:
+        assert self.ioctl(ENABLE) == 0
+
+    def query(self, max_engines: int = 0) -> tuple[Query, list[EngineInfo]]:
+        """Features, and as many engines as there are, at most @max_engines."""
+        engines = (EngineInfo * max_engines)()
+        query = Query(size=ctypes.sizeof(Query), engines=address_of(engines) if max_engines else 0,
+                      max_engines=max_engines)
+        assert self.ioctl(QUERY, query) == 0
+        return query, list(engines)[:query.num_engines]
+
+    def enter(self, entries: Sequence[Entry] = (), *, max_records: int = 0, min_records: int = 0,
+              wait: float = 0, deadline_ns: int | None = None) -> Entered:
+        """ENTER; wait is in seconds from now, 0 does not wait."""
+        submit = (Entry * len(entries))(*entries)
+        records = (Record * max_records)()
+        ctypes.memset(records, 0xEE, ctypes.sizeof(records))
+        if deadline_ns is None:
+            deadline_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(wait * 1e9) if wait else 0
+        argument = Enter(size=ctypes.sizeof(Enter), entries=address_of(submit), records=address_of(records),
+                         to_submit=len(entries), max_records=max_records, min_records=min_records,
+                         submitted=0xEEEEEEEE, reaped=0xEEEEEEEE, error=0x6EEEEEEE, deadline_ns=deadline_ns)
+        result = self.ioctl(ENTER, argument)
+        assert result == argument.submitted <= len(entries)
+        assert argument.reaped <= max_records
+        untouched = (max_records - argument.reaped) * ctypes.sizeof(Record)
+        assert bytes(records)[ctypes.sizeof(records) - untouched:] == b"\xee" * untouched
+        return Entered(result, argument.error, list(records)[:argument.reaped])
+
+    def reap(self, count: int, wait: float = LONG) -> list[Record]:
+        """Exactly so many records, within the time given."""
+        entered = self.enter(max_records=count, min_records=count, wait=wait)
+        assert entered.error == 0
+        return entered.records
+
+    def drain(self) -> None:
+        """Return when everything accepted so far has retired: entries run in order."""
+        while True:
+            try:
+                self.enter([nop(flags=COMPLETE_SYNC)])
+                return
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                os.sched_yield()
+
+    def run(self, entry: Entry) -> Record:
+        """Submit one entry and wait for its record, which must be the only one."""
+        entry.flags |= RECORD
+        entered = self.enter([entry], max_records=1, min_records=1, wait=LONG)
+        assert (entered.submitted, entered.error) == (1, 0)
+        return entered.records[0]
+
+    def snapshot(self, max_entries: int = 4096) -> Snapshot:
+        entries = (Entry * max_entries)()
+        argument = SnapshotArg(size=ctypes.sizeof(SnapshotArg), entries=address_of(entries),
+                               max_entries=max_entries)
+        assert self.ioctl(SNAPSHOT, argument) == 0
+        assert argument.ring.reserved == 0
+        active = argument.active_descriptors
+        raw = ctypes.string_at(entries, 64 * active)
+        behind = min(64 * (max_entries - active), 1024)
+        assert ctypes.string_at(ctypes.addressof(entries) + len(raw), behind) == bytes(behind)
+        ring = argument.ring
+        return Snapshot(ring.ring_size, ring.head, ring.tail, ring.ring_addr, argument.dma_bytes,
+                        bytes(argument.ring_hash), argument.unread_records, argument.errors,
+                        argument.first_error, argument.state, argument.engine,
+                        tuple(raw[64 * i:64 * i + 64] for i in range(active)))
+
+    @contextlib.contextmanager
+    def refuses(self, *numbers: int) -> Iterator[None]:
+        """The block fails with one of these errnos, and changes nothing anyone could see."""
+        before = self.snapshot()
+        with fails(*numbers):
+            yield
+        assert self.snapshot() == before
+
+
+@contextlib.contextmanager
+def fails(*numbers: int) -> Iterator[None]:
+    """The block fails with one of these errnos."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
+    else:
+        pytest.fail(f"succeeded instead of {[errno.errorcode[number] for number in numbers]}")
+
+
+UNTOUCHED = Snapshot(0, 0, 0, 0, 0, blake3.blake3(bytes(32)).digest(), 0, 0, 0, 0, 0, ())
+
+
+def as_after_open(context: Context) -> bool:
+    """True if the context cannot be told from one just opened."""
+    with fails(errno.EINVAL):
+        context.ring()
+    status = context.status()
+    assert (status.dma_bytes, status.ring_size, status.active_descriptors) == (0, 0, 0)
+    assert bytes(status.ring_hash) == UNTOUCHED.ring_hash
+    return context.snapshot() == UNTOUCHED
+
+
+class Thread(threading.Thread):
+    """A thread whose result, or whose exception, comes out of join()."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._function = function
+        self._error: BaseException | None = None
+        self.result: object = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self._function()
+        except BaseException as error:
+            self._error = error
+
+    def join(self, timeout: float | None = LONG) -> None:
+        super().join(timeout)
+        assert not self.is_alive(), "the thread is stuck"
+        if self._error is not None:
+            raise self._error
+
+
+def until_blocked(task: int) -> None:
+    """Return when this task (of this process, or a child) sleeps in ioctl(), or is done."""
+    end = time.monotonic() + LONG
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{task}/syscall").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if state.startswith("16 "):
+            return
+        os.sched_yield()
+    pytest.fail(f"task {task} never slept in ioctl()")
+
+
+class Child:
+    """A forked process that runs a function; what the function returns comes out of result()."""
+
+    def __init__(self, function: Callable[[], str | None]) -> None:
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reader)
+            try:
+                os.write(writer, b"+" + (function() or "").encode())
+            except BaseException:
+                os.write(writer, b"-" + traceback.format_exc().encode())
+            os._exit(0)
+        os.close(writer)
+        self._output = reader
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def wait(self) -> int:
+        """Wait status. A process that doesn't die is a failure, and is left behind."""
+        ready = select.select([self._pidfd], [], [], LONG)[0]
+        os.close(self._pidfd)
+        assert ready, f"process {self.pid} does not end: {Path(f'/proc/{self.pid}/stack').read_text()}"
+        return os.waitpid(self.pid, 0)[1]
+
+    def result(self) -> str:
+        with open(self._output, encoding="utf-8") as pipe:
+            ready = select.select([pipe], [], [], LONG)[0]
+            assert ready, "the child says nothing"
+            said = pipe.read()
+        assert self.wait() == 0
+        assert said.startswith("+"), f"in the child: {said[1:]}"
+        return said[1:]
+
+    def kill(self) -> None:
+        os.close(self._output)
+        os.kill(self.pid, signal.SIGKILL)
+        assert os.WTERMSIG(self.wait()) == signal.SIGKILL
+
+
+@contextlib.contextmanager
+def ticking(interval: float = 0.02) -> Iterator[None]:
+    """SIGALRM again and again, so that one arrives in the system call however late that begins."""
+    previous = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, interval, interval)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+class Tap:
+    """Memory whose pages do not arrive until told (userfaultfd): an engine that reads it stands still.
+
+    Needs root: only CAP_SYS_PTRACE may hold up faults that happen in the kernel.
+    """
+
+    _SYS_USERFAULTFD = 323
+    _API = 0xC018AA3F
+    _REGISTER = 0xC020AA00
+    _ZEROPAGE = 0xC020AA04
+
+    def __init__(self, length: int = PAGE) -> None:
+        self.memory = Memory(length)
+        self.fd: int = _libc.syscall(self._SYS_USERFAULTFD, os.O_CLOEXEC)
+        if self.fd < 0:
+            raise failed()
+        self._uffd(self._API, struct.pack("=QQQ", 0xAA, 0, 0))
+        self._uffd(self._REGISTER, struct.pack("=QQQQ", self.memory.address, length, 1, 0))
+
+    def _uffd(self, request: int, argument: bytes) -> None:
+        buffer = ctypes.create_string_buffer(argument, len(argument))
+        ioctl(self.fd, request, ctypes.addressof(buffer))
+
+    def reached(self) -> None:
+        """Return when somebody stands at the tap."""
+        assert select.select([self.fd], [], [], LONG)[0], "nobody reads the memory"
+        os.read(self.fd, 32)
+
+    def open(self) -> None:
+        """Let zeros arrive, now and from now on."""
+        self._uffd(self._ZEROPAGE, struct.pack("=QQQq", self.memory.address, self.memory.length, 0, 0))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""Every allocation and every user copy of every request fails once.
+
+The first one fails, then the second, and so on, until a request gets through without meeting a failure.
+"""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from abi import (
+    COMPLETE_SYNC,
+    DIGEST_ONLY,
+    MIB,
+    PAGE,
+    RECORD,
+    SYSFS,
+    VERIFY_HASH,
+    ZERO_COPY,
+    Context,
+    Memory,
+    copy,
+    needs_root,
+    nop,
+)
+
+FAIL_NTH = Path("/proc/thread-self/fail-nth")
+DEBUG = Path("/sys/kernel/debug")
+POINTS = ("failslab", "fail_page_alloc", "fail_usercopy")
+
+pytestmark = [
+    needs_root,
+    pytest.mark.skipif(not FAIL_NTH.exists(), reason="needs a kernel with FAULT_INJECTION: a debug one"),
+]
+
+SOURCE = Memory(2 * MIB).randomize()
+DESTINATION = Memory(2 * MIB, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+
+
+@pytest.fixture(autouse=True)
+def injection() -> Iterator[None]:
+    """Let also those allocations fail that may wait, and let failures be silent."""
+    kept = {}
+    for point in POINTS:
+        for name, value in (("ignore-gfp-wait", "N"), ("min-order", "0"), ("verbose", "0")):
+            path = DEBUG / point / name
+            if path.exists():
+                kept[path] = path.read_text()
+                path.write_text(value)
+    yield
+    for path, text in kept.items():
+        path.write_text(text)
+
+
+def _counters() -> dict[str, int]:
+    names = ("contexts", "rings", "pinned_pages")
+    return {name: int((SYSFS / "counters" / name).read_text()) for name in names}
+
+
+def _transfer(flags: int) -> Callable[[Context], None]:
+    def submit(context: Context) -> None:
+        context.submit(SOURCE.address, DESTINATION.address, MIB, flags)
+    return submit
+
+
+def _enter(flags: int) -> Callable[[Context], None]:
+    entries = [copy(SOURCE.address + i, DESTINATION.address + i * 2 * PAGE, PAGE, flags | RECORD) for i in range(3)]
+
+    def enter(context: Context) -> None:
+        entered = context.enter(entries, max_records=8, min_records=3, wait=60)
+        if entered.error:
+            raise OSError(-entered.error, os.strerror(-entered.error))
+        failed = [record.status for record in entered.records if record.status]
+        if failed:
+            raise OSError(-failed[0], os.strerror(-failed[0]))
+    return enter
+
+
+REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
+    "SETUP_RING": (False, lambda c: c.setup_ring(8)),
+    "SETUP2": (False, lambda c: c.setup(8)),
+    "SETUP2 again": (True, lambda c: c.setup(4096)),
+    "QUERY": (False, lambda c: c.query(4)),
+    "GET_STATUS before": (False, lambda c: c.status()),
+    "GET_STATUS": (True, lambda c: c.status()),
+    "GET_RING": (True, lambda c: c.ring()),
+    "SNAPSHOT": (True, lambda c: c.snapshot()),
+    "SUBMIT_DMA": (True, _transfer(0)),
+    "SUBMIT_DMA sync": (True, _transfer(COMPLETE_SYNC)),
+    "SUBMIT_DMA sync verified": (True, _transfer(COMPLETE_SYNC | VERIFY_HASH)),
+    "SUBMIT_DMA zero-copy": (True, _transfer(COMPLETE_SYNC | ZERO_COPY | VERIFY_HASH)),
+    "ENTER": (True, _enter(0)),
+    "ENTER verified": (True, _enter(VERIFY_HASH)),
+    "ENTER digest": (True, _enter(DIGEST_ONLY)),
+    "ENTER zero-copy": (True, _enter(ZERO_COPY | VERIFY_HASH)),
+    "ENTER sync no-op": (True, lambda c: c.enter([nop(flags=COMPLETE_SYNC)])),
+    "ENABLE": (True, lambda c: c.enable()),
+    "RESET": (True, lambda c: c.reset()),
+}
+
+# What can run in the caller, and so be cut short while it runs: then it was accepted, and has retired.
+RUNS = {name for name in REQUESTS if name.startswith(("SUBMIT_DMA", "ENTER"))}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_failure_is_an_error_and_nothing_more(name: str) -> None:
+    needs_ring, request = REQUESTS[name]
+    before = _counters()
+    switch = os.open(FAIL_NTH, os.O_RDWR)
+    failures = 0
+    try:
+        for nth in count(1):
+            with Context() as context:
+                if needs_ring:
+                    context.setup(8)
+                state = context.snapshot()
+                error = None
+                os.pwrite(switch, b"%d" % nth, 0)
+                try:
+                    request(context)
+                except OSError as caught:
+                    error = caught.errno
+                finally:
+                    met = os.pread(switch, 16, 0).strip() == b"0"
+                    os.pwrite(switch, b"0", 0)
+                if not met:
+                    assert error is None
+                    break
+                if error is not None:
+                    failures += 1
+                    assert error in (errno.ENOMEM, errno.EFAULT), errno.errorcode[error]
+                    if name not in RUNS:
+                        assert context.snapshot() == state
+                if needs_ring and name != "RESET":
+                    context.drain()
+                    assert context.snapshot().active == 0
+                    while context.enter(max_records=8).records:
+                        pass
+                    request(context)
+    finally:
+        os.close(switch)
+    assert _counters() == before
+    if name not in ("ENABLE", "RESET"):
+        assert failures, "nothing could fail: is the injection at work?"
+
+
+def test_open_fails_clean() -> None:
+    before = _counters()
+    switch = os.open(FAIL_NTH, os.O_RDWR)
+    failures = 0
+    try:
+        for nth in count(1):
+            os.pwrite(switch, b"%d" % nth, 0)
+            try:
+                Context().close()
+            except OSError as caught:
+                assert caught.errno in (errno.ENOMEM, errno.EFAULT, errno.ENFILE)
+                failures += 1
+            finally:
+                met = os.pread(switch, 16, 0).strip() == b"0"
+                os.pwrite(switch, b"0", 0)
+            if not met:
+                break
+    finally:
+        os.close(switch)
+    assert failures
+    assert _counters() == before

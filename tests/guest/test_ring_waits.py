@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: MIT
+"""Calls that wait, and what ends them; threads, fork, garbage collection."""
+
+import errno
+import gc
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import pytest
+
+import pynymph
+from pynymph import Copy
+from pynymph import ring as ring_module
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what sends no event."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        os.sched_yield()
+
+
+def queued(ring: pynymph.Ring, count: int) -> Callable[[], bool]:
+    return lambda: ring.status().active_descriptors == count
+
+
+def assert_held(buffer: bytearray) -> None:
+    with pytest.raises(BufferError):
+        buffer.append(0)
+
+
+def test_timeout_leaves_the_transfer_in_flight_with_its_buffers() -> None:
+    src, dst = bytearray(b"x" * 5000), bytearray(5000)
+    with pynymph.Ring(paused=True) as ring:
+        with pytest.raises(pynymph.RingTimeoutError, match="goes on") as caught:
+            ring.copy(src=src, dst=dst, timeout=0.01)
+        assert caught.value.errno == errno.ETIMEDOUT
+        assert isinstance(caught.value, TimeoutError)
+        assert_held(src)
+        assert_held(dst)
+        ring.enable()
+        # They run in order, so this one comes after that.
+        ring.copy(src=bytes(10), dst=bytearray(10))
+        assert dst == src
+        src.append(0)
+        dst.append(0)
+
+
+def test_timeout_0_does_not_wait() -> None:
+    with pynymph.Ring(paused=True) as ring, pytest.raises(pynymph.RingTimeoutError):
+        ring.copy(src=b"1", dst=bytearray(1), timeout=0)
+
+
+def test_a_full_ring_is_waited_for() -> None:
+    with pynymph.Ring(1, paused=True) as ring, ThreadPoolExecutor() as threads:
+        ring.enter([Copy(b"1", bytearray(1))])
+        refused = bytearray(1)
+        with pytest.raises(pynymph.RingTimeoutError, match="no room") as caught:
+            ring.copy(src=b"2", dst=refused, timeout=0.01)
+        assert caught.value.errno == errno.ETIMEDOUT
+        refused.append(0)
+
+        dst = bytearray(1)
+        copied = threads.submit(ring.copy, src=b"3", dst=dst)
+        ring.enable()
+        assert copied.result().bytes_done == 1
+        assert dst == b"3"
+
+
+def test_records_nobody_collects_do_not_block_copies() -> None:
+    abandoned = [bytearray(1) for _ in range(4)]
+    with pynymph.Ring(2) as ring:
+        # Room for records is twice that for entries.
+        for cookie, dst in enumerate(abandoned):
+            ring._submit([ring_module._Transfer(-1 - cookie & 2**64 - 1, Copy(b"1", dst))])
+            until(queued(ring, 0))
+        assert ring.snapshot().unread_records == 4
+        assert ring.copy(src=b"2", dst=bytearray(1)).status == 0
+    for dst in abandoned:
+        dst.append(0)
+
+
+@pytest.mark.parametrize("entries", [1, 2, 64])
+def test_threads_share_a_ring(entries: int) -> None:
+    def work(seed: int) -> list[int]:
+        rng = random.Random(seed)
+        cookies = []
+        for _ in range(10):
+            data = rng.randbytes(rng.choice((1, 100, 5000, 200_000)))
+            dst = bytearray(len(data))
+            cookies.append(ring.copy(src=data, dst=dst, verify=rng.random() < 0.3).cookie)
+            assert dst == data
+            dst.append(0)
+        return cookies
+
+    with pynymph.Ring(entries) as ring, ThreadPoolExecutor(8) as threads:
+        cookies = [cookie for cookies in threads.map(work, range(8)) for cookie in cookies]
+        assert len(set(cookies)) == 8 * 10
+        assert ring.status().active_descriptors == 0
+        assert ring.snapshot().unread_records == 0
+
+
+def test_a_small_copy_does_not_wait_for_a_large_one_behind_it() -> None:
+    with pynymph.Ring(paused=True) as ring, ThreadPoolExecutor() as threads:
+        small = threads.submit(ring.copy, src=b"1", dst=bytearray(1))
+        until(queued(ring, 1))
+        large = threads.submit(ring.copy, src=bytes(2**26), dst=bytearray(2**26))
+        until(queued(ring, 2))
+        ring.enable()
+        small.result()
+        assert not large.done()
+        large.result()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+def test_ctrl_c_ends_a_copy_that_waits() -> None:
+    src, dst = bytearray(b"x" * 5000), bytearray(5000)
+    with pynymph.Ring(paused=True) as ring, ThreadPoolExecutor() as threads:
+
+        def press() -> None:
+            until(queued(ring, 1))
+            os.kill(os.getpid(), signal.SIGINT)
+
+        pressed = threads.submit(press)
+        with pytest.raises(KeyboardInterrupt):
+            ring.copy(src=src, dst=dst)
+        pressed.result()
+        assert_held(src)
+        assert_held(dst)
+        ring.enable()
+        ring.copy(src=bytes(10), dst=bytearray(10))
+        assert dst == src
+        dst.append(0)
+
+
+def test_a_handler_that_returns_does_not_end_it() -> None:
+    called = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: called.set())
+    try:
+        with pynymph.Ring(paused=True) as ring, ThreadPoolExecutor() as threads:
+
+            def disturb() -> None:
+                until(queued(ring, 1))
+                os.kill(os.getpid(), signal.SIGUSR1)
+                assert called.wait(20)
+                ring.enable()
+
+            disturbed = threads.submit(disturb)
+            assert ring.copy(src=b"1", dst=bytearray(1)).status == 0
+            disturbed.result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_interrupts_anywhere_lose_nothing() -> None:
+    """One thread is interrupted at random places, over and over, while another uses the same ring."""
+    rng = random.Random(1)
+    stop = threading.Event()
+    interrupts = 0
+    buffers = []
+
+    def neighbour() -> int:
+        copies = 0
+        while not stop.is_set():
+            data, dst = bytes([copies % 256]) * 3000, bytearray(3000)
+            ring.copy(src=data, dst=dst, timeout=20)
+            assert dst == data
+            copies += 1
+        return copies
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pynymph.Ring(4) as ring, ThreadPoolExecutor() as threads:
+            beside = threads.submit(neighbour)
+            try:
+                for _ in range(200):
+                    dst = bytearray(3000)
+                    buffers.append(dst)
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 2e-3))
+                        ring.copy(src=b"y" * 3000, dst=dst, timeout=20)
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                    except Interrupted:
+                        interrupts += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                stop.set()
+            assert beside.result() > 0
+            ring.copy(src=b"1", dst=bytearray(1), timeout=20)
+            until(queued(ring, 0))
+            ring.collect()
+            assert ring.snapshot().unread_records == 0
+            for dst in buffers:
+                dst.append(0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts > 0
+
+
+def test_reset_cancels_copies_that_wait() -> None:
+    buffers = [bytearray(100) for _ in range(3)]
+    with pynymph.Ring(2, paused=True) as ring, ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(ring.copy, src=b"x" * 100, dst=dst) for dst in buffers[:2]]
+        until(queued(ring, 2))
+        ring.reset()
+        for copy in waiting:
+            with pytest.raises(pynymph.CanceledError) as caught:
+                copy.result()
+            assert caught.value.errno == errno.ECANCELED
+        assert not any(any(dst) for dst in buffers)
+        ring.enable()
+        ring.copy(src=b"x" * 100, dst=buffers[2])
+    for dst in buffers:
+        dst.append(0)
+
+
+def test_reset_ends_what_runs() -> None:
+    with pynymph.Ring() as ring, ThreadPoolExecutor() as threads:
+        src, dst = bytes(2**26), bytearray(2**26)
+        running = threads.submit(ring.copy, src=src, dst=dst, verify=True)
+        until(queued(ring, 1))
+        ring.reset()
+        with pytest.raises(pynymph.CanceledError):
+            running.result()
+        dst.append(0)
+        assert ring.status().dma_bytes == 0
+
+
+def test_close_ends_copies_that_wait() -> None:
+    dst = bytearray(100)
+    with ThreadPoolExecutor() as threads:
+        ring = pynymph.Ring(1, paused=True)
+        queued_one = threads.submit(ring.copy, src=b"x" * 100, dst=dst)
+        until(queued(ring, 1))
+        without_room = threads.submit(ring.copy, src=b"x", dst=bytearray(1))
+        collecting = threads.submit(ring.collect, 1)
+        until(lambda: len(ring._wakers) == 3)
+        ring.close()
+        for call in (queued_one, without_room, collecting):
+            with pytest.raises(pynymph.ClosedError):
+                call.result()
+    dst.append(0)
+
+
+def in_child(use: Callable[[], object]) -> int:
+    """Exit status of a forked child: 0 if `use` raised a ForkedError that explains, and close() worked."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            use()
+        except pynymph.ForkedError as e:
+            status = 0 if e.errno == errno.EPERM and "open a Ring of your own" in str(e) else 2
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_forked_child_is_told_so_and_harms_nothing() -> None:
+    held = bytearray(100)
+    with pynymph.Ring(paused=True) as ring:
+        ring.enter([Copy(b"x" * 100, held)])
+        uses: list[Callable[[], object]] = [
+            lambda: ring.copy(src=b"1", dst=bytearray(1)),
+            lambda: ring.enter([]),
+            ring.collect,
+            ring.enable,
+            ring.reset,
+            ring.status,
+            ring.snapshot,
+        ]
+        for use in uses:
+            assert in_child(use) == 0
+
+        def close_then_use() -> None:
+            ring.close()
+            with pynymph.Ring() as own:
+                own.copy(src=b"1", dst=bytearray(1))
+            ring.hash()
+
+        assert in_child(close_then_use) == 0
+        assert ring.status().active_descriptors == 1
+        ring.enable()
+        assert ring.collect(1)[0].status == 0
+    assert held == b"x" * 100
+
+
+def test_close_stops_transfers_even_if_a_child_has_the_file() -> None:
+    """Else the driver would go on writing to memory that is free to be used for something else."""
+    src, dst = b"x" * 2**24, bytearray(2**24)
+    release, hold = os.pipe()
+    ring = pynymph.Ring()
+    ring.enter([Copy(src, dst)])
+    pid = os.fork()
+    if pid == 0:
+        os.close(hold)
+        os.read(release, 1)
+        os._exit(0)
+    try:
+        os.close(release)
+        ring.close()
+        seen = bytes(dst)
+        assert dst == seen
+        # A ring of this process that does as much work as was left: meanwhile nothing arrives here any more.
+        with pynymph.Ring() as other:
+            other.copy(src=src, dst=bytearray(2**24))
+        assert dst == seen
+    finally:
+        os.close(hold)
+        os.waitpid(pid, 0)
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_garbage_collection_closes_the_file_before_it_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_at_release = []
+    let_go = ring_module._Transfer.let_go
+
+    def watch(transfer: ring_module._Transfer) -> None:
+        open_at_release.append(is_open(fd))
+        let_go(transfer)
+
+    dst = bytearray(100)
+    ring = pynymph.Ring(paused=True)
+    fd = ring.fileno()
+    ring.enter([Copy(b"x" * 100, dst)])
+    ring.myself = ring  # type: ignore[attr-defined]
+    monkeypatch.setattr(ring_module._Transfer, "let_go", watch)
+    del ring
+    assert_held(dst)
+    gc.collect()
+    dst.append(0)
+    assert open_at_release == [False]
+
+
+def test_nothing_is_left_open() -> None:
+    gc.collect()
+    before = os.listdir("/proc/self/fd")
+    with pynymph.Ring() as ring:
+        for _ in range(20):
+            ring.copy(src=b"1", dst=bytearray(1))
+    assert os.listdir("/proc/self/fd") == before

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""kernel/blake3, built for user space, against the official blake3 package."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import blake3
+import pytest
+from cffi import FFI
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SOURCE = Path(__file__).parents[2] / "kernel" / "blake3"
+CDEF = """
+    struct nymph_blake3 { ...; };
+    void nymph_blake3_init(struct nymph_blake3 *b);
+    void nymph_blake3_init_keyed(struct nymph_blake3 *b, const uint8_t key[32]);
+    void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context, size_t len);
+    void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
+    void nymph_blake3_final(const struct nymph_blake3 *b, uint8_t out[32]);
+    void nymph_blake3_final_xof(const struct nymph_blake3 *b, uint64_t seek, void *out, size_t len);
+"""
+
+# Inputs of the official test vectors: byte i is i % 251.
+LENGTHS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 2048, 2049, 3072, 3073,
+           4096, 4097, 5120, 5121, 6144, 6145, 7168, 7169, 8192, 8193, 16384, 31744, 102400]
+KEY = b"whats the Elvish word for friend"
+CONTEXT = "BLAKE3 2019-12-27 16:29:52 test vectors context"
+INPUT = bytes(i % 251 for i in range(max(LENGTHS)))
+
+MODES = ["hash", "keyed", "derive_key"]
+
+
+def official(mode: str) -> "blake3.blake3":
+    match mode:
+        case "keyed":
+            return blake3.blake3(key=KEY)
+        case "derive_key":
+            return blake3.blake3(derive_key_context=CONTEXT)
+    return blake3.blake3()
+
+
+class Hasher:
+    def __init__(self, built: ModuleType, mode: str) -> None:
+        self._ffi, self._lib = built.ffi, built.lib
+        # Full of rubbish before init, as kmalloc leaves it.
+        self._state = self._ffi.new("struct nymph_blake3 *")
+        self._ffi.memmove(self._state, b"\xa5" * self._ffi.sizeof(self._state[0]),
+                          self._ffi.sizeof(self._state[0]))
+        match mode:
+            case "hash":
+                self._lib.nymph_blake3_init(self._state)
+            case "keyed":
+                self._lib.nymph_blake3_init_keyed(self._state, KEY)
+            case "derive_key":
+                self._lib.nymph_blake3_init_derive_key(self._state, CONTEXT.encode(), len(CONTEXT))
+
+    def update(self, data: bytes, misalign: int = 0) -> None:
+        copy = self._ffi.new("uint8_t[]", misalign + len(data))  # ends where its allocation ends
+        self._ffi.memmove(copy + misalign, data, len(data))
+        self._lib.nymph_blake3_update(self._state, copy + misalign, len(data))
+
+    def digest(self) -> bytes:
+        out = self._ffi.new("uint8_t[32]")
+        self._lib.nymph_blake3_final(self._state, out)
+        return bytes(out)
+
+    def xof(self, length: int, seek: int = 0) -> bytes:
+        out = self._ffi.new("uint8_t[]", length)
+        self._lib.nymph_blake3_final_xof(self._state, seek, out, length)
+        return bytes(out)
+
+
+def build(folder: Path) -> ModuleType:
+    """Compile kernel/blake3 with the compiler and CFLAGS of the environment."""
+    ffi = FFI()
+    ffi.cdef(CDEF)
+    ffi.set_source("nymph_blake3", '#include "blake3.h"', sources=[str(SOURCE / "blake3.c")],
+                   include_dirs=[str(SOURCE)], extra_compile_args=["-std=gnu11"])
+    spec = importlib.util.spec_from_file_location("nymph_blake3", ffi.compile(tmpdir=str(folder)))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return build(tmp_path_factory.mktemp("blake3"))
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_no_warning(compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    subprocess.run([compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=1024", "-O2",
+                    "-c", "-o", os.devnull, SOURCE / "blake3.c"], check=True)
+
+
+def test_known_digest(built: ModuleType) -> None:
+    """One constant from the specification, so that the official package is checked as well."""
+    empty = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    assert Hasher(built, "hash").digest().hex() == empty
+    assert blake3.blake3().hexdigest() == empty
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_official_vectors(built: ModuleType, mode: str, length: int) -> None:
+    hasher = Hasher(built, mode)
+    hasher.update(INPUT[:length])
+    expected = official(mode).update(INPUT[:length])
+    assert hasher.xof(131) == expected.digest(131)
+    assert hasher.digest() == expected.digest()
+
+
+@given(mode=st.sampled_from(MODES), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_random_splits(built: ModuleType, mode: str, data: st.DataObject) -> None:
+    """Any split, any alignment; a digest read on the way changes nothing."""
+    hasher, expected = Hasher(built, mode), official(mode)
+    near = st.sampled_from([64, 1024, 2048, 4096, 16384, 32768])
+    lengths = st.one_of(st.integers(0, 70000), st.builds(lambda n, d: n + d, near, st.integers(-1, 1)))
+    for length in data.draw(st.lists(lengths, max_size=8)):
+        start = data.draw(st.integers(0, len(INPUT) - length))
+        piece = INPUT[start:start + length]
+        hasher.update(piece, misalign=data.draw(st.integers(0, 15)))
+        expected.update(piece)
+        if data.draw(st.booleans()):
+            assert hasher.digest() == expected.digest()
+    assert hasher.digest() == expected.digest()
+
+
+@given(length=st.integers(0, 3000), seek=st.one_of(st.integers(0, 200), st.integers(0, 2**64 - 1000)),
+       out=st.integers(0, 300))
+@settings(deadline=None)
+def test_xof_seek(built: ModuleType, length: int, seek: int, out: int) -> None:
+    hasher = Hasher(built, "hash")
+    hasher.update(INPUT[:length])
+    assert hasher.xof(out, seek) == blake3.blake3(INPUT[:length]).digest(out, seek=seek)
+
+
+def test_large(built: ModuleType) -> None:
+    """64 MiB in one piece: a tree of depth 16."""
+    data = os.urandom(1 << 20) * 64
+    hasher = Hasher(built, "hash")
+    hasher.update(data)
+    assert hasher.digest() == blake3.blake3(data).digest()
+
+
+def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python so that what it builds is built with ASAN and UBSAN, and can be loaded."""
+    libraries = [subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
+                 for name in ("libasan.so", "libubsan.so")]
+    environment = os.environ | {
+        "CC": "gcc",
+        "CFLAGS": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",  # every Python allocation has its own red zones
+    }
+    return subprocess.run([sys.executable, *arguments], check=False, text=True, capture_output=True,
+                          cwd=Path(__file__).parent, env=environment)
+
+
+def test_sanitizers_find_nothing() -> None:
+    run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "vectors or splits or seek",
+                    __file__)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_sanitizers_are_there(tmp_path: Path) -> None:
+    """The check above can fail: one byte read too many is found."""
+    run = sanitized("-c", f"""
+import test_blake3, pathlib
+built = test_blake3.build(pathlib.Path({str(tmp_path)!r}))
+state = built.ffi.new("struct nymph_blake3 *")
+built.lib.nymph_blake3_init(state)
+built.lib.nymph_blake3_update(state, built.ffi.new("uint8_t[5000]"), 5001)
+""")
+    assert run.returncode != 0
+    assert "heap-buffer-overflow" in run.stderr and "nymph_blake3_update" in run.stderr

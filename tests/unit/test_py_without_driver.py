@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""What pynymph says where there is no driver, and of arguments that it need not ask the driver about."""
+
+import errno
+import gc
+import mmap
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pynymph
+from pynymph import ring as ring_module
+
+
+def test_no_device_says_how_to_load_the_module(tmp_path: Path) -> None:
+    for opened in (pynymph.Ring, pynymph.query):
+        with pytest.raises(pynymph.NymphError, match="modprobe pcie_nymph") as caught:
+            opened(device=str(tmp_path / "none"))
+        assert caught.value.errno == errno.ENOENT
+
+
+def test_no_right_says_which_group(tmp_path: Path) -> None:
+    forbidden = tmp_path / "device"
+    forbidden.touch(0)
+    user = os.geteuid()
+    if user == 0:
+        # Root may open every file; nobody may not.
+        os.seteuid(65534)
+    try:
+        with pytest.raises(pynymph.NymphError, match="group nymph") as caught:
+            pynymph.Ring(device=str(forbidden))
+    finally:
+        os.seteuid(user)
+    assert caught.value.errno == errno.EACCES
+
+
+def test_another_device_is_refused_and_closed() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(pynymph.NymphError, match="/dev/null is not a device of pcie_nymph") as caught:
+        pynymph.Ring(device="/dev/null")
+    assert caught.value.errno == errno.ENOTTY
+    del caught
+    gc.collect()
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"entries": 0}, "1 to 4096 entries, and 0"),
+        ({"entries": -1}, "1 to 4096 entries, and -1"),
+        ({"entries": 4097}, "1 to 4096 entries, and 4097"),
+        ({"label": -1}, "64-bit"),
+        ({"label": 2**64}, "64-bit"),
+        ({"engine": "x" * 32}, "no engine has a name as long"),
+    ],
+)
+def test_a_ring_that_cannot_be(arguments: dict[str, int], words: str) -> None:
+    with pytest.raises(pynymph.ArgumentError, match=words) as caught:
+        pynymph.Ring(**arguments)  # type: ignore[arg-type]
+    assert caught.value.errno == errno.EINVAL
+    assert isinstance(caught.value, ValueError)
+
+
+def transfer(src: object, dst: object, **flags: bool) -> ring_module._Transfer:
+    return ring_module._Transfer(1, pynymph.Copy(src, dst, **flags))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "words"),
+    [
+        (b"12", bytearray(3), "src has 2 bytes, dst has 3"),
+        (b"", bytearray(), "1 to 1073741824 bytes, and this one 0"),
+        (b"12", b"34", "dst is read-only"),
+        (b"12", memoryview(bytearray(2)).toreadonly(), "dst is read-only"),
+        (b"12", mmap.mmap(-1, 2, prot=mmap.PROT_READ), "dst is read-only"),
+        (b"12", memoryview(bytearray(4))[::2], "dst is not C-contiguous"),
+        (np.zeros((4, 4))[:, 0], bytearray(32), "src is not C-contiguous"),
+    ],
+)
+def test_buffers_that_cannot_be(src: object, dst: object, words: str) -> None:
+    with pytest.raises(pynymph.ArgumentError, match=words) as caught:
+        transfer(src, dst)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_more_than_a_transfer_can_move() -> None:
+    # Untouched memory: neither of them takes any.
+    with mmap.mmap(-1, 2**30 + 1) as src, mmap.mmap(-1, 2**30 + 1) as dst:
+        with pytest.raises(pynymph.ArgumentError, match="split it"):
+            transfer(src, dst)
+        gc.collect()
+
+
+def test_what_is_no_buffer() -> None:
+    with pytest.raises(TypeError):
+        transfer("text", bytearray(4))
+    with pytest.raises(TypeError):
+        transfer(b"1234", 4)
+
+
+def test_verify_and_digest_at_once() -> None:
+    with pytest.raises(pynymph.ArgumentError, match="leave out digest"):
+        transfer(b"1", bytearray(1), verify=True, digest=True)
+
+
+def test_a_transfer_points_into_the_buffers_and_holds_them_until_let_go() -> None:
+    src, dst = np.arange(100, dtype="u4"), bytearray(400)
+    moving = transfer(src, dst)
+    assert moving.entry["src"] == src.ctypes.data
+    assert moving.entry["length"] == 400
+    with pytest.raises(BufferError):
+        dst.append(0)
+    moving.let_go()
+    moving.let_go()
+    dst.append(0)
+
+
+def test_a_refusal_of_zero_copy_says_what_to_do() -> None:
+    hints = transfer(b"1", bytearray(1), zero_copy=True).hints()
+    soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} bytes"
+    assert f"RLIMIT_MEMLOCK ({limit}" in hints[errno.ENOMEM]
+    assert "shared mapping of a file; copy without it" in hints[errno.EOPNOTSUPP]
+    assert errno.ENOMEM not in transfer(b"1", bytearray(1)).hints()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_ring_that_was_never_one_is_collected_in_silence() -> None:
+    with pytest.raises(TypeError):
+        pynymph.Ring(size=1)  # type: ignore[call-arg]
+    gc.collect()
+
+
+def test_the_family_is_one() -> None:
+    for name in pynymph.__all__:
+        if name.endswith("Error"):
+            assert issubclass(getattr(pynymph, name), pynymph.NymphError)
+    assert issubclass(pynymph.NymphError, OSError)
+    assert issubclass(pynymph.RingTimeoutError, TimeoutError)
+
+
+def test_it_is_typed() -> None:
+    assert (Path(pynymph.__file__).parent / "py.typed").exists()

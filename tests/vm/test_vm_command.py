@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""nymph-vm, as it is typed: exit statuses, copies, and what is left behind."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nymph_vm.host import runtime_folder
+
+NYMPH_VM = str(Path(sys.executable).with_name("nymph-vm"))
+PANIC = "echo c > /proc/sysrq-trigger; sleep 1000"
+
+
+def nymph_vm(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([NYMPH_VM, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_run(tmp_path: Path) -> None:
+    """The command's status, its output, copies both ways; and a kernel that stays silent is no complaint."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/file").write_text("from the host")
+    script = "cat in/file; echo oops >&2; mkdir dist; echo from the guest > dist/file; exit 7"
+    done = nymph_vm("run", "--copy", "in", "--", "sh", "-c", script, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (7, "from the host")
+    assert "oops" in done.stderr
+    assert (tmp_path / "dist/file").read_text() == "from the guest\n"
+
+
+def test_run_reports_a_complaint() -> None:
+    done = nymph_vm("run", "--", "sh", "-c", "echo '<4>planted complaint' > /dev/kmsg")
+    assert done.returncode == 120
+    assert re.search(r"the guest's kernel complains: .*planted complaint", done.stderr)
+    assert "the command itself exited with status 0" in done.stderr
+
+
+def test_run_reports_a_panic() -> None:
+    done = nymph_vm("run", "--", "sh", "-c", PANIC)
+    assert done.returncode == 121
+    assert "the guest's kernel panicked" in done.stderr
+    assert "Kernel panic - not syncing: sysrq triggered crash" in done.stderr
+
+
+def test_run_reports_the_end_of_qemu() -> None:
+    done = nymph_vm("run", "--", "sh", "-c", "echo o > /proc/sysrq-trigger; sleep 1000")
+    assert done.returncode == 123
+    assert "QEMU ended" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--copy", "no/such", "--", "true"), "--copy no/such: there is no such file or folder"),
+        (("run", "--kernel", "linux-0.1", "--", "true"), "linux-0.1"),
+        (("run", "--memory", "much", "--", "true"), "'much' is no amount of memory"),
+        (("run", "--name", "../x", "--", "true"), "'../x' cannot be a machine's name"),
+        (("ssh", "--name", "nobody"), "there is no machine 'nobody'"),
+        (("down", "--name", "nobody"), "there is no machine 'nobody'"),
+        (("logs", "--name", "nobody"), "there is no machine 'nobody'"),
+    ],
+)
+def test_bad_input(arguments: tuple[str, ...], said: str) -> None:
+    done = nymph_vm(*arguments)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_machines_that_stay() -> None:
+    """Two side by side, by name: up, status, ssh, logs, down."""
+    names = ("test-one", "test-two")
+    try:
+        for name in names:
+            up = nymph_vm("up", "--name", name, "--memory", "1G")
+            assert up.returncode == 0, up.stderr
+            script = f"echo {name} > file; exit 5"
+            assert nymph_vm("ssh", "--name", name, "--", "sh", "-c", script).returncode == 5
+        assert nymph_vm("up", "--name", names[0]).returncode == 125
+        status = nymph_vm("status").stdout
+        for name in names:
+            assert re.search(rf"{name} .*running", status)
+            assert nymph_vm("ssh", "--name", name, "--", "cat", "file").stdout == f"{name}\n"
+            assert "pcie_nymph" in nymph_vm("logs", "--name", name).stdout
+        assert nymph_vm("ssh", "--name", names[0], "--", "sh", "-c", PANIC).returncode == 121
+        assert re.search(rf"{names[0]} .*panicked", nymph_vm("status").stdout)
+        assert "sysrq triggered crash" in nymph_vm("logs", "--name", names[0]).stdout
+        assert nymph_vm("ssh", "--name", names[1], "--", "true").returncode == 0
+    finally:
+        for name in names:
+            nymph_vm("down", "--name", name)
+    status = nymph_vm("status").stdout
+    for name in names:
+        assert name not in status
+        assert not (runtime_folder() / name).exists()
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The processes with that folder in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if os.fsencode(folder) in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_stays_when_the_parent_goes(signum: signal.Signals) -> None:
+    name = f"test-{signum.name.lower()}"
+    folder = runtime_folder() / name
+    script = "echo started; sleep 1000"
+    command = [NYMPH_VM, "run", "--name", name, "--memory", "1G", "--", "sh", "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == "started\n"
+        left = {os.pidfd_open(pid): pid for pid in processes_of(folder)}
+        assert len(left) >= 3  # QEMU, SSH, and the one that removes the folder
+        if signum == signal.SIGINT:
+            os.killpg(parent.pid, signum)  # as a terminal does
+        else:
+            parent.kill()
+        assert parent.wait() == (130 if signum == signal.SIGINT else -signum)
+    ends = select.poll()
+    for file in left:
+        ends.register(file, select.POLLIN)
+    while left:
+        ended = ends.poll(30_000)
+        assert ended, f"still there: {list(left.values())}"
+        for file, _ in ended:
+            ends.unregister(file)
+            os.close(file)
+            del left[file]
+    assert not folder.exists()

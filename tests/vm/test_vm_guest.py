@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""What a guest of the harness offers, on every kernel there is."""
+
+from collections.abc import Iterator
+
+import pytest
+from nymph_vm import kernels
+from nymph_vm.machine import Machine
+
+OPEN = "import os; os.open('/dev/pcie_nymph', os.O_RDWR)"
+COPY = """
+import pynymph
+to = bytearray(4)
+with pynymph.Ring() as ring:
+    ring.copy(src=b"abcd", dst=to, verify=True)
+print(to)
+"""
+
+
+def test_udev_rule(vm: Machine) -> None:
+    assert vm.run(["stat", "-c", "%U %G %a", "/dev/pcie_nymph"]).stdout == "root nymph 660\n"
+
+
+@pytest.mark.parametrize("user", ["root", "nymph-user"])
+def test_who_may_open_the_device(vm: Machine, user: str) -> None:
+    vm.run(["python3", "-c", OPEN], user=user)
+
+
+def test_who_may_not(vm: Machine) -> None:
+    done = vm.run(["python3", "-c", OPEN], user="other-user", check=False)
+    assert done.returncode == 1
+    assert "PermissionError: [Errno 13]" in done.stderr
+
+
+@pytest.mark.parametrize("user", ["root", "nymph-user", "other-user"])
+def test_a_user_s_surroundings(vm: Machine, user: str) -> None:
+    said = vm.run(["sh", "-c", "id -un; pwd; ulimit -l; touch here; echo $NYMPH_ACCEL"], user=user).stdout
+    home = "/root" if user == "root" else f"/home/{user}"
+    assert said.splitlines() == [user, home, "8192", vm.state.accel]
+    assert vm.run(["python3", "-c", "import pynymph; print(pynymph.__file__)"], user=user).stdout.startswith(
+        "/nymph/repo/build/python/"
+    )
+
+
+def test_ordinary_users_can_read_the_kernel_log(vm: Machine) -> None:
+    assert "pcie_nymph" in vm.run(["dmesg"], user="nymph-user").stdout
+
+
+def test_the_module_loads_and_unloads(vm: Machine) -> None:
+    vm.run(["rmmod", "pcie_nymph"])
+    assert vm.run(["test", "-e", "/dev/pcie_nymph"], check=False).returncode == 1
+    vm.run(["insmod", f"/nymph/repo/build/{vm.state.kernel}/pcie_nymph.ko"])
+    vm.run(["udevadm", "settle"])
+    assert vm.run(["stat", "-c", "%G %a", "/dev/pcie_nymph"]).stdout == "nymph 660\n"
+
+
+def test_commands(vm: Machine) -> None:
+    done = vm.run(["sh", "-c", 'cat; echo "$1" >&2; exit 3', "sh", "a b"], check=False, input="in")
+    assert (done.stdout, done.stderr, done.returncode) == ("in", "a b\n", 3)
+    assert vm.run(["sh", "-c", "exit 255"], check=False).returncode == 255
+
+
+@pytest.fixture(scope="module", params=[name for name in kernels.STOCK if name != kernels.DEFAULT])
+def other_kernel(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with Machine(f"test-{request.param[:20].replace('.', '-')}", kernel=request.param) as machine:
+        yield machine
+
+
+def test_other_kernels(other_kernel: Machine) -> None:
+    release = kernels.prepare(other_kernel.state.kernel).release
+    assert other_kernel.run(["uname", "-r"]).stdout.strip() == release
+    assert other_kernel.run(["python3", "-c", COPY]).stdout == "bytearray(b'abcd')\n"
+    assert (other_kernel.complaints(), other_kernel.taint()) == ([], 0)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""Builds this checkout's module and Python package for the guest, in the build root, when they changed.
+
+Results are in build/: build/KERNEL/*.ko, build/python/. A running guest sees that folder, so rename only.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nymph_vm import kernels, root
+from nymph_vm.host import CHECKOUT, HarnessError, call, console, locked, step
+
+BUILD = CHECKOUT / "build"
+MODULE = "pcie_nymph"
+
+MAKE = f'make -s -j{os.cpu_count()} -C /usr/src/linux-headers-{{release}} M="$PWD/kernel" {{flags}} modules'
+
+BUILD_MODULE = f"{MAKE}\nmkdir out\ncp kernel/*.ko out/"
+
+# For a debug kernel: with what the kernel as a whole is spared. The .gcno files are gcov's half of the build.
+DEBUG_FLAGS = "NYMPH_KUNIT=y GCOV_PROFILE=y KCOV_INSTRUMENT=y UBSAN_SANITIZE=y"
+KEEP_GCNO = "\nfind kernel -name '*.gcno' -exec cp --parents -t out {} +"
+
+PADDING = re.compile(r"XXX|/\* (bit_)?(padding|holes?)\b|holes: ")  # as pahole remarks on it
+
+BUILD_PYTHON = """
+    touch README.md  # pyproject.toml names it
+    python3 setup.py -q build --build-lib out
+    cp -r vm/nymph_vm out/
+    python3 -m compileall -q out"""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a guest needs of this checkout."""
+
+    kernel: kernels.Kernel
+    module: Path
+
+
+def prepare(kernel_name: str) -> Built:
+    """The module for a kernel, and the Python package; built if their sources changed."""
+    kernel = kernels.prepare(kernel_name)
+    target = BUILD / kernel_name
+    script = BUILD_MODULE.format(release=kernel.release, flags=DEBUG_FLAGS if kernel.debug else "")
+    if kernel.debug:
+        script += KEEP_GCNO
+    _build(f"building the module for {kernel.release}", target, module_sources(), script, kernel)
+    _build("building pynymph for the guest", BUILD / "python", _python_sources(), BUILD_PYTHON)
+    return Built(kernel, target / f"{MODULE}.ko")
+
+
+def lint(kernel_name: str) -> list[str]:
+    """What the compiler with W=1 and sparse say of the module for a kernel: nothing, if it is clean."""
+    kernel = kernels.prepare(kernel_name)
+    script = MAKE.format(release=kernel.release, flags="W=1 C=2") + "\nmkdir out"
+    disk = root.prepare()
+    with step(f"W=1 and sparse for {kernel.release}"), tempfile.TemporaryDirectory() as nothing:
+        said = _run(disk, module_sources(), script, Path(nothing), kernel)
+    return [line for line in said.splitlines() if re.search(r"warning:|error:", line)]
+
+
+def structs() -> list[str]:
+    """Structs of pcie_nymph.h with padding the header does not spell out: none, if it is right."""
+    header = CHECKOUT / "kernel/pcie_nymph.h"
+    names = re.findall(r"^struct (\w+) \{", header.read_text(), re.MULTILINE)
+    script = """
+        mkdir out
+        gcc -g -fno-eliminate-unused-debug-types -x c -c -o structs.o kernel/pcie_nymph.h
+        pahole structs.o > out/layouts"""
+    with step("the layout of the header's structs"), tempfile.TemporaryDirectory() as folder:
+        _run(root.prepare(), [header], script, Path(folder), None)
+        layouts = (Path(folder) / "layouts").read_text()
+    found = []
+    for name in names:
+        layout = re.search(rf"^struct {name} \{{.*?^\}}", layouts, re.MULTILINE | re.DOTALL)
+        if layout is None:
+            raise HarnessError(f"pahole does not know struct {name} of {header.name}")
+        found += [f"struct {name}: {line.strip()}" for line in layout[0].splitlines() if PADDING.search(line)]
+    return found
+
+
+def checkpatch() -> list[str]:
+    """What checkpatch.pl --strict says of the module's sources: nothing, if they are clean."""
+    script = kernels.checkpatch() / "checkpatch.pl"
+    sources = [path for path in module_sources() if path.suffix in (".c", ".h")]
+    with step("checkpatch.pl --strict"):
+        options = ["--no-tree", "--strict", "--terse", "--no-summary", "--file"]
+        return call(["perl", script, *options, *sources], "checkpatch.pl", allowed=(0, 1)).splitlines()
+
+
+def module_sources() -> list[Path]:
+    """The files of kernel/ a build needs."""
+    names = {"Kbuild", "Makefile"}
+    found = (CHECKOUT / "kernel").rglob("*")
+    return sorted(path for path in found if path.name in names or path.suffix in {".c", ".h", ".S"})
+
+
+def _python_sources() -> list[Path]:
+    package = [path for path in (CHECKOUT / "pynymph").rglob("*") if path.suffix in {".py", ".pyi", ".typed"}]
+    single = ("setup.py", "pyproject.toml", "kernel/pcie_nymph.h")
+    guest = [f"vm/nymph_vm/{name}.py" for name in ("__init__", "guest_plugin", "kmsg")]
+    return sorted([*package, *(CHECKOUT / name for name in (*single, *guest))])
+
+
+def _build(
+    doing: str, target: Path, sources: list[Path], script: str, kernel: kernels.Kernel | None = None
+) -> None:
+    """Have `script` build `sources` into the folder `target`, unless it did just that before."""
+    made_of = hashlib.sha256(script.encode())
+    for path in sources:
+        made_of.update(f"{path.relative_to(CHECKOUT)}\0".encode() + path.read_bytes() + b"\0")
+    if kernel is not None:
+        made_of.update(kernel.folder.name.encode())
+    BUILD.mkdir(exist_ok=True)
+    stamp = target / "made-of"
+    with locked(target.with_name(f"{target.name}.lock")):
+        if stamp.exists() and stamp.read_text() == made_of.hexdigest():
+            return
+        disk = root.prepare()
+        new = target.with_name(f"{target.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        with step(doing):
+            said = _run(disk, sources, script, new, kernel)
+        if kernel is not None and "warning:" in said:
+            console.print(said, markup=False)
+        (new / stamp.name).write_text(made_of.hexdigest())
+        old = target.with_name(f"{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _run(
+    disk: root.Root, sources: Iterable[Path], script: str, results: Path, kernel: kernels.Kernel | None
+) -> str:
+    mounts = {}
+    if kernel is not None:
+        files = kernel.folder / "root"
+        for folder in (files / "usr/src", *(files / "usr/lib").glob("linux-kbuild-*")):
+            mounts[folder] = str(folder.relative_to(files))
+    with tempfile.TemporaryFile() as archive:
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for path in sources:
+                tar.add(path, path.relative_to(CHECKOUT))
+        archive.seek(0)
+        return root.run_inside(disk, mounts, script, archive, results)

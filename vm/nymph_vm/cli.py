@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""The command nymph-vm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from nymph_vm import build as builder
+from nymph_vm import coverage, kernels, root, suite
+from nymph_vm.host import CHECKOUT, HarnessError, console
+from nymph_vm.machine import Machine
+from nymph_vm.state import COMPLAINED, State, VMLost, log_tail, states
+
+COVERAGE_KERNEL = "debug-6.1"
+
+kernel_option = click.option(
+    "--kernel", type=click.Choice(list(kernels.KERNELS)), default=kernels.DEFAULT, show_default=True
+)
+memory_option = click.option("--memory", default="4G", show_default=True, help="The guest's memory.")
+name_option = click.option("--name", default="nymph", show_default=True, help="Which machine.")
+command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED)
+
+
+@click.group()
+def cli() -> None:
+    """Build the module and try it in a virtual machine, without root.
+
+    Exit status: that of the guest's command; but 120 if the guest's kernel complained, 121 if it panicked,
+    122 if it hung, 123 if QEMU ended, 125 if nymph-vm could not do its part, 130 after Ctrl-C.
+    """
+
+
+@cli.command()
+@kernel_option
+@memory_option
+@click.option("--name", help="The machine's name, for others to find it.")
+@click.option("--copy", "copies", multiple=True, metavar="PATH", help="Copy it into the working directory.")
+@command_argument
+def run(
+    kernel: str, memory: str, name: str | None, copies: tuple[str, ...], command: tuple[str, ...]
+) -> None:
+    """Boot, load the module, and run COMMAND as root; without COMMAND, a shell.
+
+    COMMAND can import pynymph, and has the copied paths in its working directory. What it leaves in dist/
+    there is copied to dist/ here.
+    """
+    for path in copies:
+        if not Path(path).exists():
+            raise HarnessError(f"--copy {path}: there is no such file or folder")
+    name = name or f"run-{os.getpid()}"
+    with Machine(name, kernel=kernel, memory=memory, on_complaint=_show_complaint) as machine:
+        for path in copies:
+            machine.copy_in(path)
+        status = machine.run(command, check=False, tty=_on_terminal(), stdout=None).returncode
+        machine.copy_out("dist")
+        complaints, taint = machine.complaints(), machine.taint()
+        if complaints or taint:
+            tainted = f", and is tainted ({taint:#x})" if taint else ""
+            console.print(f"nymph-vm: the guest's kernel complained{tainted}; the end of its log:")
+            console.out(log_tail(machine.state.folder))
+            console.print(f"nymph-vm: the kernel complained; the command itself exited with status {status}")
+            status = COMPLAINED
+    sys.exit(status)
+
+
+@cli.command()
+@kernel_option
+@memory_option
+@name_option
+def up(kernel: str, memory: str, name: str) -> None:
+    """Boot a machine that stays, with the module loaded."""
+    builder.prepare(kernel)  # here, where its progress can be seen
+    ours, its = os.pipe()
+    if os.fork() == 0:
+        os.close(ours)
+        _serve(kernel, memory, name, its)
+    os.close(its)
+    with open(ours) as answer:
+        said = answer.read()
+    if said != "ready":
+        raise HarnessError(said)
+    click.echo(
+        f"{name} is up; a shell in it: nymph-vm ssh --name {name}; its end: nymph-vm down --name {name}"
+    )
+
+
+def _serve(kernel: str, memory: str, name: str, answer: int) -> None:
+    """Be the process a machine lives in, until `down`. Does not return."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    try:
+        with Machine(name, kernel=kernel, memory=memory):
+            os.write(answer, b"ready")
+            os.close(answer)
+            signal.pause()
+    except Exception as error:
+        os.write(answer, (str(error) or repr(error)).encode())
+    finally:
+        os._exit(0)
+
+
+@cli.command()
+@click.option("--user", type=click.Choice(root.USERS), default=root.USERS[0], show_default=True)
+@name_option
+@command_argument
+def ssh(user: str, name: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in a machine that is up; without COMMAND, a shell."""
+    state = State.read(name)
+    status = subprocess.run(state.ssh(user, command, ["-t"] * _on_terminal())).returncode
+    if status == 255 and subprocess.run(state.ssh(user, ["true"]), capture_output=True).returncode:
+        state.wait()  # not the command's status, but ssh's: the guest is gone
+        raise VMLost(State.read(name).state, log_tail(state.folder))
+    sys.exit(status)
+
+
+@cli.command()
+@name_option
+def down(name: str) -> None:
+    """End a machine."""
+    State.read(name).end()
+
+
+@cli.command()
+def status() -> None:
+    """List the machines."""
+    columns = ("name", "state", "kernel", "accel", "memory", "port", "pid")
+    table = Table(*columns)
+    for state in states():
+        table.add_row(*(str(getattr(state, column)) for column in columns))
+    Console().print(table)
+
+
+@cli.command()
+@name_option
+def logs(name: str) -> None:
+    """Show the kernel log of a machine, all of it."""
+    click.echo((State.read(name).folder / "console.log").read_text(errors="replace"))
+
+
+@cli.command()
+@kernel_option
+def build(kernel: str) -> None:
+    """Build what is missing for a guest with this kernel, and say where the module is."""
+    click.echo(builder.prepare(kernel).module)
+
+
+@cli.command()
+def lint() -> None:
+    """Check the module's sources: W=1 and sparse for Debian's kernels, checkpatch.pl --strict, padding."""
+    found = [*builder.checkpatch(), *builder.structs()]
+    for kernel in kernels.STOCK:
+        found += builder.lint(kernel)
+    click.echo("\n".join(found) or "the module's sources are clean")
+    sys.exit(1 if found else 0)
+
+
+@cli.command("kernels")
+def list_kernels() -> None:
+    """List the kernels there are."""
+    table = Table("name", "flavour", "release", "cached")
+    for name, source in kernels.KERNELS.items():
+        release = kernels.cached_release(name)
+        series = f"{source.series.rstrip('.')}.x"
+        table.add_row(name, source.flavour, release or series, "yes" if release else "no")
+    Console().print(table)
+
+
+@cli.command()
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST ARGUMENT...]")
+def matrix(arguments: tuple[str, ...]) -> None:
+    """Run the guest tests and KUnit on every kernel, and show one table."""
+    table = Table("kernel", "flavour", "passed", "failed", "log lines", "boot time", title="guest tests")
+    status = 0
+    for name, source in kernels.KERNELS.items():
+        run = suite.run(name, arguments)
+        status = status or run.status
+        failed = str(run.failed) if run.whole else f"{run.failed}, cut short"
+        log, boot = (run.properties.get(key) for key in ("complaints", "boot_seconds"))
+        seconds = f"{float(boot):.1f} s" if boot else "?"
+        table.add_row(name, source.flavour, str(run.passed), failed, log or "?", seconds)
+    Console().print(table)
+    sys.exit(status)
+
+
+@cli.command("coverage")
+def cover() -> None:
+    """Run the guest tests and KUnit on debug-6.1; show how much of the module's code they ran."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "gcov.tar"
+        run = suite.run(COVERAGE_KERNEL, [f"--gcov={counts}"])
+        if not counts.exists():
+            raise HarnessError("no coverage, because the tests did not come to an end")
+        files = coverage.report(COVERAGE_KERNEL, counts)
+    table = Table("file", "lines", "of", "", "branches", "of", "", title="coverage of the module")
+    every = {**files, "all": coverage.total(files)}
+    for name, file in every.items():
+        table.add_row(name, *_share(file.lines, file.all_lines), *_share(file.branches, file.all_branches))
+    Console().print(table)
+    target = CHECKOUT / "dist/coverage.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({name: file.as_json() for name, file in every.items()}, indent=2) + "\n")
+    sys.exit(run.status)
+
+
+def _share(part: int, of: int) -> tuple[str, str, str]:
+    return str(part), str(of), f"{part / of:.1%}" if of else "-"
+
+
+def _on_terminal() -> bool:
+    return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+
+
+def _show_complaint(text: str) -> None:
+    console.print(f"nymph-vm: the guest's kernel complains: {text}", markup=False)
+
+
+def main() -> None:
+    """Errors of ours are one clear message and an exit status, never a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except HarnessError as error:
+        console.print(f"nymph-vm: {error}", markup=False)
+        sys.exit(error.exit_status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: MIT
+"""One virtual machine: QEMU, the agent in the guest, and SSH.
+
+The agent (guest/init) is at the other end of a virtio-serial port. It says when the guest is ready, answers
+pings, and sends every record of the kernel log. A thread reads it, so that a panic, a hang and a complaint of
+the kernel are known at once.
+
+Nothing outlives the process that made a Machine: QEMU gets SIGKILL when the thread that started it ends (so
+make Machines in the main thread), SSH ends when QEMU does, and a shell with a pipe to us removes the folder.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from nymph_vm import accel, build, kernels, root
+from nymph_vm.host import CHECKOUT, HarnessError, tool
+from nymph_vm.kmsg import is_complaint, parse
+from nymph_vm.state import State, VMLost, claim, log_tail
+
+BOOT_SECONDS = 120  # a sanitizer kernel under TCG on a busy host needs most of it
+PING_SECONDS = 2
+HANG_SECONDS = 30  # more than the 22 s after which a kernel finds itself locked up, and panics
+QMP_SECONDS = 30
+
+CMDLINE = (
+    "console=ttyS0 quiet net.ifnames=0 printk.devkmsg=on oops=panic panic=-1 softlockup_panic=1 "
+    "cryptomgr.notests "
+    "sysctl.kernel.hung_task_panic=1 sysctl.kernel.hung_task_timeout_secs=20 "
+    "sysctl.kernel.hung_task_check_interval_secs=5 "
+    "sysctl.kernel.watchdog_thresh=20"  # soft lockups are twice that: emulated CPUs are slow
+)
+
+# Bits of /proc/sys/kernel/tainted that say no more than that our module is out of tree, and unsigned, and has
+# had its KUnit tests run.
+OUR_TAINT = 1 << 12 | 1 << 13 | 1 << 18
+
+# The kernel has the files, with size 0, so tar could not read them there.
+GCOV = """
+    cd "$(mktemp -d)"
+    files=$(cd /sys/kernel/debug/gcov/tmp/build; find kernel -name '*.gcda')
+    for file in $files; do
+        mkdir -p "${file%/*}"
+        cat "/sys/kernel/debug/gcov/tmp/build/$file" > "$file"
+    done
+    tar -cf - kernel"""
+
+OURS = f"[{build.MODULE}]"  # ends the name of each of our functions in a stack trace
+
+# Objects younger than 5 s are no leaks yet. A leak is known for certain once a second scan finds it, too.
+KMEMLEAK = """
+    cd /sys/kernel/debug
+    echo scan > kmemleak
+    sleep 6
+    echo scan > kmemleak
+    cat kmemleak"""
+
+
+class Machine:
+    """A running guest with the module loaded. Use it in a with statement, or call close().
+
+    All its methods raise VMLost once the guest is lost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        kernel: str = kernels.DEFAULT,
+        memory: str = "4G",
+        hang_seconds: float = HANG_SECONDS,
+        on_complaint: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
+
+        memory: "512M" or "4G". hang_seconds: how long the guest may be silent. on_complaint: called with each
+        complaint of the guest's kernel as it comes, in a thread.
+        """
+        size = _bytes(memory)
+        tool("qemu-system-x86_64")  # before anything that takes long
+        built = build.prepare(kernel)
+        disk = root.prepare()
+        accelerator = accel.choose(built.kernel)
+        self.lost: VMLost | None = None
+        self._hang_seconds = hang_seconds
+        self._on_complaint = on_complaint
+        self._complaints: list[str] = []
+        self._changed = threading.Condition()  # guards what the watcher writes
+        self._ready = self._closing = False
+        self._marks = self._marks_seen = 0
+        self._record = -1  # the last one's number
+        self._connected: set[str] = set()
+        self._folder, self._lock = claim(name)
+        (self._folder / "console.log").touch()
+        self._running = (self._folder / "running").open("w")  # locked as long as the guest runs
+        fcntl.flock(self._running, fcntl.LOCK_EX)
+        self._tidy = subprocess.Popen(
+            ["sh", "-c", 'read -r _; rm -rf "$1"', "tidy", self._folder],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            started = time.monotonic()
+            self._start(built.kernel, disk, accelerator, size)
+            self.qmp("qmp_capabilities")
+            self._wait_for(lambda: self._ready)
+            self.boot_seconds = time.monotonic() - started
+            self.state = State(
+                name, os.getpid(), kernel, accelerator, memory, self._ask_port(), str(disk.folder), "running"
+            )
+            self.state.write()
+            self.sync()  # complaints count from here on
+            self._load(built.module)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, kernel: kernels.Kernel, disk: root.Root, accelerator: str, size: int) -> None:
+        """Start QEMU, and the thread that watches it."""
+        ram = os.memfd_create("guest-ram")
+        self._agent, agent = socket.socketpair()
+        ours, qmp = socket.socketpair()
+        ours.settimeout(QMP_SECONDS)
+        self._qmp, self._qmp_in_use = ours.makefile("rw"), threading.Lock()
+        files = {"ram": ram, "agent": agent.fileno(), "qmp": qmp.fileno()}
+        try:
+            os.ftruncate(ram, size)
+            with (self._folder / "qemu.log").open("w") as log:
+                self._qemu = subprocess.Popen(
+                    _qemu_command(kernel, disk, accelerator, size, self._folder / "console.log", **files),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=tuple(files.values()),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(ram)
+            agent.close()
+            qmp.close()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+
+    def _load(self, module: Path) -> None:
+        path = f"/nymph/repo/{module.relative_to(CHECKOUT)}"
+        done = self.run(["sh", "-c", 'insmod "$1" && udevadm settle', "load", path], check=False)
+        if done.returncode:
+            log = log_tail(self._folder, 10)
+            raise HarnessError(f"the guest's kernel refused {module.name}: {done.stderr.strip()}\n{log}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machine and leave nothing of it."""
+        self._closing = True
+        if hasattr(self, "_qemu"):
+            self._qemu.kill()
+            self._qemu.wait()
+            self._watcher.join()
+        assert self._tidy.stdin
+        self._tidy.stdin.close()
+        self._tidy.wait()
+        self._lock.close()
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        user: str = "root",
+        check: bool = True,
+        tty: bool = False,
+        **kwargs: Any,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command in the guest, in the user's home folder, as subprocess.run does.
+
+        tty: the command is to have a terminal. kwargs go to subprocess.run, which captures the output as text
+        if they do not say otherwise. Raises CalledProcessError if check and the command fails.
+        """
+        if not {"stdout", "stderr", "capture_output"} & kwargs.keys():
+            kwargs["capture_output"] = True
+        done = subprocess.run(self.command(command, user, tty), text=True, **kwargs)
+        if done.returncode == 255:  # the command's own, or ssh's because the guest is gone
+            self.sync()
+        if check:
+            done.check_returncode()
+        return done
+
+    def command(self, command: Sequence[str], user: str = "root", tty: bool = False) -> list[str]:
+        """The command line that runs a command in the guest, over a connection that is open by now."""
+        if user not in self._connected:
+            connect = self.state.ssh(user, options=("-f", "-N", "-M"))
+            with (self._folder / "ssh.log").open("a") as log:  # no pipe: ssh keeps it open in the background
+                done = subprocess.run(connect, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            if done.returncode:
+                self.sync()
+                said = (self._folder / "ssh.log").read_text().strip()
+                raise HarnessError(f"SSH into the guest as {user} failed: {said}")
+            self._connected.add(user)
+        return self.state.ssh(user, command, ["-t"] * tty)
+
+    def copy_in(self, path: str, user: str = "root") -> None:
+        """Copy a file or folder into the user's home: a/b to a/b, but ../a/b and /a/b to b."""
+        inside = not (os.path.isabs(path) or ".." in Path(path).parts)
+        parent, name = (".", path) if inside else os.path.split(os.path.abspath(path))
+        pack = [tool("tar"), "-C", parent, "--exclude=__pycache__", "-cf", "-", name]
+        unpack = self.command(["tar", "--no-same-owner", "-xf", "-"], user)
+        self._pipe(pack, unpack, f"copying {path} to the guest")
+
+    def copy_out(self, path: str, user: str = "root") -> None:
+        """Copy a folder below the user's home, if it is there, to the same path on the host."""
+        if self.run(["test", "-d", path], user=user, check=False).returncode == 0:
+            pack = self.command(["tar", "-cf", "-", path], user)
+            self._pipe(pack, [tool("tar"), "--no-same-owner", "-xf", "-"], f"copying {path} from the guest")
+
+    def _pipe(self, pack: list[str], unpack: list[str], doing: str) -> None:
+        with subprocess.Popen(pack, stdout=subprocess.PIPE) as packer:
+            unpacked = subprocess.run(unpack, stdin=packer.stdout)
+        if packer.returncode or unpacked.returncode:
+            self.sync()
+            raise HarnessError(f"{doing} failed")
+
+    def sync(self) -> None:
+        """Return once the agent has sent all that the guest's kernel logged so far."""
+        with self._changed:
+            self._marks += 1
+            mark = self._marks
+        with contextlib.suppress(OSError):  # then the watcher knows more
+            self._agent.sendall(f"mark {mark}\n".encode())
+        self._wait_for(lambda: self._marks_seen >= mark)
+
+    def complaints(self) -> list[str]:
+        """What the guest's kernel logged at level warning or worse since the last call."""
+        self.sync()
+        with self._changed:
+            complaints, self._complaints = self._complaints, []
+        return complaints
+
+    def taint(self) -> int:
+        """What taints the guest's kernel, apart from our module's being out of tree and unsigned."""
+        return int(self.run(["cat", "/proc/sys/kernel/tainted"]).stdout) & ~OUR_TAINT
+
+    def leaks(self) -> list[str]:
+        """What of our module's memory nobody points to any more, as kmemleak of a debug kernel reports it."""
+        found = re.split(r"^(?=unreferenced)", self.run(["sh", "-ec", KMEMLEAK]).stdout, flags=re.MULTILINE)
+        return [leak for leak in found if OURS in leak]
+
+    def gcov(self) -> bytes:
+        """A tar with the .gcda files of our module: how often its code ran. Debug kernels only."""
+        return subprocess.run(self.command(["sh", "-ec", GCOV]), stdout=subprocess.PIPE, check=True).stdout
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Have QEMU do something (the QEMU Machine Protocol); returns its answer."""
+        answer: dict[str, Any] = {}
+        try:
+            with self._qmp_in_use:
+                print(json.dumps({"execute": command, "arguments": arguments}), file=self._qmp, flush=True)
+                while not answer.keys() & {"return", "error"}:  # else it is the greeting, or an event
+                    answer = json.loads(self._qmp.readline())
+        except (OSError, ValueError):
+            raise HarnessError(f"QEMU did not answer {command}:\n{log_tail(self._folder, 10)}") from None
+        if "error" in answer:
+            raise HarnessError(f"QEMU refused {command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def _ask_port(self) -> int:
+        """The port on the host that leads to the guest's sshd. QEMU chose it, so there is no race for it."""
+        table = self.qmp("human-monitor-command", **{"command-line": "info usernet"})
+        found = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", table)
+        if not found:
+            raise HarnessError(f"QEMU does not say which port it forwards:\n{table}")
+        return int(found[1])
+
+    def _wait_for(self, happened: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.lost or happened())
+            if self.lost:
+                raise self.lost
+
+    def _watch(self) -> None:
+        """Read what the agent sends until it or the guest is gone. Runs in a thread."""
+        heard = time.monotonic()
+        rest = b""
+        self._agent.settimeout(PING_SECONDS)
+        while True:
+            try:
+                data = self._agent.recv(1 << 16)
+            except TimeoutError:
+                if time.monotonic() - heard > (self._hang_seconds if self._ready else BOOT_SECONDS):
+                    return self._lose("hung")
+                with contextlib.suppress(OSError):  # then recv is next to know
+                    self._agent.sendall(b"ping\n")
+                continue
+            except ConnectionError:
+                data = b""
+            if not data:
+                self._qemu.wait()
+                panic = b"Kernel panic - not syncing" in (self._folder / "console.log").read_bytes()
+                return self._lose("panicked" if panic else "died")
+            heard = time.monotonic()
+            *lines, rest = (rest + data).split(b"\n")
+            with self._changed:
+                for line in lines:
+                    self._hear(line.decode(errors="replace"))
+                self._changed.notify_all()
+
+    def _hear(self, line: str) -> None:
+        if line == "ready":
+            self._ready = True
+        elif (record := parse(line)) and record[1] > self._record:
+            priority, self._record, text = record
+            if mark := re.fullmatch(r"nymph-vm: mark (\d+)", text):
+                self._marks_seen = int(mark[1])
+            elif self._marks_seen and is_complaint(priority, text):
+                self._complaints.append(text)
+                self._on_complaint(text)
+
+    def _lose(self, how: str) -> None:
+        """The machine is gone: see that it is, and tell whoever waits or asks."""
+        self._qemu.kill()
+        self._qemu.wait()
+        with self._changed:
+            self.lost = VMLost(how, log_tail(self._folder), self)
+            if hasattr(self, "state") and not self._closing:
+                self.state = replace(self.state, state=how)
+                self.state.write()
+            self._running.close()
+            self._changed.notify_all()
+
+
+def _bytes(memory: str) -> int:
+    found = re.fullmatch(r"([1-9]\d*)([MG])", memory)
+    if not found:
+        raise HarnessError(f"{memory!r} is no amount of memory: say 512M or 4G")
+    return int(found[1]) << {"M": 20, "G": 30}[found[2]]
+
+
+def _qemu_command(
+    kernel: kernels.Kernel,
+    disk: root.Root,
+    accelerator: str,
+    size: int,
+    console: Path,
+    *,
+    ram: int,
+    agent: int,
+    qmp: int,
+) -> list[str]:
+    """QEMU's command line; `ram`, `agent` and `qmp` are open files it inherits."""
+    options = {
+        "accel": accelerator,
+        # TCG emulates the `rep movsb` that ERMS and FSRM recommend byte by byte, many times slower.
+        "cpu": "host" if accelerator == "kvm" else "max,-erms,-fsrm",
+        "smp": "2",
+        "m": f"{size >> 20}M",
+        # In a file, though one without a name, so that a device model can share it.
+        "object": f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on",
+        "machine": "q35,memory-backend=ram",
+        "display": "none",
+        "kernel": str(kernel.image),
+        "initrd": str(kernel.initramfs()),
+        "append": f"{CMDLINE} NYMPH_ACCEL={accelerator}",
+        "serial": f"file:{console}",
+        "mon": "chardev=qmp,mode=control",
+        "action": "panic=exit-failure,reboot=shutdown",
+    }
+    several = [
+        ("blockdev", f"driver=file,node-name=disk,filename={disk.image},read-only=on"),
+        ("device", "virtio-blk-pci,drive=disk"),
+        ("chardev", f"socket,id=qmp,fd={qmp}"),
+        ("chardev", f"socket,id=agent,fd={agent}"),
+        ("device", "virtio-serial-pci"),
+        ("device", "virtserialport,chardev=agent"),
+        ("netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
+        ("device", "virtio-net-pci,netdev=net,romfile="),
+        ("virtfs", f"local,mount_tag=kernel,path={kernel.modules},security_model=none,readonly=on"),
+        ("virtfs", f"local,mount_tag=repo,path={CHECKOUT},security_model=none,readonly=on"),
+        ("device", "pvpanic-pci"),
+    ]
+    command = [tool("setpriv"), "--pdeathsig=KILL", tool("qemu-system-x86_64"), "-nodefaults"]
+    for option, value in [*options.items(), *several]:
+        command += [f"-{option}", value]
+    return command

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""One Debian bookworm root, made without root: the guest's disk, and the place where builds run.
+
+It has Python with all wheels, sshd and udev, and the compilers. Nothing of this checkout is in it.
+"""
+
+import hashlib
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from nymph_vm import apt
+from nymph_vm.host import CHECKOUT, HarnessError, cached, call, step, tool
+
+PYTHON = "3.11"
+GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")  # 2.36 runs all of these
+
+GUEST_PACKAGES = ["python3", "openssh-server", "udev", "kmod", "procps"]
+BUILD_PACKAGES = ["gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
+BUILD_PACKAGES += ["bc", "bison", "flex", "libelf-dev", "xz-utils"]  # for whole kernels
+PACKAGES = [*GUEST_PACKAGES, *BUILD_PACKAGES]
+USERS = ("root", "nymph-user", "other-user")
+WHEELS = ["setuptools>=68", "pytest>=8", "hypothesis>=6", "numpy>=1.26"]  # and what pynymph depends on
+
+# Documentation, and what sparse and gcc bring along for jobs they do not have here.
+LEFT_OUT = [
+    *(f"/usr/share/{folder}/*" for folder in ("doc", "man", "info", "locale")),
+    *(f"/usr/lib/*/{library}*" for library in ("libLLVM", "libz3", "libicudata")),
+    "/usr/lib/udev/hwdb*",
+    "/usr/lib/gcc/*/lto1",
+    "/usr/bin/*lto-dump*",
+]
+
+SSHD_CONFIG = """\
+HostKey /etc/ssh/ssh_host_ed25519_key
+AuthorizedKeysFile /etc/ssh/authorized_keys
+PasswordAuthentication no
+UsePAM no
+UseDNS no
+MaxSessions 1000
+Subsystem sftp internal-sftp
+"""
+
+# The user in the group may use the device, the other may not.
+SETUP = """\
+groupadd --system nymph
+useradd --create-home --shell /bin/bash --password '*' --groups nymph nymph-user
+useradd --create-home --shell /bin/bash --password '*' other-user
+python3 -m compileall -q -j 0 /usr/local/lib/python3.11/dist-packages
+"""
+
+
+@dataclass(frozen=True)
+class Root:
+    """The finished root: `image` for guests, `tree` to build in, and the keys to get into a guest."""
+
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "root.squashfs"
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "tree"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder / "known_hosts"
+
+
+def prepare() -> Root:
+    """The root; built first if its recipe changed or there is none."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    wheels = sorted([*project["project"]["dependencies"], *WHEELS])
+    recipe = repr((PYTHON, GLIBC, PACKAGES, wheels, LEFT_OUT, SSHD_CONFIG, SETUP))
+    name = f"root-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    return Root(cached(name, lambda folder: _make(Root(folder), wheels)))
+
+
+def _make(root: Root, wheels: list[str]) -> None:
+    _check_subordinate_ids()
+    work = root.folder / "work"
+    work.mkdir()
+    with step("downloading the guest's Python packages"):
+        _download_wheels(wheels, work / "dist-packages")
+    _make_keys(root, work)
+    (work / "sshd_config").write_text(SSHD_CONFIG)
+    (work / "setup").write_text(SETUP)
+    with step("building the guest's disk (Debian bookworm; takes the longest, once)"):
+        _mmdebstrap(work)
+        archive = work / "root.tar"
+        with archive.open("rb") as file:
+            pack = ["sqfstar", "-comp", "lz4", "-quiet", "-no-progress"]
+            call([*pack, root.image], "packing the guest's disk", stdin=file)
+        root.tree.mkdir()
+        call(
+            ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", archive],
+            "unpacking the build root",
+        )
+    shutil.rmtree(work)
+
+
+def _check_subordinate_ids() -> None:
+    user = pwd.getpwuid(os.getuid()).pw_name
+    for file in ("/etc/subuid", "/etc/subgid"):
+        lines = Path(file).read_text().splitlines() if Path(file).exists() else []
+        if os.getuid() and not any(line.startswith(f"{user}:") for line in lines):
+            raise HarnessError(
+                f"{user} has no line in {file}, and nothing can be built as another user without: "
+                f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+            )
+
+
+def _download_wheels(wheels: list[str], folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
+    guest = ["--implementation=cp", f"--python-version={PYTHON}"]
+    guest += [f"--platform={glibc}_x86_64" for glibc in GLIBC]
+    done = subprocess.run([*pip, *guest, "--target", folder, *wheels], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = done.stderr.strip()[-1500:]
+        raise HarnessError(f"pip could not download the guest's Python packages:\n{said}")
+    for tests in folder.glob("numpy/**/tests"):
+        shutil.rmtree(tests)
+
+
+def _make_keys(root: Root, work: Path) -> None:
+    for key in (root.key, work / "host_key"):
+        options = ["-q", "-t", "ed25519", "-N", "", "-C", "nymph-vm"]
+        call(["ssh-keygen", *options, "-f", key], "making an SSH key")
+    kind, public, _ = (work / "host_key.pub").read_text().split()
+    root.known_hosts.write_text(f"nymph {kind} {public}\n")
+
+
+def _mmdebstrap(work: Path) -> None:
+    uploads = {
+        "sshd_config": "/etc/ssh/sshd_config",
+        "host_key": "/etc/ssh/ssh_host_ed25519_key",
+        "../id_ed25519.pub": "/etc/ssh/authorized_keys",
+        "setup": "/tmp/setup",
+    }
+    hooks = ['mkdir -p "$1/usr/local/lib/python3.11"', "copy-in dist-packages /usr/local/lib/python3.11"]
+    hooks.append('rm "$1"/etc/ssh/ssh_host_*')
+    hooks += [f"upload {name} {target}" for name, target in uploads.items()]
+    hooks += [
+        'chown -R 0:0 "$1/etc/ssh" "$1/usr/local"; chmod 644 "$1/etc/ssh/authorized_keys"',
+        'chmod 600 "$1/etc/ssh/ssh_host_ed25519_key"',
+        'chroot "$1" sh -e /tmp/setup; rm "$1/tmp/setup"',
+    ]
+    with (work / "root.tar").open("wb") as archive:
+        call(
+            [
+                "mmdebstrap", "--mode=unshare", "--variant=minbase", f"--include={','.join(PACKAGES)}",
+                *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
+                *(f"--aptopt={option}" for option in apt.host_options()),
+                *(f"--customize-hook={hook}" for hook in hooks),
+                "bookworm", "-", "-",
+            ],
+            "building the guest's disk", cwd=work, input=apt.sources(), stdout=archive,
+        )  # fmt: skip
+
+
+def run_inside(
+    root: Root,
+    mounts: dict[Path, str],
+    script: str,
+    sources: IO[bytes],
+    results: Path,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Run a shell script in the build root, without root and without writing to it.
+
+    The archive `sources` (a tar) is unpacked into the script's working directory, on a RAM disk; the folder
+    out/ that the script leaves there is unpacked into `results`. `mounts`: folders of the cache, and where
+    they are to be seen inside, relative to /. on_line: called with each line the script writes, as it comes.
+    Returns what the script wrote, or raises HarnessError with it.
+    """
+    # The user namespace cannot look into a private home folder, but it can be started in one: hence paths
+    # relative to the cache, and --no-canonicalize.
+    cache = root.folder.parent
+    tree = root.tree.relative_to(cache)
+    binds = ""
+    for folder, target in mounts.items():
+        (root.tree / target).mkdir(parents=True, exist_ok=True)
+        binds += f"mount --no-canonicalize --bind '{folder.relative_to(cache)}' '{tree}/{target}'\n"
+    enter = f"""set -e
+        {binds}
+        mount --no-canonicalize --rbind /dev {tree}/dev
+        mount --no-canonicalize -t tmpfs build {tree}/tmp
+        exec /usr/sbin/chroot {tree} /bin/sh -ec "$1"
+    """
+    inside = f"""
+        export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8
+        mkdir /tmp/build; cd /tmp/build; tar -xf -
+        {{ {script}
+        }} >&2
+        tar -cf - -C out .
+    """
+    with tempfile.TemporaryFile() as archive:
+        with subprocess.Popen(
+            [tool("mmdebstrap"), "--unshare-helper", "/bin/sh", "-c", enter, "sh", inside],
+            cwd=cache,
+            stdin=sources,
+            stdout=archive,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        ) as shell:
+            assert shell.stderr
+            lines = []
+            for line in shell.stderr:
+                lines.append(line)
+                on_line(line)
+        said = re.sub(
+            r"\nE: (system|unshared) .*", "", "".join(lines).strip()
+        )  # mmdebstrap's view of a failure
+        if shell.returncode:
+            raise HarnessError(said)
+        archive.seek(0)
+        subprocess.run([tool("tar"), "-C", results, "--no-same-owner", "-xf", "-"], stdin=archive, check=True)
+    return said
