@@ -205,6 +205,13 @@ class Memory:
             raise failed()
 
 
+def small_pages(length: int) -> Memory:
+    """Without huge pages: a pin is charged for all of each, so MiBs in some are beyond an ordinary user's limit."""
+    memory = Memory(length)
+    memory.advise(mmap.MADV_NOHUGEPAGE)
+    return memory
+
+
 def address_of(structure: ctypes.Structure | ctypes.Array) -> int:  # type: ignore[type-arg]
     return ctypes.addressof(structure)
 

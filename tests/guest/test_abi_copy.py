@@ -13,7 +13,7 @@ import abi
 import blake3
 import numpy as np
 import pytest
-from abi import GIB, KIB, MIB, PAGE, Context, Memory, Record
+from abi import GIB, KIB, MIB, PAGE, Context, Memory, Record, small_pages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -194,7 +194,7 @@ def test_kinds_of_memory(context: Context, tmp_path: Path, src_kind: Kind, dst_k
 def test_untouched_memory(context: Context, flags: str) -> None:
     """Pages nobody has ever looked at: the source reads as zeros, the destination comes into being."""
     length = 3 * MIB
-    src, dst = Memory(length), Memory(length)
+    src, dst = small_pages(length), small_pages(length)
     record = context.run(abi.copy(src.address, dst.address, length, FLAGS[flags]))
     check_record(record, FLAGS[flags], length, blake3.blake3(bytes(length)).digest())
     assert dst.read() == bytes(length)

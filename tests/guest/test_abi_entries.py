@@ -11,7 +11,7 @@ from pathlib import Path
 
 import abi
 import pytest
-from abi import MIB, PAGE, Child, Context, Entry, Memory
+from abi import MIB, PAGE, Child, Context, Entry, Memory, small_pages
 
 LENGTH = 2 * PAGE
 
@@ -289,17 +289,11 @@ def ordinary(function: Callable[[], str | None]) -> str:
     return Child(inside).result()
 
 
-def small_pages(length: int) -> Memory:
-    memory = Memory(length)
-    memory.advise(mmap.MADV_NOHUGEPAGE)
-    return memory.randomize()
-
-
 def test_zero_copy_is_charged_and_given_back() -> None:
     """3 MiB + 3 MiB fit under 8 MiB once, not twice; retirement, RESET and close() give them back."""
 
     def inside() -> None:
-        src, dst = small_pages(6 * MIB), small_pages(6 * MIB)
+        src, dst = small_pages(6 * MIB).randomize(), small_pages(6 * MIB).randomize()
         first = abi.copy(src.address, dst.address, 3 * MIB, abi.ZERO_COPY)
         second = abi.copy(src.address + 3 * MIB, dst.address + 3 * MIB, 3 * MIB, abi.ZERO_COPY)
         for end in ["retire", "RESET", "close", "retire"]:
@@ -329,7 +323,7 @@ def test_zero_copy_is_charged_and_given_back() -> None:
 
 def test_zero_copy_exactly_at_the_limit() -> None:
     def inside() -> None:
-        src, dst = small_pages(4 * MIB + PAGE), small_pages(4 * MIB + PAGE)
+        src, dst = small_pages(4 * MIB + PAGE).randomize(), small_pages(4 * MIB + PAGE).randomize()
         with Context() as context:
             context.setup(4, paused=True)
             with context.refuses(errno.ENOMEM):
@@ -382,7 +376,7 @@ def test_zero_copy_many_times_is_not_charged_twice() -> None:
     """Far more than the limit in turn: every charge comes back."""
 
     def inside() -> None:
-        src, dst = small_pages(2 * MIB), small_pages(2 * MIB)
+        src, dst = small_pages(2 * MIB).randomize(), small_pages(2 * MIB).randomize()
         with Context() as context:
             context.setup(4)
             for turn in range(20):
@@ -399,7 +393,7 @@ def test_zero_copy_refused_late_gives_its_charge_back() -> None:
     """Entries refused for ENOSPC, or for the destination only, keep nothing locked."""
 
     def inside() -> None:
-        src, dst, shut = small_pages(3 * MIB), small_pages(3 * MIB), small_pages(3 * MIB)
+        src, dst, shut = small_pages(3 * MIB).randomize(), small_pages(3 * MIB).randomize(), small_pages(3 * MIB).randomize()
         shut.protect(mmap.PROT_READ, 3 * MIB - PAGE, PAGE)
         with Context() as context:
             context.setup(1, paused=True)
@@ -418,7 +412,7 @@ def test_zero_copy_refused_late_gives_its_charge_back() -> None:
 
 @abi.needs_root
 def test_zero_copy_beyond_the_limit_with_cap_ipc_lock() -> None:
-    src, dst = small_pages(16 * MIB), small_pages(16 * MIB)
+    src, dst = small_pages(16 * MIB).randomize(), small_pages(16 * MIB).randomize()
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 * MIB, before[1]))
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import abi
 import pytest
-from abi import LONG, MIB, PAGE, Child, Context, Memory, Tap, Thread, until_blocked
+from abi import LONG, MIB, PAGE, Child, Context, Memory, Tap, Thread, small_pages, until_blocked
 
 REQUESTS: dict[str, Callable[[Context], object]] = {
     "SUBMIT_DMA": lambda context: context.submit(_WORK.address, _WORK.address + PAGE, 8),
@@ -412,7 +412,8 @@ def test_kill_with_work_in_the_ring(kind: str) -> None:
 
     def works() -> None:
         context = Context()
-        src, dst = Memory(256 * MIB), Memory(256 * MIB)
+        memory = small_pages if kind == "zero_copy" else Memory
+        src, dst = memory(256 * MIB), memory(256 * MIB)
         context.setup(64, paused=kind in ("queued", "zero_copy", "waiting"))
         match kind:
             case "queued":
@@ -440,7 +441,7 @@ def test_kill_with_work_in_the_ring(kind: str) -> None:
     with Context() as context:
         context.setup(4)
         assert context.run(abi.nop(1)).status == 0
-        src, dst = Memory(3 * MIB), Memory(3 * MIB)
+        src, dst = small_pages(3 * MIB), small_pages(3 * MIB)
         # The dead process's charge is gone once its context is: close() itself waits for nothing.
         for _ in range(10000):
             try:
