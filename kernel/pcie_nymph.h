@@ -26,9 +26,9 @@
 /* What an entry asks to be done. */
 #define NYMPH_OP_NOP		0
 #define NYMPH_OP_COPY		1
-#define NYMPH_OP_HASH		2	/* -EOPNOTSUPP so far */
-#define NYMPH_OP_FILL		3	/* -EOPNOTSUPP so far */
-#define NYMPH_OP_COMPARE	4	/* -EOPNOTSUPP so far */
+#define NYMPH_OP_HASH		2	/* the source, into a record */
+#define NYMPH_OP_FILL		3	/* the destination, with 8 bytes over and over */
+#define NYMPH_OP_COMPARE	4	/* both, differing: -EBADMSG */
 
 /* How it is done. The first three are the ones the first driver had. */
 #define NYMPH_DMA_FLAG_ZERO_COPY	0x1U	/* pin the memory, no bounce buffer */
@@ -36,8 +36,8 @@
 #define NYMPH_DMA_FLAG_COMPLETE_SYNC	0x4U	/* the request returns when it is done */
 #define NYMPH_DMA_FLAG_DIGEST_ONLY	0x8U	/* hash the destination, compare nothing */
 #define NYMPH_DMA_FLAG_RECORD		0x10U	/* leave a completion record */
-#define NYMPH_DMA_FLAG_LINK		0x20U	/* -EOPNOTSUPP so far */
-#define NYMPH_DMA_FLAG_BARRIER		0x40U	/* -EOPNOTSUPP so far */
+#define NYMPH_DMA_FLAG_LINK		0x20U	/* if this fails, the next is canceled */
+#define NYMPH_DMA_FLAG_BARRIER		0x40U	/* after all before it, before all behind it */
 
 /**
  * struct nymph_dma_desc - one copy, as the first driver took it
@@ -91,10 +91,11 @@ struct nymph_dma_ring {
  * @opcode: NYMPH_OP_*
  * @flags: NYMPH_DMA_FLAG_*
  * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for NYMPH_OP_NOP
- * @src: user virtual address, or offset into @src_buffer
- * @dst: user virtual address, or offset into @dst_buffer
- * @src_buffer: buffer handle, 0 for none (there are none so far: -EOPNOTSUPP)
- * @dst_buffer: buffer handle, 0 for none (there are none so far: -EOPNOTSUPP)
+ * @src: user virtual address, or offset into @src_buffer; for NYMPH_OP_FILL
+ *	the 8 bytes that fill, the lowest first
+ * @dst: user virtual address, or offset into @dst_buffer; 0 for NYMPH_OP_HASH
+ * @src_buffer: buffer handle, 0 for none
+ * @dst_buffer: buffer handle, 0 for none
  * @cookie: the caller's own, reported back unchanged
  * @reserved: 0
  *
@@ -122,7 +123,9 @@ struct nymph_entry {
  * @cookie: the entry's
  * @size: 128
  * @status: 0, or why it failed as a negative errno
- * @bytes_done: bytes that reached the destination, from its start on
+ * @bytes_done: bytes that reached the destination, from its start on; for
+ *	NYMPH_OP_HASH bytes hashed; for NYMPH_OP_COMPARE bytes found equal, so
+ *	with -EBADMSG the offset of the first that differs
  * @engine: id of the engine that ran it, 0 if none did
  * @flags: NYMPH_RECORD_*
  * @queued_ns: when the ring accepted it, CLOCK_MONOTONIC
@@ -166,6 +169,9 @@ struct nymph_engine_info {
 
 /* nymph_query.features */
 #define NYMPH_FEATURE_POLL	0x1ULL	/* poll(): EPOLLIN unread records, EPOLLOUT room */
+#define NYMPH_FEATURE_READ	0x2ULL	/* read(): completion records */
+#define NYMPH_FEATURE_ALLOC	0x4ULL	/* NYMPH_BUFFER_ALLOC, and mmap() of them */
+#define NYMPH_FEATURE_REGISTER	0x8ULL	/* NYMPH_BUFFER_REGISTER */
 
 /**
  * struct nymph_query - what this driver can do
@@ -291,6 +297,96 @@ struct nymph_snapshot {
 	__u32 engine;
 };
 
+/**
+ * struct nymph_cancel - end entries early
+ * @size: bytes of this struct
+ * @flags: 0
+ * @cookie: which: every active entry with this cookie
+ * @canceled: out: how many there were; they end with -ECANCELED in their turn,
+ *	unless they are done before
+ * @reserved: 0
+ */
+struct nymph_cancel {
+	__u32 size;
+	__u32 flags;
+	__u64 cookie;
+	__u32 canceled;
+	__u32 reserved;
+};
+
+/* nymph_buffer.op */
+#define NYMPH_BUFFER_ALLOC	1	/* zeroed memory of the driver's, to mmap() */
+#define NYMPH_BUFFER_REGISTER	2	/* memory of the caller's, pinned */
+#define NYMPH_BUFFER_IMPORT	3	/* a dma-buf: -EOPNOTSUPP so far */
+#define NYMPH_BUFFER_FREE	4	/* give up a handle */
+
+/* nymph_buffer.flags */
+#define NYMPH_BUFFER_READ_ONLY	0x1U	/* REGISTER: never a destination */
+
+/**
+ * struct nymph_buffer - memory that entries name by a handle
+ * @size: bytes of this struct
+ * @op: NYMPH_BUFFER_*
+ * @flags: NYMPH_BUFFER_READ_ONLY
+ * @handle: in for FREE, else out: from 1 up
+ * @addr: REGISTER: user virtual address; else 0
+ * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for FREE
+ * @mmap_offset: ALLOC, out: where mmap() of the file finds the memory
+ *
+ * The memory is the ring's: RESET and close() give up all handles. Entries
+ * accepted before a handle is given up go on with its memory, which is freed,
+ * or unpinned, when the last of them has retired and nobody maps it.
+ */
+struct nymph_buffer {
+	__u32 size;
+	__u32 op;
+	__u32 flags;
+	__u32 handle;
+	__u64 addr;
+	__u64 length;
+	__u64 mmap_offset;
+};
+
+/**
+ * struct nymph_eventfd - be told of completion records
+ * @size: bytes of this struct
+ * @flags: 0
+ * @fd: an eventfd, raised by 1 for every record; -1 for none any more
+ * @reserved: 0
+ */
+struct nymph_eventfd {
+	__u32 size;
+	__u32 flags;
+	__s32 fd;
+	__u32 reserved;
+};
+
+/*
+ * Times are counted in buckets, 8 for every power of two: time t in ns is in
+ * bucket t if t < 8, else, with e = floor(log2(t)), in 8 * (e - 2) + the 3 bits
+ * behind the first of t.
+ */
+#define NYMPH_LATENCY_BUCKETS	496
+
+/**
+ * struct nymph_latency - how long entries took, from submit to retirement
+ * @size: bytes of this struct
+ * @flags: 0
+ * @count: out: entries counted: all that some engine ran to its end
+ * @sum_ns: out: their times together
+ * @max_ns: out: the longest
+ * @buckets: in: address of NYMPH_LATENCY_BUCKETS times __u64, or 0: the number
+ *	of entries in each bucket is written here
+ */
+struct nymph_latency {
+	__u32 size;
+	__u32 flags;
+	__u64 count;
+	__u64 sum_ns;
+	__u64 max_ns;
+	__u64 buckets;
+};
+
 #define NYMPH_IOC_MAGIC		'N'
 
 /* The five requests of the first driver: fixed, bit for bit. */
@@ -304,13 +400,15 @@ struct nymph_snapshot {
  * The requests since. Their structs may grow: the driver goes by the struct's
  * own size, takes a longer one if what it does not know is zero (else
  * -E2BIG), and fills no more than it was given.
- *
- * 11 (CANCEL) and 12 (BUFFER) are taken, and answered with -EOPNOTSUPP.
  */
 #define NYMPH_IOC_QUERY		_IOWR(NYMPH_IOC_MAGIC, 6, struct nymph_query)
 #define NYMPH_IOC_SETUP2	_IOWR(NYMPH_IOC_MAGIC, 7, struct nymph_setup2)
 #define NYMPH_IOC_ENABLE	_IO(NYMPH_IOC_MAGIC, 8)
 #define NYMPH_IOC_ENTER		_IOWR(NYMPH_IOC_MAGIC, 9, struct nymph_enter)
 #define NYMPH_IOC_SNAPSHOT	_IOWR(NYMPH_IOC_MAGIC, 10, struct nymph_snapshot)
+#define NYMPH_IOC_CANCEL	_IOWR(NYMPH_IOC_MAGIC, 11, struct nymph_cancel)
+#define NYMPH_IOC_BUFFER	_IOWR(NYMPH_IOC_MAGIC, 12, struct nymph_buffer)
+#define NYMPH_IOC_EVENTFD	_IOW(NYMPH_IOC_MAGIC, 13, struct nymph_eventfd)
+#define NYMPH_IOC_LATENCY	_IOWR(NYMPH_IOC_MAGIC, 14, struct nymph_latency)
 
 #endif /* _UAPI_PCIE_NYMPH_H */
