@@ -37,7 +37,10 @@ SETUP2 = 0xC0384E07
 ENABLE = 0x00004E08
 ENTER = 0xC0384E09
 SNAPSHOT = 0xC0704E0A
-CANCEL_NR, BUFFER_NR = 11, 12
+CANCEL = 0xC0184E0B
+BUFFER = 0xC0284E0C
+EVENTFD = 0x40104E0D
+LATENCY = 0xC0284E0E
 
 OP_NOP, OP_COPY, OP_HASH, OP_FILL, OP_COMPARE = range(5)
 
@@ -49,15 +52,21 @@ RECORD = 1 << 4
 LINK = 1 << 5
 BARRIER = 1 << 6
 
+BUFFER_ALLOC, BUFFER_REGISTER, BUFFER_IMPORT, BUFFER_FREE = range(1, 5)
+BUFFER_READ_ONLY = 1 << 0
+LATENCY_BUCKETS = 496
+
 RECORD_SRC_DIGEST = 1 << 0
 RECORD_DST_DIGEST = 1 << 1
 SETUP_PAUSED = 1 << 0
 STATE_PAUSED = 1 << 0
 NO_DEADLINE = 2**64 - 1
 MAX_LENGTH = 1 << 30
+MAX_BUFFERS = 4095
 
 PROT_NONE = 0  # mmap has the others
 PAGE = mmap.PAGESIZE
+PIECE = 64 << 10  # how much the driver moves at a time
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 OLD_LABEL = 0x1000000  # what programs for the old driver pass as ring_addr
 
@@ -122,6 +131,25 @@ class SnapshotArg(ctypes.Structure):
                 ("errors", c_uint64), ("state", c_uint32), ("engine", c_uint32))
 
 
+class CancelArg(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("cookie", c_uint64), ("canceled", c_uint32),
+                ("reserved", c_uint32))
+
+
+class BufferArg(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("op", c_uint32), ("flags", c_uint32), ("handle", c_uint32),
+                ("addr", c_uint64), ("length", c_uint64), ("mmap_offset", c_uint64))
+
+
+class EventfdArg(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("fd", c_int32), ("reserved", c_uint32))
+
+
+class LatencyArg(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("count", c_uint64), ("sum_ns", c_uint64),
+                ("max_ns", c_uint64), ("buckets", c_uint64))
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
@@ -130,6 +158,8 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+_libc.read.restype = ctypes.c_ssize_t
 _libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 _libc.memset.restype = ctypes.c_void_p
 _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
@@ -145,6 +175,14 @@ def failed() -> OSError:
 def ioctl(fd: int, request: int, address: int = 0) -> int:
     """The system call: what it returns, or OSError. Never tried again; other threads run meanwhile."""
     result: int = _libc.ioctl(fd, request, address)
+    if result < 0:
+        raise failed()
+    return result
+
+
+def read(fd: int, address: int, length: int) -> int:
+    """The system call, as ioctl() above: a signal ends it with EINTR."""
+    result: int = _libc.read(fd, address, length)
     if result < 0:
         raise failed()
     return result
@@ -173,6 +211,10 @@ class Memory:
     def write(self, data: bytes, offset: int = 0) -> None:
         assert offset + len(data) <= self.length
         ctypes.memmove(self.address + offset, data, len(data))
+
+    def flip(self, offset: int) -> None:
+        """Make one byte another."""
+        self.write(bytes([self.read(offset, 1)[0] ^ 0xFF]), offset)
 
     def fill(self, byte: int, offset: int = 0, length: int | None = None) -> None:
         _libc.memset(self.address + offset, byte, self.length - offset if length is None else length)
@@ -224,6 +266,24 @@ def copy(src: int, dst: int, length: int, flags: int = 0, cookie: int = 0) -> En
     return Entry(size=64, opcode=OP_COPY, flags=flags, length=length, src=src, dst=dst, cookie=cookie)
 
 
+def hash_only(src: int, length: int, flags: int = RECORD, cookie: int = 0) -> Entry:
+    return Entry(size=64, opcode=OP_HASH, flags=flags, length=length, src=src, cookie=cookie)
+
+
+def fill(pattern: int, dst: int, length: int, flags: int = 0, cookie: int = 0) -> Entry:
+    return Entry(size=64, opcode=OP_FILL, flags=flags, length=length, src=pattern, dst=dst, cookie=cookie)
+
+
+def compare(src: int, dst: int, length: int, flags: int = 0, cookie: int = 0) -> Entry:
+    return Entry(size=64, opcode=OP_COMPARE, flags=flags, length=length, src=src, dst=dst, cookie=cookie)
+
+
+def in_buffers(entry: Entry, src: int = 0, dst: int = 0) -> Entry:
+    """The entry, its addresses being offsets into these buffers."""
+    entry.src_buffer, entry.dst_buffer = src, dst
+    return entry
+
+
 class Snapshot(NamedTuple):
     """Everything one can see of a ring, so that two of them tell whether anything happened between."""
 
@@ -254,6 +314,21 @@ class Entered(NamedTuple):
     submitted: int
     error: int
     records: list[Record]
+
+
+class Latency(NamedTuple):
+    count: int
+    sum_ns: int
+    max_ns: int
+    buckets: tuple[int, ...]
+
+
+def bucket_of(nanoseconds: int) -> int:
+    """By the words of the header: 8 for every power of two."""
+    if nanoseconds < 8:
+        return nanoseconds
+    exponent = nanoseconds.bit_length() - 1
+    return 8 * (exponent - 2) + (nanoseconds >> exponent - 3 & 7)
 
 
 class Context:
@@ -354,6 +429,49 @@ class Context:
                     raise
                 os.sched_yield()
 
+    def read(self, count: int = 1) -> list[Record]:
+        """read() with room for so many records."""
+        records = (Record * count)()
+        ctypes.memset(records, 0xEE, ctypes.sizeof(records))
+        got = read(self.fd, address_of(records), ctypes.sizeof(records))
+        assert got % ctypes.sizeof(Record) == 0 and 0 < got <= ctypes.sizeof(records)
+        assert bytes(records)[got:] == b"\xee" * (ctypes.sizeof(records) - got)
+        return list(records)[:got // ctypes.sizeof(Record)]
+
+    def cancel(self, cookie: int) -> int:
+        argument = CancelArg(size=ctypes.sizeof(CancelArg), cookie=cookie, canceled=0xEEEEEEEE)
+        assert self.ioctl(CANCEL, argument) == 0
+        return argument.canceled
+
+    def buffer(self, op: int, *, flags: int = 0, handle: int = 0, addr: int = 0, length: int = 0) -> BufferArg:
+        argument = BufferArg(ctypes.sizeof(BufferArg), op, flags, handle, addr, length)
+        assert self.ioctl(BUFFER, argument) == 0
+        return argument
+
+    def alloc(self, length: int) -> BufferArg:
+        return self.buffer(BUFFER_ALLOC, length=length)
+
+    def register(self, memory: Memory, flags: int = 0) -> int:
+        return self.buffer(BUFFER_REGISTER, addr=memory.address, length=memory.length, flags=flags).handle
+
+    def free(self, handle: int) -> None:
+        self.buffer(BUFFER_FREE, handle=handle)
+
+    def map(self, buffer: BufferArg, length: int | None = None, offset: int = 0,
+            protection: int = mmap.PROT_READ | mmap.PROT_WRITE, flags: int = mmap.MAP_SHARED) -> Memory:
+        length = buffer.length - offset if length is None else length
+        return Memory(length, protection, flags, self.fd, buffer.mmap_offset + offset)
+
+    def eventfd(self, fd: int) -> None:
+        assert self.ioctl(EVENTFD, EventfdArg(ctypes.sizeof(EventfdArg), 0, fd)) == 0
+
+    def latency(self) -> Latency:
+        buckets = (c_uint64 * LATENCY_BUCKETS)()
+        ctypes.memset(buckets, 0xEE, ctypes.sizeof(buckets))
+        argument = LatencyArg(size=ctypes.sizeof(LatencyArg), buckets=address_of(buckets))
+        assert self.ioctl(LATENCY, argument) == 0
+        return Latency(argument.count, argument.sum_ns, argument.max_ns, tuple(buckets))
+
     def run(self, entry: Entry) -> Record:
         """Submit one entry and wait for its record, which must be the only one."""
         entry.flags |= RECORD
@@ -434,18 +552,21 @@ class Thread(threading.Thread):
             raise self._error
 
 
-def until_blocked(task: int) -> None:
-    """Return when this task (of this process, or a child) sleeps in ioctl(), or is done."""
+SYS_READ, SYS_IOCTL = 0, 16
+
+
+def until_blocked(task: int, call: int = SYS_IOCTL) -> None:
+    """Return when this task (of this process, or a child) sleeps in this system call, or is done."""
     end = time.monotonic() + LONG
     while time.monotonic() < end:
         try:
             state = Path(f"/proc/{task}/syscall").read_text()
         except (FileNotFoundError, ProcessLookupError):
             return
-        if state.startswith("16 "):
+        if state.startswith(f"{call} "):
             return
         os.sched_yield()
-    pytest.fail(f"task {task} never slept in ioctl()")
+    pytest.fail(f"task {task} never slept in system call {call}")
 
 
 class Child:

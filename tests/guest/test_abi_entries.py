@@ -120,23 +120,18 @@ def test_nop_with_field(context: Context, field: str) -> None:
 
 
 @pytest.mark.parametrize("flag", [abi.ZERO_COPY, abi.VERIFY_HASH, abi.DIGEST_ONLY,
-                                  abi.DIGEST_ONLY | abi.RECORD, abi.LINK, abi.BARRIER, 1 << 7])
+                                  abi.DIGEST_ONLY | abi.RECORD, 1 << 7])
 def test_nop_with_flag(context: Context, flag: int) -> None:
     refused(context, abi.nop(3, flag), errno.EINVAL)
 
 
-# --- EOPNOTSUPP -------------------------------------------------------------------------------------------
-
-NOT_YET: dict[str, dict[str, int]] = {
-    "hash": {"opcode": abi.OP_HASH}, "fill": {"opcode": abi.OP_FILL}, "compare": {"opcode": abi.OP_COMPARE},
-    "link": {"flags": abi.LINK}, "barrier": {"flags": abi.BARRIER},
-    "src_buffer": {"src_buffer": 1}, "dst_buffer": {"dst_buffer": 2**32 - 1},
-}
+# --- ENOENT -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", NOT_YET)
-def test_not_yet(context: Context, buffers: Buffers, case: str) -> None:
-    refused(context, buffers.entry(**NOT_YET[case]), errno.EOPNOTSUPP)
+@pytest.mark.parametrize("field", ["src_buffer", "dst_buffer"])
+def test_no_such_buffer(context: Context, buffers: Buffers, field: str) -> None:
+    for handle in (1, 2, 4096, 2**31, 2**32 - 1):
+        refused(context, buffers.entry(**{field: handle}), errno.ENOENT)
 
 
 # --- EAGAIN -----------------------------------------------------------------------------------------------
@@ -250,11 +245,11 @@ def full(context: Context) -> None:
 
 
 ORDER: dict[str, tuple[dict[str, int], int]] = {
-    "invalid_before_not_yet": ({"opcode": abi.OP_FILL, "length": 0}, errno.EINVAL),
     "invalid_before_again": ({"length": 0, "flags": abi.COMPLETE_SYNC}, errno.EINVAL),
     "invalid_before_fault": ({"src": 0, "reserved_0": 1}, errno.EINVAL),
-    "not_yet_before_again": ({"flags": abi.COMPLETE_SYNC | abi.LINK}, errno.EOPNOTSUPP),
-    "not_yet_before_fault": ({"src": 0, "dst_buffer": 1}, errno.EOPNOTSUPP),
+    "invalid_before_no_buffer": ({"opcode": abi.OP_FILL, "src_buffer": 9}, errno.EINVAL),
+    "again_before_no_buffer": ({"src_buffer": 9, "flags": abi.COMPLETE_SYNC}, errno.EAGAIN),
+    "no_buffer_before_fault": ({"src": 0, "dst_buffer": 9}, errno.ENOENT),
     "again_before_fault": ({"src": 0, "flags": abi.COMPLETE_SYNC}, errno.EAGAIN),
     "fault_before_full": ({"src": 0}, errno.EFAULT),
     "full": ({}, errno.ENOSPC),

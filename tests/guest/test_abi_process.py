@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import random
 import select
@@ -28,6 +29,14 @@ REQUESTS: dict[str, Callable[[Context], object]] = {
     "ENABLE": lambda context: context.enable(),
     "ENTER": lambda context: context.enter([abi.nop()]),
     "SNAPSHOT": lambda context: context.snapshot(),
+    "CANCEL": lambda context: context.cancel(1),
+    "BUFFER alloc": lambda context: context.alloc(PAGE),
+    "BUFFER register": lambda context: context.register(_WORK),
+    "BUFFER free": lambda context: context.free(1),
+    "EVENTFD": lambda context: context.eventfd(-1),
+    "LATENCY": lambda context: context.latency(),
+    "read": lambda context: context.read(),
+    "mmap": lambda context: Memory(PAGE, fd=context.fd, flags=mmap.MAP_SHARED),
 }
 _WORK = Memory(2 * PAGE)
 
@@ -116,12 +125,16 @@ def program(fd: int) -> list[str]:
         (abi.ENABLE, abi.RingInfo()),
         (abi.ENTER, abi.Enter(size=56)),
         (abi.SNAPSHOT, abi.SnapshotArg(size=112)),
+        (abi.CANCEL, abi.CancelArg(size=24, cookie=1)),
+        (abi.BUFFER, abi.BufferArg(size=40, op=abi.BUFFER_ALLOC, length=PAGE)),
+        (abi.EVENTFD, abi.EventfdArg(size=16, fd=-1)),
+        (abi.LATENCY, abi.LatencyArg(size=40)),
     ]
     told = [word for request, argument in arguments for word in (str(request), bytes(argument).hex())]
     return [sys.executable, "-I", "-S", "-c", EXECED, str(fd), *told]
 
 
-FOREIGN = str([0] + [errno.EPERM] * 9)
+FOREIGN = str([0] + [errno.EPERM] * 13)
 
 
 def test_exec_of_a_child(context: Context) -> None:

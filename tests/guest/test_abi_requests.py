@@ -165,15 +165,94 @@ def status_is_zeros(context: Context) -> None:
 
 
 def cancel(context: Context) -> None:
-    context.ioctl(0xC0404E00 | abi.CANCEL_NR, abi.Entry())
+    context.cancel(7)
+
+
+def cancel_works(context: Context) -> None:
+    before = context.snapshot()
+    if before.active:
+        assert context.cancel(7) == 1
+        assert context.snapshot() == before
+        context.enable()
+        context.drain()
+        after = context.snapshot()
+        assert (after.active, after.errors, after.first_error) == (0, 1, -errno.ECANCELED)
+    else:
+        with context.refuses(errno.ENOENT):
+            context.cancel(7)
 
 
 def buffer(context: Context) -> None:
-    context.ioctl(0xC0404E00 | abi.BUFFER_NR, abi.Entry())
+    context.alloc(PAGE)
+
+
+def buffer_works(context: Context) -> None:
+    before = context.snapshot()
+    buffer = context.alloc(PAGE)
+    handle = context.register(_WORK)
+    assert buffer.handle != handle
+    context.free(buffer.handle)
+    context.free(handle)
+    with context.refuses(errno.ENOENT):
+        context.free(handle)
+    assert context.snapshot() == before
+
+
+def eventfd(context: Context) -> None:
+    context.eventfd(-1)
+
+
+def eventfd_works(context: Context) -> None:
+    told = os.eventfd(0, os.EFD_NONBLOCK)
+    context.eventfd(told)
+    with abi.fails(errno.EAGAIN):
+        os.eventfd_read(told)
+    context.enable()
+    context.enter([abi.nop(8, abi.RECORD)])
+    context.drain()
+    assert os.eventfd_read(told) == 1
+    os.close(told)
+
+
+def latency(context: Context) -> None:
+    context.latency()
+
+
+def latency_works(context: Context) -> None:
+    before = context.latency()
+    context.enable()
+    context.drain()
+    after = context.latency()
+    assert after.count > before.count
+    assert sum(after.buckets) == after.count
+
+
+def read(context: Context) -> None:
+    os.set_blocking(context.fd, False)
+    context.read()
+
+
+def read_works(context: Context) -> None:
+    os.set_blocking(context.fd, False)
+    if context.snapshot().unread_records:
+        assert [record.cookie for record in context.read(4)] == [7]
+    with context.refuses(errno.EAGAIN):
+        context.read()
+
+
+def map_(context: Context) -> None:
+    Memory(PAGE, fd=context.fd, flags=mmap.MAP_SHARED)
+
+
+def map_works(context: Context) -> None:
+    with context.refuses(errno.EINVAL):
+        map_(context)
+    buffer = context.alloc(PAGE)
+    assert context.map(buffer).read() == bytes(PAGE)
 
 
 def unknown(context: Context) -> None:
-    context.ioctl(0xC0404E0D, abi.Entry())
+    context.ioctl(0xC0404E0F, abi.Entry())
 
 
 Check = Callable[[Context], None]
@@ -189,8 +268,12 @@ REQUESTS: dict[Check, dict[str, Check | int]] = {
     enable: {"none": errno.EINVAL, "idle": enable_works, "busy": enable_works},
     enter: {"none": errno.EINVAL, "idle": enter_works, "busy": enter_works},
     snapshot: {"none": snapshot_is_zeros, "idle": snapshot_works, "busy": snapshot_works},
-    cancel: dict.fromkeys(["none", "idle", "busy"], errno.EOPNOTSUPP),
-    buffer: dict.fromkeys(["none", "idle", "busy"], errno.EOPNOTSUPP),
+    cancel: {"none": errno.EINVAL, "idle": cancel_works, "busy": cancel_works},
+    buffer: {"none": errno.EINVAL, "idle": buffer_works, "busy": buffer_works},
+    eventfd: {"none": errno.EINVAL, "idle": eventfd_works, "busy": eventfd_works},
+    latency: {"none": errno.EINVAL, "idle": latency_works, "busy": latency_works},
+    read: {"none": errno.EINVAL, "idle": read_works, "busy": read_works},
+    map_: {"none": errno.EINVAL, "idle": map_works, "busy": map_works},
     unknown: dict.fromkeys(["none", "idle", "busy"], errno.ENOTTY),
 }
 COLUMN = {"fresh": "none", "reset": "none", "idle": "idle", "queued": "busy", "unread": "busy"}
@@ -296,10 +379,10 @@ def test_rings_are_given_back(context: Context, max_rings: Path) -> None:
 def test_query_values(context: Context) -> None:
     query, engines = context.query(16)
     assert query.version == 1
-    assert query.features == 1
-    assert query.requests == sum(1 << n for n in range(1, 11))
-    assert query.opcodes == 1 << abi.OP_NOP | 1 << abi.OP_COPY
-    assert query.entry_flags == 0b11111
+    assert query.features == 0b1111
+    assert query.requests == sum(1 << n for n in range(1, 15))
+    assert query.opcodes == 0b11111
+    assert query.entry_flags == 0b1111111
     assert query.max_length == 1 << 30
     assert query.max_entries == 4096
     assert query.setup_flags == abi.SETUP_PAUSED
@@ -333,7 +416,12 @@ SIZED: dict[str, tuple[int, Callable[[], ctypes.Structure]]] = {
     "SETUP2": (abi.SETUP2, lambda: abi.Setup2(size=56, entries=4)),
     "ENTER": (abi.ENTER, lambda: abi.Enter(size=56)),
     "SNAPSHOT": (abi.SNAPSHOT, lambda: abi.SnapshotArg(size=112, max_entries=0)),
+    "CANCEL": (abi.CANCEL, lambda: abi.CancelArg(size=24, cookie=QUEUED)),
+    "BUFFER": (abi.BUFFER, lambda: abi.BufferArg(size=40, op=abi.BUFFER_ALLOC, length=PAGE)),
+    "EVENTFD": (abi.EVENTFD, lambda: abi.EventfdArg(size=16, fd=-1)),
+    "LATENCY": (abi.LATENCY, lambda: abi.LatencyArg(size=40)),
 }
+QUEUED = 4711
 FIXED: dict[str, tuple[int, Callable[[], ctypes.Structure]]] = {
     "SUBMIT_DMA": (abi.SUBMIT_DMA, lambda: abi.Desc(_WORK.address, _WORK.address + PAGE, 100)),
     "GET_STATUS": (abi.GET_STATUS, abi.Status),
@@ -353,8 +441,13 @@ def grown(structure: ctypes.Structure, size: int, tail: bytes) -> Memory:
 
 
 @pytest.fixture
-def ring(context: Context) -> Context:
-    context.setup(4)
+def ring(context: Context, request: pytest.FixtureRequest) -> Context:
+    """An idle one, but CANCEL finds something to cancel."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    cancel = parameters.get("name") == "CANCEL"
+    context.setup(4, paused=cancel)
+    if cancel:
+        context.enter([abi.nop(QUEUED)])
     return context
 
 
@@ -438,7 +531,8 @@ def test_argument_at_the_end_of_a_page(ring: Context, name: str) -> None:
     assert abi.ioctl(ring.fd, number, memory.address + start) == 0
 
 
-@pytest.mark.parametrize("name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "GET_STATUS", "GET_RING"])
+@pytest.mark.parametrize("name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY", "GET_STATUS",
+                                  "GET_RING"])
 def test_answer_into_read_only_memory(ring: Context, name: str) -> None:
     number, make = ARGUMENTS[name]
     memory = Memory(PAGE)
@@ -470,29 +564,67 @@ def test_enter_with_read_only_argument_keeps_records(ring: Context) -> None:
     assert [record.cookie for record in ring.reap(2)] == [1, 2]
 
 
+def test_cancel_with_read_only_argument_cancels_nothing(context: Context) -> None:
+    context.setup(4, paused=True)
+    context.enter([abi.nop(QUEUED, abi.RECORD)])
+    memory = Memory(PAGE)
+    memory.write(bytes(abi.CancelArg(size=24, cookie=QUEUED)))
+    memory.protect(mmap.PROT_READ)
+    with context.refuses(errno.EFAULT):
+        abi.ioctl(context.fd, abi.CANCEL, memory.address)
+    context.enable()
+    assert context.reap(1)[0].status == 0
+
+
 def test_setup_with_read_only_argument() -> None:
-    """SETUP_RING only reads: a constant struct is as good as any."""
+    """SETUP_RING and EVENTFD only read: a constant struct is as good as any."""
     memory = Memory(PAGE)
     memory.write(bytes(abi.RingInfo(4)))
+    memory.write(bytes(abi.EventfdArg(size=16, fd=-1)), 64)
     memory.protect(mmap.PROT_READ)
     with Context() as context:
         assert abi.ioctl(context.fd, abi.SETUP_RING, memory.address) == 0
         assert context.ring().ring_size == 4
+        assert abi.ioctl(context.fd, abi.EVENTFD, memory.address + 64) == 0
 
 
-def test_flags_of_enter_and_snapshot_are_refused(ring: Context) -> None:
+@pytest.mark.parametrize("name", ["ENTER", "SNAPSHOT", "CANCEL", "EVENTFD", "LATENCY"])
+def test_flags_are_refused(ring: Context, name: str) -> None:
+    number, make = SIZED[name]
     for bit in range(32):
+        argument = make()
+        argument.flags = 1 << bit  # type: ignore[attr-defined]
         with ring.refuses(errno.EINVAL):
-            ring.ioctl(abi.ENTER, abi.Enter(size=56, flags=1 << bit))
+            ring.ioctl(number, argument)
+
+
+@pytest.mark.parametrize("name", ["CANCEL", "EVENTFD"])
+def test_reserved_is_refused(ring: Context, name: str) -> None:
+    number, make = SIZED[name]
+    for value in (1, 1 << 31):
+        argument = make()
+        argument.reserved = value  # type: ignore[attr-defined]
         with ring.refuses(errno.EINVAL):
-            ring.ioctl(abi.SNAPSHOT, abi.SnapshotArg(size=112, flags=1 << bit))
+            ring.ioctl(number, argument)
+
+
+def test_latency_buckets_fault(ring: Context) -> None:
+    """At a made-up address, and at the end of a page; without an array there is the rest."""
+    memory = Memory(2 * PAGE)
+    memory.protect(abi.PROT_NONE, PAGE)
+    for address in (16, 1 << 63, memory.address + PAGE - 8 * abi.LATENCY_BUCKETS + 1):
+        with ring.refuses(errno.EFAULT):
+            ring.ioctl(abi.LATENCY, abi.LatencyArg(size=40, buckets=address))
+    for address in (0, memory.address + PAGE - 8 * abi.LATENCY_BUCKETS):
+        assert ring.ioctl(abi.LATENCY, abi.LatencyArg(size=40, buckets=address)) == 0
 
 
 @pytest.mark.parametrize("number", [
-    0x00004E00, 0xC0404E0D, 0xC0404EFF,  # no such number
+    0x00004E00, 0xC0404E0F, 0xC0404EFF,  # no such number
     0x00004D05, 0xC0204F01,  # not our letter
     0xC0184E01, 0x80204E02, 0x40104E03, 0x80284E04,  # the first five have one size each
     0x40204E01, 0xC0304E02, 0xC0184E03, 0xC0184E04, 0xC0184E05,  # and one direction
+    0x40184E0B, 0x80284E0C, 0xC0104E0D, 0x40284E0E,  # as have the last four
     0x00005401,  # TCGETS: isatty() asks everything
 ], ids=hex)
 def test_unknown_requests(ring: Context, number: int) -> None:
@@ -532,12 +664,18 @@ def test_snapshot_entries_not_asked_for(context: Context) -> None:
     assert bytes(argument.ring_hash) == context.snapshot().computed_hash()
 
 
-def test_only_reading_is_no_way_in(context: Context) -> None:
-    """There is no read(), write() or mmap() yet: they say so and break nothing."""
+def test_no_write(context: Context) -> None:
     context.setup(4)
     with context.refuses(errno.EINVAL):
-        os.read(context.fd, 128)
-    with context.refuses(errno.EINVAL):
         os.write(context.fd, bytes(64))
-    with context.refuses(errno.ENODEV):
-        Memory(PAGE, fd=context.fd, flags=mmap.MAP_SHARED)
+
+
+def test_fixed_limits() -> None:
+    """What QUERY says, for administrators: not to be changed."""
+    limits = abi.SYSFS / "limits"
+    assert (limits / "max_entries").read_text() == "4096\n"
+    assert (limits / "max_length").read_text() == f"{abi.MAX_LENGTH}\n"
+    for name in ("max_entries", "max_length"):
+        with pytest.raises(PermissionError), open(limits / name, "w") as file:
+            file.write("1\n")
+            file.flush()
