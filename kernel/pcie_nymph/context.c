@@ -2,6 +2,8 @@
 /*
  * pcie_nymph: one open file, and the requests made through it.
  */
+#include <linux/err.h>
+#include <linux/eventfd.h>
 #include <linux/fs.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
@@ -11,10 +13,6 @@
 #include <linux/uaccess.h>
 
 #include "nymph.h"
-
-/* Requests 11 and 12 have a number and nothing else so far. */
-#define NYMPH_NR_CANCEL		11
-#define NYMPH_NR_BUFFER		12
 
 /* A request whose struct may grow is known by all but the size in its number. */
 #define NYMPH_SIZELESS(cmd)	((cmd) & ~IOCSIZE_MASK)
@@ -80,20 +78,26 @@ static int nymph_get_arg(void *arg, size_t size, void __user *uarg)
 }
 
 /*
- * The ring, with a reference; NULL if there is none, or RESET is about to take
- * it away; -EPERM if it is tied to other memory than current's.
+ * The ring; NULL if there is none, or RESET is about to take it away; -EPERM if
+ * it is tied to other memory than current's. Under the context's lock.
  */
+static struct nymph_ring *nymph_live_ring(struct nymph_context *ctx)
+{
+	struct nymph_ring *ring = ctx->ring;
+
+	if (!ring || READ_ONCE(ring->dead))
+		return NULL;
+	return ring->mm == current->mm ? ring : ERR_PTR(-EPERM);
+}
+
+/* The same with a reference; it may be reset or replaced at any moment. */
 static struct nymph_ring *nymph_get_ring(struct nymph_context *ctx)
 {
 	struct nymph_ring *ring;
 
 	mutex_lock(&ctx->lock);
-	ring = ctx->ring;
-	if (ring && READ_ONCE(ring->dead))
-		ring = NULL;
-	else if (ring && ring->mm != current->mm)
-		ring = ERR_PTR(-EPERM);
-	else if (ring)
+	ring = nymph_live_ring(ctx);
+	if (!IS_ERR_OR_NULL(ring))
 		refcount_inc(&ring->refs);
 	mutex_unlock(&ctx->lock);
 	return ring;
@@ -103,6 +107,26 @@ static struct nymph_ring *nymph_get_ring(struct nymph_context *ctx)
 static struct nymph_ring *nymph_need_ring(struct nymph_context *ctx)
 {
 	return nymph_get_ring(ctx) ?: ERR_PTR(-EINVAL);
+}
+
+/*
+ * For requests that are done in no time: the ring, which stays what it is until
+ * nymph_unlock_ring(); or an error, and nothing is locked.
+ */
+static struct nymph_ring *nymph_lock_ring(struct nymph_context *ctx)
+{
+	struct nymph_ring *ring;
+
+	mutex_lock(&ctx->lock);
+	ring = nymph_live_ring(ctx) ?: ERR_PTR(-EINVAL);
+	if (IS_ERR(ring))
+		mutex_unlock(&ctx->lock);
+	return ring;
+}
+
+static void nymph_unlock_ring(struct nymph_context *ctx)
+{
+	mutex_unlock(&ctx->lock);
 }
 
 /* As many can be unread as are reserved, so a full ring can be refilled. */
@@ -181,13 +205,13 @@ static int nymph_ioc_setup_ring(struct nymph_context *ctx, void __user *uarg)
 
 static int nymph_ioc_get_ring(struct nymph_context *ctx, void __user *uarg)
 {
-	struct nymph_ring *ring = nymph_need_ring(ctx);
+	struct nymph_ring *ring = nymph_lock_ring(ctx);
 	struct nymph_dma_ring arg;
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
 	nymph_ring_indices(ring, &arg);
-	nymph_ring_put(ring);
+	nymph_unlock_ring(ctx);
 	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
 }
 
@@ -195,14 +219,17 @@ static int nymph_snapshot(struct nymph_context *ctx,
 			  struct nymph_snapshot *snap,
 			  struct nymph_entry __user *to)
 {
-	struct nymph_ring *ring = nymph_get_ring(ctx);
+	struct nymph_ring *ring;
 	int ret;
 
-	if (IS_ERR(ring))
-		return PTR_ERR(ring);
-	ret = nymph_ring_snapshot(ring, snap, to);
-	if (ring)
-		nymph_ring_put(ring);
+	do {
+		ring = nymph_get_ring(ctx);
+		if (IS_ERR(ring))
+			return PTR_ERR(ring);
+		ret = nymph_ring_snapshot(ring, snap, to);
+		if (ring)
+			nymph_ring_put(ring);
+	} while (ret == -ESTALE);
 	return ret;
 }
 
@@ -321,12 +348,12 @@ static int nymph_ioc_reset(struct nymph_context *ctx)
 
 static int nymph_ioc_enable(struct nymph_context *ctx)
 {
-	struct nymph_ring *ring = nymph_need_ring(ctx);
+	struct nymph_ring *ring = nymph_lock_ring(ctx);
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
 	nymph_ring_enable(ring);
-	nymph_ring_put(ring);
+	nymph_unlock_ring(ctx);
 	return 0;
 }
 
@@ -476,10 +503,11 @@ static int nymph_ioc_query(void __user *uarg)
 	if (ret)
 		return ret;
 	arg.version = NYMPH_ABI_VERSION;
-	arg.features = NYMPH_FEATURE_POLL;
-	arg.requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_SNAPSHOT),
+	arg.features = NYMPH_FEATURE_POLL | NYMPH_FEATURE_READ |
+		       NYMPH_FEATURE_ALLOC | NYMPH_FEATURE_REGISTER;
+	arg.requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_LATENCY),
 				   _IOC_NR(NYMPH_IOC_SUBMIT_DMA));
-	arg.opcodes = BIT_ULL(NYMPH_OP_NOP) | BIT_ULL(NYMPH_OP_COPY);
+	arg.opcodes = GENMASK_ULL(NYMPH_OP_COMPARE, NYMPH_OP_NOP);
 	arg.entry_flags = NYMPH_FLAGS_SERVED;
 	arg.max_length = NYMPH_MAX_LENGTH;
 	arg.max_entries = NYMPH_MAX_ENTRIES;
@@ -493,6 +521,189 @@ static int nymph_ioc_query(void __user *uarg)
 			return -EFAULT;
 	}
 	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+}
+
+static int nymph_ioc_cancel(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_cancel __user *to = uarg;
+	struct nymph_cancel arg;
+	struct nymph_ring *ring;
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	if (arg.flags || arg.reserved)
+		return -EINVAL;
+	/* first, so that nothing is canceled for a caller who can't be told */
+	if (put_user(0, &to->canceled))
+		return -EFAULT;
+	ring = nymph_lock_ring(ctx);
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	arg.canceled = nymph_ring_cancel(ring, arg.cookie);
+	nymph_unlock_ring(ctx);
+	return arg.canceled ? put_user(arg.canceled, &to->canceled) : -ENOENT;
+}
+
+static int nymph_buffer_check(const struct nymph_buffer *arg)
+{
+	u32 flags = 0;
+
+	switch (arg->op) {
+	case NYMPH_BUFFER_REGISTER:
+		flags = NYMPH_BUFFER_READ_ONLY;
+		fallthrough;
+	case NYMPH_BUFFER_ALLOC:
+		if (arg->flags & ~flags || !arg->length ||
+		    arg->length > NYMPH_MAX_LENGTH)
+			return -EINVAL;
+		if (arg->op == NYMPH_BUFFER_ALLOC && arg->addr)
+			return -EINVAL;
+		return 0;
+	case NYMPH_BUFFER_FREE:
+		return arg->flags || arg->addr || arg->length ? -EINVAL : 0;
+	case NYMPH_BUFFER_IMPORT:
+		return -EOPNOTSUPP;
+	default:
+		return -EINVAL;
+	}
+}
+
+static int nymph_buffer_free(struct nymph_context *ctx, u32 handle)
+{
+	struct nymph_ring *ring = nymph_lock_ring(ctx);
+	struct nymph_region *region;
+
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	region = nymph_ring_remove_region(ring, handle);
+	nymph_unlock_ring(ctx);
+	if (!region)
+		return -ENOENT;
+	nymph_region_put(region);
+	return 0;
+}
+
+static int nymph_buffer_create(struct nymph_context *ctx,
+			       struct nymph_buffer *arg)
+{
+	struct nymph_ring *ring = nymph_need_ring(ctx);
+	struct nymph_region *region;
+	int ret;
+
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	region = nymph_region_create(ring->user->account, arg);
+	nymph_ring_put(ring);
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+
+	/* not the same one, if it was replaced meanwhile; just as good */
+	ring = nymph_lock_ring(ctx);
+	if (IS_ERR(ring)) {
+		nymph_region_put(region);
+		return PTR_ERR(ring);
+	}
+	ret = nymph_ring_add_region(ring, region, &arg->handle);
+	nymph_unlock_ring(ctx);
+	if (ret) {
+		nymph_region_put(region);
+		return ret;
+	}
+	arg->mmap_offset = arg->op == NYMPH_BUFFER_ALLOC ?
+			   (u64)arg->handle << NYMPH_REGION_SHIFT : 0;
+	return 0;
+}
+
+static int nymph_ioc_buffer(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_buffer arg;
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	ret = nymph_buffer_check(&arg);
+	if (ret)
+		return ret;
+	if (arg.op == NYMPH_BUFFER_FREE)
+		return nymph_buffer_free(ctx, arg.handle);
+
+	/* first, so that nothing is made for a caller who can't be told */
+	if (copy_to_user(uarg, &arg, sizeof(arg)))
+		return -EFAULT;
+	ret = nymph_buffer_create(ctx, &arg);
+	if (ret)
+		return ret;
+	if (copy_to_user(uarg, &arg, sizeof(arg))) {
+		nymph_buffer_free(ctx, arg.handle);
+		return -EFAULT;
+	}
+	return 0;
+}
+
+static int nymph_ioc_eventfd(struct nymph_context *ctx, void __user *uarg)
+{
+	struct eventfd_ctx *eventfd = NULL;
+	struct nymph_eventfd arg;
+	struct nymph_ring *ring;
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	if (arg.flags || arg.reserved)
+		return -EINVAL;
+	if (arg.fd != -1) {
+		eventfd = eventfd_ctx_fdget(arg.fd);
+		if (IS_ERR(eventfd))
+			return PTR_ERR(eventfd);
+	}
+	ring = nymph_lock_ring(ctx);
+	if (IS_ERR(ring)) {
+		ret = PTR_ERR(ring);
+	} else {
+		eventfd = nymph_ring_set_eventfd(ring, eventfd);
+		nymph_unlock_ring(ctx);
+	}
+	if (eventfd)
+		eventfd_ctx_put(eventfd);
+	return ret;
+}
+
+static int nymph_ioc_latency(struct nymph_context *ctx, void __user *uarg)
+{
+	struct nymph_histogram *h;
+	struct nymph_latency arg;
+	struct nymph_ring *ring;
+	int ret;
+
+	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	if (ret)
+		return ret;
+	if (arg.flags)
+		return -EINVAL;
+	h = kmalloc(sizeof(*h), GFP_KERNEL_ACCOUNT);
+	if (!h)
+		return -ENOMEM;
+	ring = nymph_lock_ring(ctx);
+	if (IS_ERR(ring)) {
+		ret = PTR_ERR(ring);
+		goto free;
+	}
+	nymph_ring_latency(ring, h);
+	nymph_unlock_ring(ctx);
+	arg.count = h->count;
+	arg.sum_ns = h->sum_ns;
+	arg.max_ns = h->max_ns;
+	if ((arg.buckets && copy_to_user(u64_to_user_ptr(arg.buckets),
+					 h->buckets, sizeof(h->buckets))) ||
+	    copy_to_user(uarg, &arg, sizeof(arg)))
+		ret = -EFAULT;
+free:
+	kfree(h);
+	return ret;
 }
 
 static long nymph_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
@@ -524,12 +735,81 @@ static long nymph_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return nymph_ioc_enter(ctx, uarg);
 	case NYMPH_SIZELESS(NYMPH_IOC_SNAPSHOT):
 		return nymph_ioc_snapshot(ctx, uarg);
+	case NYMPH_SIZELESS(NYMPH_IOC_CANCEL):
+		return nymph_ioc_cancel(ctx, uarg);
+	case NYMPH_SIZELESS(NYMPH_IOC_BUFFER):
+		return nymph_ioc_buffer(ctx, uarg);
+	case NYMPH_SIZELESS(NYMPH_IOC_EVENTFD):
+		return nymph_ioc_eventfd(ctx, uarg);
+	case NYMPH_SIZELESS(NYMPH_IOC_LATENCY):
+		return nymph_ioc_latency(ctx, uarg);
 	}
-
-	if (_IOC_TYPE(cmd) == NYMPH_IOC_MAGIC &&
-	    (_IOC_NR(cmd) == NYMPH_NR_CANCEL || _IOC_NR(cmd) == NYMPH_NR_BUFFER))
-		return -EOPNOTSUPP;
 	return -ENOTTY;
+}
+
+static ssize_t nymph_read(struct file *file, char __user *to, size_t count,
+			  loff_t *pos)
+{
+	struct nymph_enter arg = {
+		.records = (unsigned long)to,
+		.max_records = min_t(size_t, count /
+				     sizeof(struct nymph_record), U32_MAX),
+		.min_records = !(file->f_flags & O_NONBLOCK),
+		.deadline_ns = NYMPH_NO_DEADLINE,
+	};
+	struct nymph_ring *ring;
+	int ret;
+
+	if (!arg.max_records)
+		return -EINVAL;
+	ring = nymph_need_ring(file->private_data);
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	ret = nymph_enter_reap(ring, &arg, NULL);
+	nymph_ring_kick(ring);
+	nymph_ring_put(ring);
+	if (arg.reaped)
+		return (ssize_t)arg.reaped * sizeof(struct nymph_record);
+	if (ret == -EINTR)
+		return -ERESTARTSYS;
+	return ret ?: -EAGAIN;
+}
+
+static int nymph_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	u64 handle = vma->vm_pgoff >> (NYMPH_REGION_SHIFT - PAGE_SHIFT);
+	struct nymph_context *ctx = file->private_data;
+	struct nymph_region *region;
+	struct nymph_ring *ring;
+	int ret;
+
+	ring = nymph_need_ring(ctx);
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	region = handle < NYMPH_MAX_REGIONS ?
+		 nymph_ring_get_region(ring, handle) : ERR_PTR(-ENOENT);
+	nymph_ring_put(ring);
+	if (IS_ERR(region))
+		return -EINVAL;
+	ret = nymph_region_map(region, vma);
+	nymph_region_put(region);
+	return ret;
+}
+
+static void nymph_show_fdinfo(struct seq_file *m, struct file *file)
+{
+	struct nymph_context *ctx = file->private_data;
+	struct nymph_ring *ring;
+
+	mutex_lock(&ctx->lock);
+	ring = ctx->ring;
+	if (ring)
+		refcount_inc(&ring->refs);
+	mutex_unlock(&ctx->lock);
+	if (!ring)
+		return;
+	nymph_ring_show_fdinfo(ring, m);
+	nymph_ring_put(ring);
 }
 
 static __poll_t nymph_poll(struct file *file, poll_table *wait)
@@ -558,5 +838,8 @@ const struct file_operations nymph_fops = {
 	.release = nymph_release,
 	.unlocked_ioctl = nymph_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
+	.read = nymph_read,
 	.poll = nymph_poll,
+	.mmap = nymph_mmap,
+	.show_fdinfo = nymph_show_fdinfo,
 };

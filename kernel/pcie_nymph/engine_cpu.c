@@ -8,11 +8,18 @@
 
 #include "nymph.h"
 
-static int nymph_cpu_store(struct nymph_engine *engine, u64 dst,
+static int nymph_cpu_store(struct nymph_engine *engine,
+			   const struct nymph_operand *dst, u64 dst_off,
 			   const void *src, size_t len, size_t *done)
 {
-	*done = len - copy_to_user(u64_to_user_ptr(dst), src, len);
+	u64 at = dst->at + dst_off;
 
+	if (dst->pin) {
+		nymph_pin_store(dst->pin, at, src, len);
+		*done = len;
+		return 0;
+	}
+	*done = len - copy_to_user(u64_to_user_ptr(at), src, len);
 	return *done == len ? 0 : -EFAULT;
 }
 

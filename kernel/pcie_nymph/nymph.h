@@ -11,10 +11,12 @@
 #define _NYMPH_H
 
 #include <linux/fs.h>
+#include <linux/kobject.h>
 #include <linux/mutex.h>
 #include <linux/refcount.h>
 #include <linux/types.h>
 #include <linux/wait.h>
+#include <linux/xarray.h>
 
 #include "blake3.h"
 #include "fifo.h"
@@ -27,14 +29,27 @@
 #define NYMPH_PIECE		(64 * 1024U)
 
 #define NYMPH_MAX_RINGS_DEFAULT	1024
+#define NYMPH_MAX_USER_RINGS_DEFAULT	256
 
 struct attribute_group;
+struct eventfd_ctx;
 struct mm_struct;
+struct nymph_ring;
 struct page;
+struct pid;
+struct seq_file;
 struct task_struct;
 struct user_struct;
+struct vm_area_struct;
 
-/* sysfs.c: counters and limits */
+/* main.c */
+
+extern unsigned int nymph_max_rings;
+extern unsigned int nymph_max_user_rings;
+
+struct kobject *nymph_device_kobject(void);
+
+/* sysfs.c: counters, limits, and who holds what */
 
 enum nymph_counter {
 	NYMPH_COUNT_SUBMITTED,
@@ -46,23 +61,49 @@ enum nymph_counter {
 	NYMPH_COUNT_CONTEXTS,
 	NYMPH_COUNT_RINGS,
 	NYMPH_COUNT_PINNED_PAGES,
+	NYMPH_COUNT_ALLOCATED_PAGES,
 	NYMPH_NR_COUNTERS
 };
 
-extern unsigned int nymph_max_rings;
 extern const struct attribute_group *nymph_attr_groups[];
 
 void nymph_count(enum nymph_counter counter, long n);
+int nymph_ring_publish(struct nymph_ring *ring);
+void nymph_ring_withdraw(struct nymph_ring *ring);
+void nymph_ring_show_fdinfo(struct nymph_ring *ring, struct seq_file *m);
+
+/* latency.c: how long entries take */
+
+/**
+ * struct nymph_histogram - times from submit to retirement
+ * @count: how many
+ * @sum_ns: all of them together
+ * @max_ns: the longest
+ * @buckets: how many of them each bucket has, see struct nymph_latency
+ */
+struct nymph_histogram {
+	u64 count;
+	u64 sum_ns;
+	u64 max_ns;
+	u64 buckets[NYMPH_LATENCY_BUCKETS];
+};
+
+unsigned int nymph_latency_bucket(u64 ns);
+u64 nymph_latency_ceiling(unsigned int bucket);
+void nymph_latency_add(struct nymph_histogram *h, u64 ns);
+u64 nymph_latency_quantile(const struct nymph_histogram *h,
+			   unsigned int permille);
 
 /* engine.c, engine_*.c: what moves the bytes */
 
 struct nymph_engine;
+struct nymph_operand;
 struct nymph_pin;
 
 /**
  * struct nymph_engine_ops - how an engine moves bytes
- * @store: move @len bytes from kernel memory @src to address @dst of
- *	current->mm. Returns when the engine is done with both.
+ * @store: move @len bytes from kernel memory @src to @dst_off in @dst. Returns
+ *	when the engine is done with both.
  * @copy: move @len bytes from @src_off in the pinned @src to @dst_off in the
  *	pinned @dst. Returns when the engine is done with both.
  *
@@ -71,8 +112,9 @@ struct nymph_pin;
  * the start on.
  */
 struct nymph_engine_ops {
-	int (*store)(struct nymph_engine *engine, u64 dst, const void *src,
-		     size_t len, size_t *done);
+	int (*store)(struct nymph_engine *engine,
+		     const struct nymph_operand *dst, u64 dst_off,
+		     const void *src, size_t len, size_t *done);
 	int (*copy)(struct nymph_engine *engine,
 		    const struct nymph_pin *dst, u64 dst_off,
 		    const struct nymph_pin *src, u64 src_off,
@@ -91,15 +133,16 @@ struct nymph_engine *nymph_engine_find(const char *name);
 unsigned int nymph_engine_count(void);
 void nymph_engine_info(unsigned int i, struct nymph_engine_info *info);
 
-/* buffer.c: the caller's memory */
+/* pin.c: memory that stays where it is */
 
 /**
- * struct nymph_pin - user memory pinned until the transfer retires
+ * struct nymph_pin - pages that stay in memory
  * @pages: the pages
  * @nr_pages: how many
  * @offset: where the memory starts in the first of them
  * @charged: pages charged to the user's locked memory, whole folios
  * @write: an engine writes to them
+ * @ours: they are the driver's, not a user's
  */
 struct nymph_pin {
 	struct page **pages;
@@ -107,15 +150,63 @@ struct nymph_pin {
 	unsigned int offset;
 	unsigned long charged;
 	bool write;
+	bool ours;
 };
 
 int nymph_check_mapped(u64 addr, u64 len, unsigned long vm_flags,
 		       bool long_term);
 int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 		   u64 len, bool write);
-void nymph_unpin_user(struct nymph_pin *pin, struct user_struct *user);
+int nymph_pin_alloc(struct nymph_pin *pin, struct user_struct *user, u64 len);
+void nymph_unpin(struct nymph_pin *pin, struct user_struct *user);
+void nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
+		    size_t len);
+void nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
+		     size_t len);
 void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 		    struct nymph_blake3 *hash);
+
+/* region.c: memory behind a handle */
+
+/* Handles are less than that, and each has so much room in the file. */
+#define NYMPH_MAX_REGIONS	4096
+#define NYMPH_REGION_SHIFT	30
+
+/**
+ * struct nymph_region - memory that entries name by a handle
+ * @refs: the handle's, and one for each active entry and each mapping
+ * @user: who is charged
+ * @pin: the memory
+ * @length: bytes
+ */
+struct nymph_region {
+	refcount_t refs;
+	struct user_struct *user;
+	struct nymph_pin pin;
+	u64 length;
+};
+
+struct nymph_region *nymph_region_create(struct user_struct *user,
+					 const struct nymph_buffer *arg);
+void nymph_region_put(struct nymph_region *region);
+int nymph_region_map(struct nymph_region *region, struct vm_area_struct *vma);
+
+/* user.c: what counts against a user */
+
+/**
+ * struct nymph_user - a user who has rings
+ * @list: in the list of all
+ * @account: who is charged for locked memory
+ * @rings: how many
+ */
+struct nymph_user {
+	struct list_head list;
+	struct user_struct *account;
+	unsigned int rings;
+};
+
+struct nymph_user *nymph_user_add_ring(const struct nymph_ring *old);
+void nymph_user_drop_ring(struct nymph_user *user);
 
 /* ring.c: slots, records, and who runs them */
 
@@ -131,23 +222,50 @@ struct nymph_waiter {
 	int status;
 };
 
-/* What a ZERO_COPY entry has pinned. */
+/* What a ZERO_COPY entry has pinned by itself. */
 struct nymph_pins {
 	struct nymph_pin src;
 	struct nymph_pin dst;
 };
 
+/**
+ * struct nymph_operand - one side of an entry
+ * @used: the entry has such a side
+ * @region: what @pin belongs to, if that is a buffer
+ * @pin: where the memory is; NULL if it is borrowed of ring->mm
+ * @at: offset into @pin, or user address
+ */
+struct nymph_operand {
+	bool used;
+	struct nymph_region *region;
+	const struct nymph_pin *pin;
+	u64 at;
+};
+
+/**
+ * struct nymph_slot - an active entry
+ * @entry: as it was accepted
+ * @src: what it reads
+ * @dst: what it writes, or compares with
+ * @pins: of a ZERO_COPY entry
+ * @waiter: the caller that waits for it, or NULL
+ * @queued_ns: when it was accepted
+ * @canceled: CANCEL named it
+ */
 struct nymph_slot {
 	struct nymph_entry entry;
+	struct nymph_operand src;
+	struct nymph_operand dst;
 	struct nymph_pins *pins;
 	struct nymph_waiter *waiter;
 	u64 queued_ns;
+	bool canceled;
 };
 
 /**
  * struct nymph_transfer - the entry at tail, while it runs
  * @active: it was started
- * @done: bytes that reached the destination
+ * @done: bytes that reached the destination, or were hashed or found equal
  * @checked: bytes of the destination read back by VERIFY_HASH
  * @record_flags: NYMPH_RECORD_*, which of the digests are whole
  *
@@ -170,13 +288,33 @@ struct nymph_transfer {
 #define NYMPH_RING_EXECUTING	0	/* somebody is the executor */
 
 /**
+ * struct nymph_estate - what a ring leaves to the one SETUP puts in its place
+ * @dma_bytes: bytes moved by retired entries
+ * @errors: failures that left no record
+ * @first_error: status of the first of them
+ * @eventfd: raised for every record, or NULL
+ * @regions: struct nymph_region by handle
+ * @latency: times of retired entries
+ */
+struct nymph_estate {
+	u64 dma_bytes;
+	u64 errors;
+	int first_error;
+	struct eventfd_ctx *eventfd;
+	struct xarray regions;
+	struct nymph_histogram latency;
+};
+
+/**
  * struct nymph_ring - a ring, from SETUP to RESET or close
  * @refs: the context's, and one for each request under way
  * @ctx: the context, held until the ring is freed
  * @mm: memory of the process that set it up (mm_count held)
- * @user: who is charged for pinned memory
+ * @owner: that process
+ * @user: who is charged for pinned memory, and for the ring
  * @engine: moves the bytes
- * @id: number of the ring in traces
+ * @id: number of the ring in traces and sysfs
+ * @dir: its directory in sysfs
  * @worker: runs what no caller waits for; stopped by nymph_ring_destroy()
  * @work_wait: where @worker sleeps
  * @state: NYMPH_RING_EXECUTING, taken with nymph_ring_claim()
@@ -187,10 +325,10 @@ struct nymph_transfer {
  * @dead: RESET or close came: nothing is accepted, what is queued is canceled
  * @paused: entries queue up until ENABLE
  * @orphan: close gave up waiting for the worker, which frees the ring itself
+ * @chain_broken: the entry that retired last had LINK, and failed
  * @label: nymph_dma_ring.ring_addr
- * @dma_bytes: bytes moved by retired entries
- * @errors: failures that left no record
- * @first_error: status of the first of them
+ * @estate: what outlives the ring; NULL once an heir has it
+ * @pinned_pages: by active entries themselves; not serialized
  * @active: entries accepted and not yet retired, in @slots
  * @slots: an array
  * @unread: records nobody has collected, in @records
@@ -201,9 +339,11 @@ struct nymph_ring {
 	refcount_t refs;
 	struct nymph_context *ctx;
 	struct mm_struct *mm;
-	struct user_struct *user;
+	struct pid *owner;
+	struct nymph_user *user;
 	struct nymph_engine *engine;
 	unsigned int id;
+	struct nymph_ring_dir *dir;
 	struct task_struct *worker;
 	wait_queue_head_t work_wait;
 	unsigned long state;
@@ -215,10 +355,10 @@ struct nymph_ring {
 	bool dead;
 	bool paused;
 	bool orphan;
+	bool chain_broken;
 	u64 label;
-	u64 dma_bytes;
-	u64 errors;
-	int first_error;
+	struct nymph_estate *estate;
+	atomic_long_t pinned_pages;
 	struct nymph_fifo active;
 	struct nymph_slot *slots;
 	struct nymph_fifo unread;
@@ -264,6 +404,15 @@ int nymph_ring_reap(struct nymph_ring *ring, struct nymph_record __user *to,
 void nymph_ring_indices(struct nymph_ring *ring, struct nymph_dma_ring *out);
 int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
 			struct nymph_entry __user *to);
+u32 nymph_ring_cancel(struct nymph_ring *ring, u64 cookie);
+struct eventfd_ctx *nymph_ring_set_eventfd(struct nymph_ring *ring,
+					   struct eventfd_ctx *eventfd);
+void nymph_ring_latency(struct nymph_ring *ring, struct nymph_histogram *to);
+int nymph_ring_add_region(struct nymph_ring *ring, struct nymph_region *region,
+			  u32 *handle);
+struct nymph_region *nymph_ring_remove_region(struct nymph_ring *ring,
+					      u32 handle);
+struct nymph_region *nymph_ring_get_region(struct nymph_ring *ring, u32 handle);
 
 /* transfer.c: one entry */
 
@@ -271,15 +420,17 @@ int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
 #define NYMPH_FLAGS_SERVED						\
 	(NYMPH_DMA_FLAG_ZERO_COPY | NYMPH_DMA_FLAG_VERIFY_HASH |	\
 	 NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_DIGEST_ONLY |	\
-	 NYMPH_DMA_FLAG_RECORD)
+	 NYMPH_DMA_FLAG_RECORD | NYMPH_DMA_FLAG_LINK |			\
+	 NYMPH_DMA_FLAG_BARRIER)
 
 /* What nymph_transfer_step() says beside 0 and a negative errno. */
 #define NYMPH_STEP_MORE		1	/* there is more to do */
 #define NYMPH_STEP_INTERRUPTED	2	/* the executor is being killed; nothing was done */
 
 int nymph_entry_check(const struct nymph_entry *entry);
-int nymph_entry_prepare(struct nymph_slot *slot, struct user_struct *user);
-void nymph_entry_release(struct nymph_slot *slot, struct user_struct *user);
+bool nymph_entry_moves(const struct nymph_entry *entry);
+int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot);
+void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot);
 void nymph_transfer_start(struct nymph_transfer *transfer);
 int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot);
 

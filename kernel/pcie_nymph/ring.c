@@ -8,37 +8,72 @@
  * interrupted between two pieces lets another go on.
  */
 #include <linux/atomic.h>
+#include <linux/err.h>
+#include <linux/freezer.h>
 #include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
-#include <linux/sched/user.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "compat.h"
 #include "nymph.h"
 #include "trace.h"
 
 /* How long close() gives a transfer under way to notice. */
 #define NYMPH_CLOSE_TIMEOUT	HZ
 
-static atomic_t nymph_nr_rings = ATOMIC_INIT(0);
 static atomic_t nymph_last_ring_id = ATOMIC_INIT(0);
 
 static int nymph_ring_work(void *data);
 
+static struct nymph_estate *nymph_estate_create(void)
+{
+	struct nymph_estate *estate;
+
+	estate = kvzalloc(sizeof(*estate), GFP_KERNEL_ACCOUNT);
+	if (estate)
+		xa_init_flags(&estate->regions, XA_FLAGS_ALLOC1);
+	return estate;
+}
+
+/* Gives back all of a dead ring's estate that is not mere figures. */
+static void nymph_ring_clear_estate(struct nymph_ring *ring)
+{
+	struct nymph_estate *estate = ring->estate;
+	struct eventfd_ctx *eventfd;
+	struct nymph_region *region;
+	unsigned long handle;
+
+	/* entries that still run leave records */
+	mutex_lock(&ring->lock);
+	eventfd = estate->eventfd;
+	estate->eventfd = NULL;
+	mutex_unlock(&ring->lock);
+	if (eventfd)
+		eventfd_ctx_put(eventfd);
+
+	/* nobody looks for regions in a dead ring */
+	xa_for_each(&estate->regions, handle, region)
+		nymph_region_put(region);
+	xa_destroy(&estate->regions);
+}
+
 static void nymph_ring_free(struct nymph_ring *ring)
 {
+	nymph_ring_withdraw(ring);
+	kvfree(ring->estate);
 	kvfree(ring->records);
 	kvfree(ring->slots);
 	kvfree(ring->bounce);
-	free_uid(ring->user);
+	put_pid(ring->owner);
 	mmdrop(ring->mm);
 	nymph_context_put(ring->ctx);
 	mutex_destroy(&ring->lock);
 	mutex_destroy(&ring->reap_lock);
+	nymph_user_drop_ring(ring->user);
 	kfree(ring);
-	atomic_dec(&nymph_nr_rings);
 	nymph_count(NYMPH_COUNT_RINGS, -1);
 }
 
@@ -50,25 +85,24 @@ static void nymph_ring_free(struct nymph_ring *ring)
  * @old: the ring whose place it takes if that is idle, or NULL
  *
  * Return: the ring, to be ended by nymph_ring_destroy() or
- * nymph_ring_release(); -ENFILE, -ENOMEM, or -EINTR if current was killed.
+ * nymph_ring_release(); -ENFILE, -EMFILE, -ENOMEM, or -EINTR if current was
+ * killed.
  */
 struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 				     const struct nymph_setup2 *setup,
 				     struct nymph_engine *engine,
 				     const struct nymph_ring *old)
 {
-	/* whose place is taken does not count */
-	s64 max = (s64)READ_ONCE(nymph_max_rings) + !!old;
+	struct nymph_user *user;
 	struct nymph_ring *ring;
 	int ret = -ENOMEM;
 
-	if (atomic_inc_return(&nymph_nr_rings) > max) {
-		atomic_dec(&nymph_nr_rings);
-		return ERR_PTR(-ENFILE);
-	}
+	user = nymph_user_add_ring(old);
+	if (IS_ERR(user))
+		return ERR_CAST(user);
 	ring = kzalloc(sizeof(*ring), GFP_KERNEL_ACCOUNT);
 	if (!ring) {
-		atomic_dec(&nymph_nr_rings);
+		nymph_user_drop_ring(user);
 		return ERR_PTR(-ENOMEM);
 	}
 	nymph_count(NYMPH_COUNT_RINGS, 1);
@@ -81,7 +115,8 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 	ring->ctx = ctx;
 	mmgrab(current->mm);
 	ring->mm = current->mm;
-	ring->user = get_uid(current_user());
+	ring->owner = get_pid(task_tgid(current));
+	ring->user = user;
 	ring->engine = engine;
 	ring->id = atomic_inc_return(&nymph_last_ring_id);
 	ring->paused = setup->flags & NYMPH_SETUP_PAUSED;
@@ -89,14 +124,18 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 	ring->unread.size = setup->records;
 	ring->label = setup->ring_addr;
 
+	ring->estate = nymph_estate_create();
 	ring->slots = kvcalloc(setup->entries, sizeof(*ring->slots),
 			       GFP_KERNEL_ACCOUNT);
 	ring->records = kvcalloc(setup->records, sizeof(*ring->records),
 				 GFP_KERNEL_ACCOUNT);
 	ring->bounce = kvmalloc(NYMPH_PIECE, GFP_KERNEL_ACCOUNT);
-	if (!ring->slots || !ring->records || !ring->bounce)
+	if (!ring->estate || !ring->slots || !ring->records || !ring->bounce)
 		goto err;
 
+	ret = nymph_ring_publish(ring);
+	if (ret)
+		goto err;
 	ring->worker = kthread_run(nymph_ring_work, ring, "nymph/%u", ring->id);
 	if (IS_ERR(ring->worker)) {
 		ret = PTR_ERR(ring->worker);
@@ -248,33 +287,40 @@ int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
 			return -EAGAIN;
 		slot.waiter = waiter;
 	}
-	ret = nymph_entry_prepare(&slot, ring->user);
+	ret = nymph_entry_prepare(ring, &slot);
 	if (ret)
 		return ret;
 	ret = nymph_ring_push(ring, &slot);
 	if (ret)
-		nymph_entry_release(&slot, ring->user);
+		nymph_entry_release(ring, &slot);
 	return ret;
 }
 
-/* Makes the transfer at tail the one under way; false if there is none. */
-static bool nymph_ring_start(struct nymph_ring *ring)
+/*
+ * Makes the entry at tail the one under way. Returns 0; -ECANCELED if it is to
+ * retire unstarted; -ENOENT if there is none.
+ */
+static int nymph_ring_start(struct nymph_ring *ring)
 {
-	struct nymph_transfer *t = &ring->transfer;
-	bool start;
+	struct nymph_slot *slot = nymph_ring_oldest(ring);
+	int ret = 0;
 
 	mutex_lock(&ring->lock);
-	start = nymph_ring_runnable(ring);
-	if (start) {
-		nymph_transfer_start(t);
-		trace_nymph_start(ring, &nymph_ring_oldest(ring)->entry);
+	if (!nymph_ring_runnable(ring)) {
+		ret = -ENOENT;
+	} else if (ring->chain_broken || slot->canceled) {
+		ret = -ECANCELED;
+	} else {
+		nymph_transfer_start(&ring->transfer);
+		trace_nymph_start(ring, &slot->entry);
 	}
 	mutex_unlock(&ring->lock);
-	return start;
+	return ret;
 }
 
 static void nymph_ring_leave_record(struct nymph_ring *ring,
-				    const struct nymph_slot *slot, int status)
+				    const struct nymph_slot *slot, int status,
+				    u64 now)
 {
 	const struct nymph_transfer *t = &ring->transfer;
 	struct nymph_record *r;
@@ -285,7 +331,7 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 	r->size = sizeof(*r);
 	r->status = status;
 	r->queued_ns = slot->queued_ns;
-	r->completed_ns = ktime_get_ns();
+	r->completed_ns = now;
 	if (t->active) {
 		r->bytes_done = t->done;
 		r->engine = ring->engine->id;
@@ -298,37 +344,47 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 	}
 	ring->reserved--;
 	nymph_fifo_push(&ring->unread);
+	if (ring->estate->eventfd)
+		nymph_eventfd_raise(ring->estate->eventfd);
 }
 
 /* Retires the entry at tail: one step for whoever looks. */
 static void nymph_ring_retire(struct nymph_ring *ring, int status)
 {
 	struct nymph_slot *slot = nymph_ring_oldest(ring);
+	struct nymph_estate *estate = ring->estate;
 	struct nymph_transfer *t = &ring->transfer;
-	u64 bytes_done = t->active ? t->done : 0;
+	u64 done = t->active ? t->done : 0;
+	u64 now;
 
 	/* no engine uses it any more, and who sees the end sees it unpinned */
-	nymph_entry_release(slot, ring->user);
+	nymph_entry_release(ring, slot);
 
 	mutex_lock(&ring->lock);
+	now = ktime_get_ns();
 	if (slot->entry.flags & NYMPH_DMA_FLAG_RECORD) {
-		nymph_ring_leave_record(ring, slot, status);
+		nymph_ring_leave_record(ring, slot, status, now);
 	} else if (status) {
-		if (!ring->errors++)
-			ring->first_error = status;
+		if (!estate->errors++)
+			estate->first_error = status;
 	}
 	if (slot->waiter) {
 		slot->waiter->status = status;
 		WRITE_ONCE(slot->waiter->pending, slot->waiter->pending - 1);
 		slot->waiter = NULL;
 	}
-	ring->dma_bytes += bytes_done;
-	trace_nymph_complete(ring, &slot->entry, bytes_done, status);
+	ring->chain_broken = status && slot->entry.flags & NYMPH_DMA_FLAG_LINK;
+	if (t->active && status != -ECANCELED)
+		nymph_latency_add(&estate->latency, now - slot->queued_ns);
+	trace_nymph_complete(ring, &slot->entry, done, status);
+	if (!nymph_entry_moves(&slot->entry))
+		done = 0;
+	estate->dma_bytes += done;
 	nymph_fifo_pop(&ring->active, 1);
 	t->active = false;
 	mutex_unlock(&ring->lock);
 
-	nymph_count(NYMPH_COUNT_BYTES, bytes_done);
+	nymph_count(NYMPH_COUNT_BYTES, done);
 	nymph_count(status ? NYMPH_COUNT_FAILED : NYMPH_COUNT_COMPLETED, 1);
 	wake_up(&ring->ctx->wait);
 }
@@ -357,6 +413,15 @@ static bool nymph_memory_abandoned(void)
 	       atomic_read(&current->mm->mm_users) == 1;
 }
 
+static int nymph_ring_step(struct nymph_ring *ring)
+{
+	struct nymph_slot *slot = nymph_ring_oldest(ring);
+
+	if (READ_ONCE(slot->canceled))
+		return -ECANCELED;
+	return nymph_transfer_step(ring, slot);
+}
+
 /**
  * nymph_ring_execute() - run what is queued, then stop being the executor
  * @ring: current is its executor
@@ -379,10 +444,13 @@ void nymph_ring_execute(struct nymph_ring *ring,
 		}
 		if (limits && nymph_limits_reached(ring, limits))
 			break;
-		if (!t->active &&
-		    (nymph_memory_abandoned() || !nymph_ring_start(ring)))
+		if (!t->active && nymph_memory_abandoned())
 			break;
-		ret = nymph_transfer_step(ring, nymph_ring_oldest(ring));
+		ret = t->active ? 0 : nymph_ring_start(ring);
+		if (ret == -ENOENT)
+			break;
+		if (!ret)
+			ret = nymph_ring_step(ring);
 		if (ret == NYMPH_STEP_INTERRUPTED) {
 			if (!READ_ONCE(ring->dead))
 				break;
@@ -390,6 +458,8 @@ void nymph_ring_execute(struct nymph_ring *ring,
 			nymph_ring_retire(ring, ret);
 		}
 		cond_resched();
+		/* suspend shall not have to wait for the whole queue */
+		try_to_freeze();
 	}
 
 	clear_bit_unlock(NYMPH_RING_EXECUTING, &ring->state);
@@ -420,9 +490,10 @@ int nymph_ring_wait(struct nymph_ring *ring, struct nymph_waiter *waiter)
 	while (READ_ONCE(waiter->pending)) {
 		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring))
 			nymph_ring_execute(ring, &limits);
-		ret = wait_event_killable(ring->ctx->wait,
-					  !READ_ONCE(waiter->pending) ||
-					  nymph_ring_claimable(ring));
+		ret = wait_event_state(ring->ctx->wait,
+				       !READ_ONCE(waiter->pending) ||
+				       nymph_ring_claimable(ring),
+				       (TASK_KILLABLE | TASK_FREEZABLE));
 		if (ret)
 			break;
 	}
@@ -447,7 +518,7 @@ int nymph_ring_wait(struct nymph_ring *ring, struct nymph_waiter *waiter)
  * @to: where to, an array
  * @max: elements in it
  * @reaped: elements of it that were written before; raised
- * @count: where user space is told @reaped
+ * @count: where user space is told @reaped, or NULL
  *
  * Return: 0, -EINTR, or -EFAULT: a record that did not arrive whole, or was not
  * counted, stays unread.
@@ -475,7 +546,7 @@ int nymph_ring_reap(struct nymph_ring *ring, struct nymph_record __user *to,
 				       sizeof(*to));
 		if (got < n)
 			ret = -EFAULT;
-		if (put_user(*reaped + got, count)) {
+		if (count && put_user(*reaped + got, count)) {
 			ret = -EFAULT;
 			break;
 		}
@@ -519,21 +590,24 @@ struct nymph_snapshot_copy {
 	struct nymph_entry entries[];
 };
 
-/* Returns how many entries are active; all is filled if @copy has the room. */
-static u32 nymph_ring_copy(struct nymph_ring *ring, struct nymph_snapshot *snap,
+/*
+ * Returns how many entries are active, or -ESTALE; all is filled if @copy has
+ * the room.
+ */
+static int nymph_ring_copy(struct nymph_ring *ring, struct nymph_snapshot *snap,
 			   struct nymph_snapshot_copy *copy)
 {
-	u32 i, active;
+	int i, active;
 
 	mutex_lock(&ring->lock);
-	active = ring->active.count;
-	if (active <= copy->room) {
+	active = ring->dead ? -ESTALE : ring->active.count;
+	if (active >= 0 && active <= copy->room) {
 		nymph_ring_fill(ring, &snap->ring);
-		snap->dma_bytes = ring->dma_bytes;
+		snap->dma_bytes = ring->estate->dma_bytes;
 		snap->active_descriptors = active;
 		snap->unread_records = ring->unread.count;
-		snap->errors = ring->errors;
-		snap->first_error = ring->first_error;
+		snap->errors = ring->estate->errors;
+		snap->first_error = ring->estate->first_error;
 		snap->state = ring->paused ? NYMPH_STATE_PAUSED : 0;
 		snap->engine = ring->engine->id;
 		for (i = 0; i < active; i++)
@@ -550,15 +624,15 @@ static u32 nymph_ring_copy(struct nymph_ring *ring, struct nymph_snapshot *snap,
  * @snap: the fields that are answers are filled
  * @to: if not NULL: where the active entries are copied to
  *
- * Return: 0, -ENOMEM, -ENOSPC if @snap->max_entries is too small for @to, -EFAULT.
+ * Return: 0, -ENOMEM, -ENOSPC if @snap->max_entries is too small for @to,
+ * -EFAULT, or -ESTALE if the ring was reset or replaced.
  */
 int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
 			struct nymph_entry __user *to)
 {
 	struct nymph_snapshot_copy *copy = NULL;
-	u32 active = ring ? READ_ONCE(ring->active.count) : 0;
-	u32 room;
-	int ret = 0;
+	int active = ring ? READ_ONCE(ring->active.count) : 0;
+	int room, ret = 0;
 
 	do {
 		room = active;
@@ -571,6 +645,10 @@ int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
 		if (ring)
 			active = nymph_ring_copy(ring, snap, copy);
 	} while (active > room);
+	if (active < 0) {
+		ret = active;
+		goto free;
+	}
 
 	nymph_ring_digest(&snap->ring, copy->entries, active, snap->dma_bytes,
 			  snap->ring_hash, &copy->hash);
@@ -581,14 +659,133 @@ int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
 				      array_size(active, sizeof(*to))))
 			ret = -EFAULT;
 	}
+free:
 	kvfree(copy);
 	return ret;
 }
 
 /**
+ * nymph_ring_cancel() - have entries end early
+ * @ring: a live ring; it stays so by the context's lock
+ * @cookie: which
+ *
+ * Return: how many there are.
+ */
+u32 nymph_ring_cancel(struct nymph_ring *ring, u64 cookie)
+{
+	u32 i, found = 0;
+
+	mutex_lock(&ring->lock);
+	for (i = 0; i < ring->active.count; i++) {
+		struct nymph_slot *slot;
+
+		slot = &ring->slots[nymph_fifo_at(&ring->active, i)];
+		if (slot->entry.cookie == cookie) {
+			WRITE_ONCE(slot->canceled, true);
+			found++;
+		}
+	}
+	/* a page fault that nobody answers ends for a signal alone */
+	if (found && nymph_ring_oldest(ring)->canceled)
+		send_sig(SIGKILL, ring->worker, 1);
+	mutex_unlock(&ring->lock);
+	return found;
+}
+
+/**
+ * nymph_ring_set_eventfd() - be told of records
+ * @ring: a live ring; it stays so by the context's lock
+ * @eventfd: raised for each from now on, and the ring's; or NULL
+ *
+ * Return: the one before, which is the caller's now; or NULL.
+ */
+struct eventfd_ctx *nymph_ring_set_eventfd(struct nymph_ring *ring,
+					   struct eventfd_ctx *eventfd)
+{
+	mutex_lock(&ring->lock);
+	swap(ring->estate->eventfd, eventfd);
+	mutex_unlock(&ring->lock);
+	return eventfd;
+}
+
+/**
+ * nymph_ring_latency() - how long entries took so far
+ * @ring: a live ring; it stays so by the context's lock
+ * @to: filled
+ */
+void nymph_ring_latency(struct nymph_ring *ring, struct nymph_histogram *to)
+{
+	mutex_lock(&ring->lock);
+	*to = ring->estate->latency;
+	mutex_unlock(&ring->lock);
+}
+
+/**
+ * nymph_ring_add_region() - find a handle for memory
+ * @ring: a live ring; it stays so by the context's lock
+ * @region: the memory; the reference is the ring's from now on
+ * @handle: the handle
+ *
+ * Return: 0; -EMFILE if all handles are in use; -ENOMEM.
+ */
+int nymph_ring_add_region(struct nymph_ring *ring, struct nymph_region *region,
+			  u32 *handle)
+{
+	int ret;
+
+	mutex_lock(&ring->lock);
+	ret = xa_alloc(&ring->estate->regions, handle, region,
+		       XA_LIMIT(1, NYMPH_MAX_REGIONS - 1), GFP_KERNEL_ACCOUNT);
+	mutex_unlock(&ring->lock);
+	return ret == -EBUSY ? -EMFILE : ret;
+}
+
+/**
+ * nymph_ring_remove_region() - give up a handle
+ * @ring: a live ring; it stays so by the context's lock
+ * @handle: the handle
+ *
+ * Return: the memory, whose reference is the caller's now; or NULL.
+ */
+struct nymph_region *nymph_ring_remove_region(struct nymph_ring *ring,
+					      u32 handle)
+{
+	struct nymph_region *region;
+
+	mutex_lock(&ring->lock);
+	region = xa_erase(&ring->estate->regions, handle);
+	mutex_unlock(&ring->lock);
+	return region;
+}
+
+/**
+ * nymph_ring_get_region() - the memory a handle names
+ * @ring: the ring
+ * @handle: the handle
+ *
+ * Return: the region, with a reference; -ENOENT, or -ESTALE if the ring was
+ * reset or replaced.
+ */
+struct nymph_region *nymph_ring_get_region(struct nymph_ring *ring, u32 handle)
+{
+	struct nymph_region *region = ERR_PTR(-ESTALE);
+
+	mutex_lock(&ring->lock);
+	if (!ring->dead) {
+		region = xa_load(&ring->estate->regions, handle);
+		if (region)
+			refcount_inc(&region->refs);
+		else
+			region = ERR_PTR(-ENOENT);
+	}
+	mutex_unlock(&ring->lock);
+	return region;
+}
+
+/**
  * nymph_ring_retire_idle() - end a ring that another takes the place of
  * @ring: the old one; nymph_ring_destroy() is next
- * @heir: the new one, which goes on with its counters
+ * @heir: the new one, which gets its estate
  *
  * Return: false if @ring is not idle; it stays as it is.
  */
@@ -601,9 +798,7 @@ bool nymph_ring_retire_idle(struct nymph_ring *ring, struct nymph_ring *heir)
 	       !ring->unread.count;
 	if (idle) {
 		WRITE_ONCE(ring->dead, true);
-		heir->dma_bytes = ring->dma_bytes;
-		heir->errors = ring->errors;
-		heir->first_error = ring->first_error;
+		swap(heir->estate, ring->estate);
 	}
 	mutex_unlock(&ring->lock);
 	return idle;
@@ -633,6 +828,8 @@ void nymph_ring_kill(struct nymph_ring *ring)
 void nymph_ring_destroy(struct nymph_ring *ring)
 {
 	kthread_stop(ring->worker);
+	/* now, and not with the last reference: charges are given back */
+	nymph_ring_clear_estate(ring);
 	nymph_ring_put(ring);
 }
 
@@ -655,6 +852,7 @@ void nymph_ring_release(struct nymph_ring *ring)
 	 */
 	orphan = !nymph_ring_claim(ring);
 	if (orphan) {
+		nymph_ring_clear_estate(ring);
 		__module_get(THIS_MODULE);
 		/* pairs with the worker's load: it sees the reference above */
 		smp_store_release(&ring->orphan, true);
@@ -683,11 +881,12 @@ static int nymph_ring_work(void *data)
 	struct nymph_ring *ring = data;
 
 	allow_kernel_signal(SIGKILL);
+	set_freezable();
 	while (!kthread_should_stop()) {
-		wait_event_interruptible(ring->work_wait,
-					 kthread_should_stop() ||
-					 READ_ONCE(ring->orphan) ||
-					 nymph_ring_claimable(ring));
+		wait_event_freezable(ring->work_wait,
+				     kthread_should_stop() ||
+				     READ_ONCE(ring->orphan) ||
+				     nymph_ring_claimable(ring));
 		if (signal_pending(current))
 			flush_signals(current);
 		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring))

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: counters and limits, in /sys/class/misc/pcie_nymph.
+ * pcie_nymph: counters, limits, and who holds what: /sys/class/misc/pcie_nymph
+ * and the files' fdinfo.
  */
+#include <linux/cred.h>
 #include <linux/device.h>
 #include <linux/percpu.h>
+#include <linux/pid.h>
+#include <linux/sched/user.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
 #include <linux/sysfs.h>
 
 #include "nymph.h"
@@ -47,6 +53,7 @@ NYMPH_COUNTER_ATTR(mismatched, NYMPH_COUNT_MISMATCHED);
 NYMPH_COUNTER_ATTR(contexts, NYMPH_COUNT_CONTEXTS);
 NYMPH_COUNTER_ATTR(rings, NYMPH_COUNT_RINGS);
 NYMPH_COUNTER_ATTR(pinned_pages, NYMPH_COUNT_PINNED_PAGES);
+NYMPH_COUNTER_ATTR(allocated_pages, NYMPH_COUNT_ALLOCATED_PAGES);
 
 static struct attribute *nymph_counter_attrs[] = {
 	&dev_attr_submitted.attr,
@@ -58,6 +65,7 @@ static struct attribute *nymph_counter_attrs[] = {
 	&dev_attr_contexts.attr,
 	&dev_attr_rings.attr,
 	&dev_attr_pinned_pages.attr,
+	&dev_attr_allocated_pages.attr,
 	NULL
 };
 
@@ -80,15 +88,8 @@ static ssize_t max_length_show(struct device *dev,
 }
 static DEVICE_ATTR_RO(max_length);
 
-static ssize_t max_rings_show(struct device *dev,
-			      struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "%u\n", READ_ONCE(nymph_max_rings));
-}
-
-static ssize_t max_rings_store(struct device *dev,
-			       struct device_attribute *attr,
-			       const char *buf, size_t count)
+static ssize_t nymph_store_limit(unsigned int *limit, const char *buf,
+				 size_t count)
 {
 	unsigned int max;
 	int ret;
@@ -96,15 +97,32 @@ static ssize_t max_rings_store(struct device *dev,
 	ret = kstrtouint(buf, 0, &max);
 	if (ret)
 		return ret;
-	WRITE_ONCE(nymph_max_rings, max);
+	WRITE_ONCE(*limit, max);
 	return count;
 }
-static DEVICE_ATTR_RW(max_rings);
+
+#define NYMPH_LIMIT_ATTR(_name, _limit)					\
+static ssize_t _name##_show(struct device *dev,				\
+			    struct device_attribute *attr, char *buf)	\
+{									\
+	return sysfs_emit(buf, "%u\n", READ_ONCE(_limit));		\
+}									\
+static ssize_t _name##_store(struct device *dev,			\
+			     struct device_attribute *attr,		\
+			     const char *buf, size_t count)		\
+{									\
+	return nymph_store_limit(&(_limit), buf, count);		\
+}									\
+static DEVICE_ATTR_RW(_name)
+
+NYMPH_LIMIT_ATTR(max_rings, nymph_max_rings);
+NYMPH_LIMIT_ATTR(max_user_rings, nymph_max_user_rings);
 
 static struct attribute *nymph_limit_attrs[] = {
 	&dev_attr_max_entries.attr,
 	&dev_attr_max_length.attr,
 	&dev_attr_max_rings.attr,
+	&dev_attr_max_user_rings.attr,
 	NULL
 };
 
@@ -118,3 +136,175 @@ const struct attribute_group *nymph_attr_groups[] = {
 	&nymph_limit_group,
 	NULL
 };
+
+/* What an administrator is told of a ring, in fdinfo and in sysfs alike. */
+struct nymph_ring_info {
+	u32 active;
+	u32 unread;
+	u64 errors;
+	u64 dma_bytes;
+	u64 pinned_bytes;
+	u64 buffer_bytes;
+	u64 latency[6];
+};
+
+static const unsigned int nymph_permilles[] = { 500, 950, 990, 999 };
+
+static void nymph_ring_describe(struct nymph_ring *ring,
+				struct nymph_ring_info *info)
+{
+	const struct nymph_histogram *latency;
+	struct nymph_region *region;
+	unsigned long handle;
+	unsigned int i;
+
+	memset(info, 0, sizeof(*info));
+	mutex_lock(&ring->lock);
+	info->active = ring->active.count;
+	info->unread = ring->unread.count;
+	info->errors = ring->estate->errors;
+	info->dma_bytes = ring->estate->dma_bytes;
+	info->pinned_bytes = (u64)atomic_long_read(&ring->pinned_pages)
+			     << PAGE_SHIFT;
+	/* the regions of a dead ring are being given back */
+	if (!ring->dead)
+		xa_for_each(&ring->estate->regions, handle, region)
+			info->buffer_bytes += (u64)region->pin.nr_pages
+					      << PAGE_SHIFT;
+	latency = &ring->estate->latency;
+	for (i = 0; i < ARRAY_SIZE(nymph_permilles); i++)
+		info->latency[i] = nymph_latency_quantile(latency,
+							  nymph_permilles[i]);
+	info->latency[i++] = latency->max_ns;
+	info->latency[i] = latency->count;
+	mutex_unlock(&ring->lock);
+}
+
+/**
+ * nymph_ring_show_fdinfo() - what /proc/PID/fdinfo/FD says of a file's ring
+ * @ring: current has a reference
+ * @m: where to
+ */
+void nymph_ring_show_fdinfo(struct nymph_ring *ring, struct seq_file *m)
+{
+	struct nymph_ring_info info;
+	const u64 *l = info.latency;
+
+	nymph_ring_describe(ring, &info);
+	seq_printf(m, "nymph-ring:\t%u\n", ring->id);
+	seq_printf(m, "nymph-owner:\t%d\n", pid_vnr(ring->owner));
+	seq_printf(m, "nymph-engine:\t%s\n", ring->engine->name);
+	seq_printf(m, "nymph-entries:\t%u\n", ring->active.size);
+	seq_printf(m, "nymph-active:\t%u\n", info.active);
+	seq_printf(m, "nymph-unread:\t%u\n", info.unread);
+	seq_printf(m, "nymph-errors:\t%llu\n", info.errors);
+	seq_printf(m, "nymph-dma-bytes:\t%llu\n", info.dma_bytes);
+	seq_printf(m, "nymph-pinned-bytes:\t%llu\n", info.pinned_bytes);
+	seq_printf(m, "nymph-buffer-bytes:\t%llu\n", info.buffer_bytes);
+	seq_printf(m, "nymph-latency-ns:\tp50=%llu p95=%llu p99=%llu p99.9=%llu max=%llu count=%llu\n",
+		   l[0], l[1], l[2], l[3], l[4], l[5]);
+}
+
+/* A directory ring<N> under the device. */
+struct nymph_ring_dir {
+	struct kobject kobj;
+	struct nymph_ring *ring;
+};
+
+#define NYMPH_RING_ATTR(_name, _format, _value)				\
+static ssize_t ring_##_name##_show(struct kobject *kobj,		\
+				   struct kobj_attribute *attr,		\
+				   char *buf)				\
+{									\
+	struct nymph_ring *ring =					\
+		container_of(kobj, struct nymph_ring_dir, kobj)->ring;	\
+	struct nymph_ring_info info;					\
+									\
+	nymph_ring_describe(ring, &info);				\
+	return sysfs_emit(buf, _format "\n", _value);			\
+}									\
+static const struct kobj_attribute ring_##_name##_attr =		\
+	__ATTR(_name, 0444, ring_##_name##_show, NULL)
+
+NYMPH_RING_ATTR(owner, "%d", pid_vnr(ring->owner));
+NYMPH_RING_ATTR(uid, "%u", from_kuid_munged(current_user_ns(),
+					    ring->user->account->uid));
+NYMPH_RING_ATTR(engine, "%s", ring->engine->name);
+NYMPH_RING_ATTR(entries, "%u", ring->active.size);
+NYMPH_RING_ATTR(active, "%u", info.active);
+NYMPH_RING_ATTR(unread, "%u", info.unread);
+NYMPH_RING_ATTR(errors, "%llu", info.errors);
+NYMPH_RING_ATTR(dma_bytes, "%llu", info.dma_bytes);
+NYMPH_RING_ATTR(pinned_bytes, "%llu", info.pinned_bytes);
+NYMPH_RING_ATTR(buffer_bytes, "%llu", info.buffer_bytes);
+NYMPH_RING_ATTR(latency_p50_ns, "%llu", info.latency[0]);
+NYMPH_RING_ATTR(latency_p95_ns, "%llu", info.latency[1]);
+NYMPH_RING_ATTR(latency_p99_ns, "%llu", info.latency[2]);
+NYMPH_RING_ATTR(latency_p999_ns, "%llu", info.latency[3]);
+
+static const struct attribute *const nymph_ring_attrs[] = {
+	&ring_owner_attr.attr,
+	&ring_uid_attr.attr,
+	&ring_engine_attr.attr,
+	&ring_entries_attr.attr,
+	&ring_active_attr.attr,
+	&ring_unread_attr.attr,
+	&ring_errors_attr.attr,
+	&ring_dma_bytes_attr.attr,
+	&ring_pinned_bytes_attr.attr,
+	&ring_buffer_bytes_attr.attr,
+	&ring_latency_p50_ns_attr.attr,
+	&ring_latency_p95_ns_attr.attr,
+	&ring_latency_p99_ns_attr.attr,
+	&ring_latency_p999_ns_attr.attr,
+	NULL
+};
+
+static void nymph_ring_dir_release(struct kobject *kobj)
+{
+	kfree(container_of(kobj, struct nymph_ring_dir, kobj));
+}
+
+static const struct kobj_type nymph_ring_dir_type = {
+	.sysfs_ops = &kobj_sysfs_ops,
+	.release = nymph_ring_dir_release,
+};
+
+/**
+ * nymph_ring_publish() - give a ring its directory
+ * @ring: the ring
+ *
+ * Return: 0, or a negative errno.
+ */
+int nymph_ring_publish(struct nymph_ring *ring)
+{
+	struct nymph_ring_dir *dir;
+	int ret;
+
+	dir = kzalloc(sizeof(*dir), GFP_KERNEL_ACCOUNT);
+	if (!dir)
+		return -ENOMEM;
+	dir->ring = ring;
+	ret = kobject_init_and_add(&dir->kobj, &nymph_ring_dir_type,
+				   nymph_device_kobject(), "ring%u", ring->id);
+	if (!ret)
+		ret = sysfs_create_files(&dir->kobj, nymph_ring_attrs);
+	if (ret) {
+		kobject_put(&dir->kobj);
+		return ret;
+	}
+	ring->dir = dir;
+	return 0;
+}
+
+/**
+ * nymph_ring_withdraw() - take a ring's directory away
+ * @ring: the ring; nobody is reading of it afterwards
+ */
+void nymph_ring_withdraw(struct nymph_ring *ring)
+{
+	if (!ring->dir)
+		return;
+	kobject_del(&ring->dir->kobj);
+	kobject_put(&ring->dir->kobj);
+}

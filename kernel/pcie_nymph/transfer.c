@@ -2,7 +2,9 @@
 /*
  * pcie_nymph: one entry: is it well formed, and moving it piece by piece.
  */
+#include <linux/err.h>
 #include <linux/mm.h>
+#include <linux/nospec.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -10,140 +12,241 @@
 
 #include "nymph.h"
 
-#define NYMPH_FLAGS_KNOWN						\
-	(NYMPH_FLAGS_SERVED | NYMPH_DMA_FLAG_LINK | NYMPH_DMA_FLAG_BARRIER)
-#define NYMPH_FLAGS_NOP	(NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_RECORD)
+/* What every operation takes. */
+#define NYMPH_FLAGS_ALWAYS						\
+	(NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_RECORD |		\
+	 NYMPH_DMA_FLAG_LINK | NYMPH_DMA_FLAG_BARRIER)
 
-static int nymph_entry_check_nop(const struct nymph_entry *e)
+/**
+ * struct nymph_operation - what there is to know of an opcode
+ * @flags: what it takes
+ * @src: it reads a source
+ * @dst: it has a destination
+ * @moves: it writes to that, and does not only read it
+ */
+struct nymph_operation {
+	u32 flags;
+	bool src;
+	bool dst;
+	bool moves;
+};
+
+static const struct nymph_operation nymph_operations[] = {
+	[NYMPH_OP_NOP] = {
+		.flags = NYMPH_FLAGS_ALWAYS,
+	},
+	[NYMPH_OP_COPY] = {
+		.flags = NYMPH_FLAGS_SERVED,
+		.src = true, .dst = true, .moves = true,
+	},
+	[NYMPH_OP_HASH] = {
+		.flags = NYMPH_FLAGS_ALWAYS | NYMPH_DMA_FLAG_ZERO_COPY,
+		.src = true,
+	},
+	[NYMPH_OP_FILL] = {
+		.flags = NYMPH_FLAGS_SERVED,
+		.dst = true, .moves = true,
+	},
+	[NYMPH_OP_COMPARE] = {
+		.flags = NYMPH_FLAGS_ALWAYS | NYMPH_DMA_FLAG_ZERO_COPY,
+		.src = true, .dst = true,
+	},
+};
+
+static const struct nymph_operation *
+nymph_operation_of(const struct nymph_entry *e)
 {
-	if (e->flags & ~NYMPH_FLAGS_NOP || e->length || e->src || e->dst ||
-	    e->src_buffer || e->dst_buffer)
-		return -EINVAL;
-	return 0;
+	return &nymph_operations[array_index_nospec(e->opcode,
+					ARRAY_SIZE(nymph_operations))];
 }
 
-static int nymph_entry_check_copy(const struct nymph_entry *e)
+static bool nymph_entry_overlaps(const struct nymph_entry *e)
 {
-	u64 src = untagged_addr((unsigned long)e->src);
-	u64 dst = untagged_addr((unsigned long)e->dst);
+	u64 src = e->src, dst = e->dst;
 
-	if (!e->length || e->length > NYMPH_MAX_LENGTH)
+	if (e->src_buffer != e->dst_buffer)
+		return false;
+	if (!e->src_buffer) {
+		src = untagged_addr((unsigned long)src);
+		dst = untagged_addr((unsigned long)dst);
+	}
+	return (src > dst ? src - dst : dst - src) < e->length;
+}
+
+/**
+ * nymph_entry_check() - whether an entry is well formed
+ * @e: a private copy of what user space gave
+ *
+ * Return: 0 or -EINVAL.
+ */
+int nymph_entry_check(const struct nymph_entry *e)
+{
+	const struct nymph_operation *op;
+
+	if (e->size != sizeof(*e) || e->reserved[0] || e->reserved[1] ||
+	    e->opcode >= ARRAY_SIZE(nymph_operations))
 		return -EINVAL;
-	/* of buffers, the offsets would say nothing */
-	if (!e->src_buffer && !e->dst_buffer &&
-	    (src > dst ? src - dst : dst - src) < e->length)
+	op = nymph_operation_of(e);
+	if (e->flags & ~op->flags)
+		return -EINVAL;
+
+	if (op->src || op->dst) {
+		if (!e->length || e->length > NYMPH_MAX_LENGTH)
+			return -EINVAL;
+	} else if (e->length) {
+		return -EINVAL;
+	}
+	/* a FILL has its pattern where others have the source */
+	if (!op->src &&
+	    (e->src_buffer || (e->src && e->opcode != NYMPH_OP_FILL)))
+		return -EINVAL;
+	if (!op->dst && (e->dst_buffer || e->dst))
+		return -EINVAL;
+	if (op->src && op->dst && nymph_entry_overlaps(e))
+		return -EINVAL;
+
+	/* nobody would see the digest */
+	if (!(e->flags & NYMPH_DMA_FLAG_RECORD) &&
+	    (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY ||
+	     e->opcode == NYMPH_OP_HASH))
 		return -EINVAL;
 	if (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY &&
-	    (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH ||
-	     !(e->flags & NYMPH_DMA_FLAG_RECORD)))
+	    e->flags & NYMPH_DMA_FLAG_VERIFY_HASH)
 		return -EINVAL;
 	return 0;
 }
 
 /**
- * nymph_entry_check() - whether an entry is well formed and served
- * @e: a private copy of what user space gave
- *
- * Return: 0, -EINVAL, or -EOPNOTSUPP for what has its place in the interface
- * but no code behind it.
+ * nymph_entry_moves() - whether the bytes an entry has done were moved
+ * @e: a checked entry
  */
-int nymph_entry_check(const struct nymph_entry *e)
+bool nymph_entry_moves(const struct nymph_entry *e)
 {
-	int ret = 0;
+	return nymph_operation_of(e)->moves;
+}
 
-	if (e->size != sizeof(*e) || e->flags & ~NYMPH_FLAGS_KNOWN ||
-	    e->reserved[0] || e->reserved[1])
-		return -EINVAL;
+/* Looks up the buffer, if the operand is in one. */
+static int nymph_operand_find(struct nymph_ring *ring,
+			      struct nymph_operand *o, u32 handle, u64 at)
+{
+	struct nymph_region *region;
 
-	switch (e->opcode) {
-	case NYMPH_OP_NOP:
-		ret = nymph_entry_check_nop(e);
-		break;
-	case NYMPH_OP_COPY:
-		ret = nymph_entry_check_copy(e);
-		break;
-	case NYMPH_OP_HASH:
-	case NYMPH_OP_FILL:
-	case NYMPH_OP_COMPARE:
-		if (!e->length || e->length > NYMPH_MAX_LENGTH)
-			return -EINVAL;
-		return -EOPNOTSUPP;
-	default:
-		return -EINVAL;
-	}
-	if (ret)
-		return ret;
-
-	if (e->src_buffer || e->dst_buffer || e->flags & ~NYMPH_FLAGS_SERVED)
-		return -EOPNOTSUPP;
+	o->used = true;
+	o->at = at;
+	if (!handle)
+		return 0;
+	region = nymph_ring_get_region(ring, handle);
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+	o->region = region;
+	o->pin = &region->pin;
 	return 0;
 }
 
-static bool nymph_reads_back(const struct nymph_entry *e)
+static int nymph_operand_check(const struct nymph_operand *o, u64 len,
+			       unsigned long vm_flags, bool long_term)
 {
-	return e->flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
-			   NYMPH_DMA_FLAG_DIGEST_ONLY);
+	if (!o->used)
+		return 0;
+	if (!o->region)
+		return nymph_check_mapped(o->at, len, vm_flags, long_term);
+	if (o->at > o->region->length || len > o->region->length - o->at ||
+	    (vm_flags & VM_WRITE && !o->pin->write))
+		return -EFAULT;
+	return 0;
+}
+
+static int nymph_operand_pin(struct nymph_operand *o, struct nymph_pin *pin,
+			     struct user_struct *user, u64 len, bool write)
+{
+	int ret;
+
+	if (!o->used || o->region)
+		return 0;
+	ret = nymph_pin_user(pin, user, o->at, len, write);
+	if (ret)
+		return ret;
+	o->pin = pin;
+	o->at = 0;
+	return 0;
 }
 
 /**
  * nymph_entry_prepare() - make sure of the memory that an entry names
- * @slot: holds the checked entry; nymph_entry_release() undoes what this does
- * @user: who is charged for what is pinned
+ * @ring: a ring of current's memory
+ * @slot: holds the checked entry, and nothing else; nymph_entry_release()
+ *	undoes what this does
  *
- * Called by a thread that has the memory. Return: 0 or a negative errno,
- * nothing is kept then.
+ * Return: 0, or a negative errno, and nothing is kept then; -ESTALE if the ring
+ * was reset or replaced.
  */
-int nymph_entry_prepare(struct nymph_slot *slot, struct user_struct *user)
+int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot)
 {
 	const struct nymph_entry *e = &slot->entry;
+	const struct nymph_operation *op = nymph_operation_of(e);
 	bool zero_copy = e->flags & NYMPH_DMA_FLAG_ZERO_COPY;
-	struct nymph_pins *pins;
-	int ret;
+	unsigned long dst_flags = VM_READ;
+	int ret = 0;
 
-	if (e->opcode != NYMPH_OP_COPY)
-		return 0;
+	if (op->moves) {
+		dst_flags = VM_WRITE;
+		if (e->flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
+				NYMPH_DMA_FLAG_DIGEST_ONLY))
+			dst_flags |= VM_READ;
+	}
 
-	ret = nymph_check_mapped(e->src, e->length, VM_READ, zero_copy);
+	if (op->src)
+		ret = nymph_operand_find(ring, &slot->src, e->src_buffer,
+					 e->src);
+	if (!ret && op->dst)
+		ret = nymph_operand_find(ring, &slot->dst, e->dst_buffer,
+					 e->dst);
+	if (!ret)
+		ret = nymph_operand_check(&slot->src, e->length, VM_READ,
+					  zero_copy);
+	if (!ret)
+		ret = nymph_operand_check(&slot->dst, e->length, dst_flags,
+					  zero_copy);
+	if (!ret && zero_copy) {
+		slot->pins = kzalloc(sizeof(*slot->pins), GFP_KERNEL_ACCOUNT);
+		if (!slot->pins)
+			ret = -ENOMEM;
+		if (!ret)
+			ret = nymph_operand_pin(&slot->src, &slot->pins->src,
+						ring->user->account, e->length,
+						false);
+		if (!ret)
+			ret = nymph_operand_pin(&slot->dst, &slot->pins->dst,
+						ring->user->account, e->length,
+						op->moves);
+	}
+	if (slot->pins)
+		atomic_long_add(slot->pins->src.nr_pages +
+				slot->pins->dst.nr_pages, &ring->pinned_pages);
 	if (ret)
-		return ret;
-	ret = nymph_check_mapped(e->dst, e->length,
-				 nymph_reads_back(e) ? VM_WRITE | VM_READ :
-						       VM_WRITE, zero_copy);
-	if (ret || !zero_copy)
-		return ret;
-
-	pins = kmalloc(sizeof(*pins), GFP_KERNEL_ACCOUNT);
-	if (!pins)
-		return -ENOMEM;
-	ret = nymph_pin_user(&pins->src, user, e->src, e->length, false);
-	if (ret)
-		goto err_free;
-	ret = nymph_pin_user(&pins->dst, user, e->dst, e->length, true);
-	if (ret)
-		goto err_unpin;
-	slot->pins = pins;
-	return 0;
-
-err_unpin:
-	nymph_unpin_user(&pins->src, user);
-err_free:
-	kfree(pins);
+		nymph_entry_release(ring, slot);
 	return ret;
 }
 
 /**
  * nymph_entry_release() - let go of the memory that an entry names
+ * @ring: the ring
  * @slot: what nymph_entry_prepare() prepared; no engine may still use it
- * @user: who was charged
  */
-void nymph_entry_release(struct nymph_slot *slot, struct user_struct *user)
+void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot)
 {
-	if (!slot->pins)
-		return;
-	nymph_unpin_user(&slot->pins->dst, user);
-	nymph_unpin_user(&slot->pins->src, user);
-	kfree(slot->pins);
+	if (slot->pins) {
+		atomic_long_sub(slot->pins->src.nr_pages +
+				slot->pins->dst.nr_pages, &ring->pinned_pages);
+		nymph_unpin(&slot->pins->dst, ring->user->account);
+		nymph_unpin(&slot->pins->src, ring->user->account);
+		kfree(slot->pins);
+	}
+	nymph_region_put(slot->dst.region);
+	nymph_region_put(slot->src.region);
 	slot->pins = NULL;
+	memset(&slot->src, 0, sizeof(slot->src));
+	memset(&slot->dst, 0, sizeof(slot->dst));
 }
 
 /**
@@ -170,36 +273,53 @@ static int nymph_fault(void)
 	return fatal_signal_pending(current) ? NYMPH_STEP_INTERRUPTED : -EFAULT;
 }
 
-static int nymph_copy_pinned(struct nymph_ring *ring, struct nymph_slot *slot,
+/* Returns how many of the bytes could be loaded. */
+static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
+			 size_t len)
+{
+	if (o->pin) {
+		nymph_pin_load(o->pin, o->at + offset, to, len);
+		return len;
+	}
+	return len - copy_from_user(to, u64_to_user_ptr(o->at + offset), len);
+}
+
+static int nymph_copy_direct(struct nymph_ring *ring, struct nymph_slot *slot,
 			     size_t len)
 {
+	const struct nymph_operand *src = &slot->src, *dst = &slot->dst;
 	struct nymph_transfer *t = &ring->transfer;
-	const struct nymph_pins *pins = slot->pins;
 	u32 flags = slot->entry.flags;
 	size_t moved = 0;
 	int ret;
 
-	ret = ring->engine->ops->copy(ring->engine, &pins->dst, t->done,
-				      &pins->src, t->done, len, &moved);
+	ret = ring->engine->ops->copy(ring->engine, dst->pin, dst->at + t->done,
+				      src->pin, src->at + t->done, len, &moved);
 	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH)
-		nymph_pin_hash(&pins->src, t->done, moved, &t->src_hash);
+		nymph_pin_hash(src->pin, src->at + t->done, moved,
+			       &t->src_hash);
 	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY)
-		nymph_pin_hash(&pins->dst, t->done, moved, &t->dst_hash);
+		nymph_pin_hash(dst->pin, dst->at + t->done, moved,
+			       &t->dst_hash);
 	t->done += moved;
 	return ret;
 }
 
+/* A COPY by way of the bounce buffer, or a FILL. */
 static int nymph_copy_bounced(struct nymph_ring *ring, struct nymph_slot *slot,
 			      size_t len)
 {
 	const struct nymph_entry *e = &slot->entry;
 	struct nymph_transfer *t = &ring->transfer;
-	u64 dst = e->dst + t->done;
-	size_t loaded, moved = 0;
+	size_t loaded = len, moved = 0;
 	int ret = 0;
 
-	loaded = len - copy_from_user(ring->bounce,
-				      u64_to_user_ptr(e->src + t->done), len);
+	/* every piece but the last is a multiple of the pattern */
+	if (e->opcode == NYMPH_OP_FILL)
+		memset64(ring->bounce, (__force u64)cpu_to_le64(e->src),
+			 DIV_ROUND_UP(len, sizeof(u64)));
+	else
+		loaded = nymph_load(&slot->src, t->done, ring->bounce, len);
 	if (loaded < len) {
 		ret = nymph_fault();
 		if (ret == NYMPH_STEP_INTERRUPTED)
@@ -207,9 +327,9 @@ static int nymph_copy_bounced(struct nymph_ring *ring, struct nymph_slot *slot,
 	}
 
 	if (loaded) {
-		int err = ring->engine->ops->store(ring->engine, dst,
-						   ring->bounce, loaded,
-						   &moved);
+		int err = ring->engine->ops->store(ring->engine, &slot->dst,
+						   t->done, ring->bounce,
+						   loaded, &moved);
 
 		if (err == -EFAULT)
 			err = nymph_fault();
@@ -223,7 +343,8 @@ static int nymph_copy_bounced(struct nymph_ring *ring, struct nymph_slot *slot,
 	if (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH)
 		nymph_blake3_update(&t->src_hash, ring->bounce, moved);
 	if (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY) {
-		if (copy_from_user(ring->bounce, u64_to_user_ptr(dst), moved)) {
+		if (nymph_load(&slot->dst, t->done, ring->bounce,
+			       moved) < moved) {
 			ret = nymph_fault();
 			if (ret == NYMPH_STEP_INTERRUPTED)
 				return ret;
@@ -239,12 +360,11 @@ static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
 {
 	struct nymph_transfer *t = &ring->transfer;
 
-	if (slot->pins) {
-		nymph_pin_hash(&slot->pins->dst, t->checked, len, &t->dst_hash);
+	if (slot->dst.pin) {
+		nymph_pin_hash(slot->dst.pin, slot->dst.at + t->checked, len,
+			       &t->dst_hash);
 	} else {
-		if (copy_from_user(ring->bounce,
-				   u64_to_user_ptr(slot->entry.dst + t->checked),
-				   len))
+		if (nymph_load(&slot->dst, t->checked, ring->bounce, len) < len)
 			return nymph_fault();
 		nymph_blake3_update(&t->dst_hash, ring->bounce, len);
 	}
@@ -252,9 +372,80 @@ static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
 	return 0;
 }
 
-static int nymph_transfer_finish(struct nymph_transfer *t, u32 flags)
+static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+			    size_t len)
 {
-	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH) {
+	struct nymph_transfer *t = &ring->transfer;
+	size_t loaded = len;
+	int ret = 0;
+
+	if (slot->entry.flags & NYMPH_DMA_FLAG_ZERO_COPY) {
+		nymph_pin_hash(slot->src.pin, slot->src.at + t->done, len,
+			       &t->src_hash);
+	} else {
+		loaded = nymph_load(&slot->src, t->done, ring->bounce, len);
+		if (loaded < len) {
+			ret = nymph_fault();
+			if (ret == NYMPH_STEP_INTERRUPTED)
+				return ret;
+		}
+		nymph_blake3_update(&t->src_hash, ring->bounce, loaded);
+	}
+	t->done += loaded;
+	return ret;
+}
+
+static int nymph_compare_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+			       size_t len)
+{
+	const u8 *src = ring->bounce, *dst = src + NYMPH_PIECE / 2;
+	struct nymph_transfer *t = &ring->transfer;
+	size_t n, equal = 0;
+	int ret = 0;
+
+	len = min_t(size_t, len, NYMPH_PIECE / 2);
+	n = nymph_load(&slot->src, t->done, ring->bounce, len);
+	n = min(n, nymph_load(&slot->dst, t->done,
+			      ring->bounce + NYMPH_PIECE / 2, len));
+	if (n < len) {
+		ret = nymph_fault();
+		if (ret == NYMPH_STEP_INTERRUPTED)
+			return ret;
+	}
+	if (!memcmp(src, dst, n)) {
+		t->done += n;
+		return ret;
+	}
+	while (src[equal] == dst[equal])
+		equal++;
+	t->done += equal;
+	return -EBADMSG;
+}
+
+static int nymph_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+		       size_t len)
+{
+	switch (slot->entry.opcode) {
+	case NYMPH_OP_HASH:
+		return nymph_hash_piece(ring, slot, len);
+	case NYMPH_OP_COMPARE:
+		return nymph_compare_piece(ring, slot, len);
+	case NYMPH_OP_COPY:
+		if (slot->entry.flags & NYMPH_DMA_FLAG_ZERO_COPY)
+			return nymph_copy_direct(ring, slot, len);
+		fallthrough;
+	default:
+		return nymph_copy_bounced(ring, slot, len);
+	}
+}
+
+static int nymph_transfer_finish(struct nymph_transfer *t,
+				 const struct nymph_entry *e)
+{
+	if (e->opcode == NYMPH_OP_HASH) {
+		nymph_blake3_final(&t->src_hash, t->src_digest);
+		t->record_flags = NYMPH_RECORD_SRC_DIGEST;
+	} else if (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH) {
 		nymph_blake3_final(&t->src_hash, t->src_digest);
 		nymph_blake3_final(&t->dst_hash, t->dst_digest);
 		t->record_flags = NYMPH_RECORD_SRC_DIGEST |
@@ -264,11 +455,16 @@ static int nymph_transfer_finish(struct nymph_transfer *t, u32 flags)
 			nymph_count(NYMPH_COUNT_MISMATCHED, 1);
 			return -EBADMSG;
 		}
-	} else if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY) {
+	} else if (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY) {
 		nymph_blake3_final(&t->dst_hash, t->dst_digest);
 		t->record_flags = NYMPH_RECORD_DST_DIGEST;
 	}
 	return 0;
+}
+
+static bool nymph_is_borrowed(const struct nymph_operand *o)
+{
+	return o->used && !o->pin;
 }
 
 /**
@@ -289,24 +485,22 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 		return 0;
 
 	/* the process is gone, and its memory with it */
-	if (!slot->pins && current->mm != ring->mm)
+	if (current->mm != ring->mm &&
+	    (nymph_is_borrowed(&slot->src) || nymph_is_borrowed(&slot->dst)))
 		return -EFAULT;
 
-	if (t->done < e->length) {
-		size_t len = min_t(u64, e->length - t->done, NYMPH_PIECE);
-
-		ret = slot->pins ? nymph_copy_pinned(ring, slot, len) :
-				   nymph_copy_bounced(ring, slot, len);
-	} else {
-		size_t len = min_t(u64, e->length - t->checked, NYMPH_PIECE);
-
-		ret = nymph_read_back(ring, slot, len);
-	}
+	if (t->done < e->length)
+		ret = nymph_piece(ring, slot,
+				  min_t(u64, e->length - t->done, NYMPH_PIECE));
+	else
+		ret = nymph_read_back(ring, slot,
+				      min_t(u64, e->length - t->checked,
+					    NYMPH_PIECE));
 	if (ret)
 		return ret;
 
 	if (t->done < e->length ||
 	    (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH && t->checked < e->length))
 		return NYMPH_STEP_MORE;
-	return nymph_transfer_finish(t, e->flags);
+	return nymph_transfer_finish(t, e);
 }

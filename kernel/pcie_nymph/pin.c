@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: the caller's memory: is it mapped, pin it, charge for it.
+ * pcie_nymph: memory that stays where it is: the caller's, pinned, or the
+ * driver's own; who is charged for it, and what the CPU does with it.
  */
 #include <linux/backing-dev.h>
 #include <linux/capability.h>
 #include <linux/highmem.h>
+#include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/user.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "nymph.h"
+
+/* The longest run of pages that is looked for when memory is allocated. */
+#define NYMPH_ALLOC_ORDER	get_order(SZ_2M)
 
 /**
  * nymph_check_mapped() - whether current's memory is mapped as it must be
@@ -190,18 +196,91 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 	return 0;
 
 err:
-	nymph_unpin_user(pin, user);
+	nymph_unpin(pin, user);
 	return ret;
 }
 
 /**
- * nymph_unpin_user() - let go of pinned memory
- * @pin: what nymph_pin_user() filled; no engine may still use it
+ * nymph_pin_alloc() - allocate zeroed memory
+ * @pin: filled
+ * @user: who is charged
+ * @len: bytes, not 0
+ *
+ * Return: 0; -ENOMEM if no memory is left or RLIMIT_MEMLOCK does not allow it;
+ * -EINTR if current was killed. On failure nothing is allocated or charged.
+ */
+int nymph_pin_alloc(struct nymph_pin *pin, struct user_struct *user, u64 len)
+{
+	unsigned long nr_pages = DIV_ROUND_UP(len, PAGE_SIZE);
+	unsigned int i;
+	int ret;
+
+	memset(pin, 0, sizeof(*pin));
+	pin->write = true;
+	pin->ours = true;
+	if (!capable(CAP_IPC_LOCK)) {
+		ret = nymph_charge(user, nr_pages);
+		if (ret)
+			return ret;
+		pin->charged = nr_pages;
+	}
+	pin->pages = kvmalloc_array(nr_pages, sizeof(*pin->pages),
+				    GFP_KERNEL_ACCOUNT);
+	if (!pin->pages) {
+		ret = -ENOMEM;
+		goto err;
+	}
+
+	while (pin->nr_pages < nr_pages) {
+		unsigned int order = min_t(unsigned int, NYMPH_ALLOC_ORDER,
+					   ilog2(nr_pages - pin->nr_pages));
+		gfp_t gfp = GFP_HIGHUSER | __GFP_ZERO | __GFP_ACCOUNT;
+		struct page *page = NULL;
+
+		ret = -EINTR;
+		if (fatal_signal_pending(current))
+			goto err;
+		/* the longer the runs, the fewer pieces for an engine */
+		if (order)
+			page = alloc_pages(gfp | __GFP_NORETRY | __GFP_NOWARN,
+					   order);
+		if (!page) {
+			order = 0;
+			page = alloc_page(gfp);
+		}
+		ret = -ENOMEM;
+		if (!page)
+			goto err;
+		/* user space maps and unmaps them one by one */
+		if (order)
+			split_page(page, order);
+		for (i = 0; i < 1U << order; i++)
+			pin->pages[pin->nr_pages++] = page + i;
+		nymph_count(NYMPH_COUNT_ALLOCATED_PAGES, 1L << order);
+		cond_resched();
+	}
+	return 0;
+
+err:
+	nymph_unpin(pin, user);
+	return ret;
+}
+
+/**
+ * nymph_unpin() - let go of memory
+ * @pin: what nymph_pin_user() or nymph_pin_alloc() filled; no engine may still
+ *	use it
  * @user: who was charged
  */
-void nymph_unpin_user(struct nymph_pin *pin, struct user_struct *user)
+void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
 {
-	if (pin->nr_pages) {
+	unsigned long i;
+
+	if (pin->ours) {
+		for (i = 0; i < pin->nr_pages; i++)
+			__free_page(pin->pages[i]);
+		nymph_count(NYMPH_COUNT_ALLOCATED_PAGES, -(long)pin->nr_pages);
+	} else if (pin->nr_pages) {
 		unpin_user_pages_dirty_lock(pin->pages, pin->nr_pages,
 					    pin->write);
 		nymph_count(NYMPH_COUNT_PINNED_PAGES, -(long)pin->nr_pages);
@@ -209,6 +288,48 @@ void nymph_unpin_user(struct nymph_pin *pin, struct user_struct *user)
 	kvfree(pin->pages);
 	atomic_long_sub(pin->charged, &user->locked_vm);
 	memset(pin, 0, sizeof(*pin));
+}
+
+/**
+ * nymph_pin_load() - copy out of pinned memory
+ * @pin: the memory
+ * @offset: where in it to start
+ * @to: kernel memory
+ * @len: bytes
+ */
+void nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
+		    size_t len)
+{
+	size_t n;
+
+	offset += pin->offset;
+	for (; len; len -= n, offset += n, to += n) {
+		size_t off = offset_in_page(offset);
+
+		n = min_t(size_t, len, PAGE_SIZE - off);
+		memcpy_from_page(to, pin->pages[offset >> PAGE_SHIFT], off, n);
+	}
+}
+
+/**
+ * nymph_pin_store() - copy into pinned memory
+ * @pin: the memory
+ * @offset: where in it to start
+ * @from: kernel memory
+ * @len: bytes
+ */
+void nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
+		     size_t len)
+{
+	size_t n;
+
+	offset += pin->offset;
+	for (; len; len -= n, offset += n, from += n) {
+		size_t off = offset_in_page(offset);
+
+		n = min_t(size_t, len, PAGE_SIZE - off);
+		memcpy_to_page(pin->pages[offset >> PAGE_SHIFT], off, from, n);
+	}
 }
 
 /**

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pcie_nymph: memory behind a handle: the driver's own, which user space maps,
+ * or user memory that stays pinned.
+ */
+#include <linux/anon_inodes.h>
+#include <linux/err.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched/user.h>
+#include <linux/slab.h>
+
+#include "compat.h"
+#include "nymph.h"
+
+/**
+ * nymph_region_create() - allocate or pin memory
+ * @user: who is charged
+ * @arg: op ALLOC or REGISTER, flags, addr and length, checked
+ *
+ * Return: the region, with one reference; -ENOMEM, -EFAULT, -EOPNOTSUPP, or
+ * -EINTR if current was killed.
+ */
+struct nymph_region *nymph_region_create(struct user_struct *user,
+					 const struct nymph_buffer *arg)
+{
+	bool write = !(arg->flags & NYMPH_BUFFER_READ_ONLY);
+	struct nymph_region *region;
+	int ret;
+
+	region = kzalloc(sizeof(*region), GFP_KERNEL_ACCOUNT);
+	if (!region)
+		return ERR_PTR(-ENOMEM);
+	if (arg->op == NYMPH_BUFFER_ALLOC) {
+		ret = nymph_pin_alloc(&region->pin, user, arg->length);
+	} else {
+		ret = nymph_check_mapped(arg->addr, arg->length,
+					 write ? VM_READ | VM_WRITE : VM_READ,
+					 true);
+		if (!ret)
+			ret = nymph_pin_user(&region->pin, user, arg->addr,
+					     arg->length, write);
+	}
+	if (ret) {
+		kfree(region);
+		return ERR_PTR(ret);
+	}
+	refcount_set(&region->refs, 1);
+	region->user = get_uid(user);
+	region->length = arg->length;
+	return region;
+}
+
+/**
+ * nymph_region_put() - a handle, an entry or a mapping is done with the memory
+ * @region: the region, or NULL
+ */
+void nymph_region_put(struct nymph_region *region)
+{
+	if (!region || !refcount_dec_and_test(&region->refs))
+		return;
+	nymph_unpin(&region->pin, region->user);
+	free_uid(region->user);
+	kfree(region);
+}
+
+static int nymph_region_release(struct inode *inode, struct file *file)
+{
+	nymph_region_put(file->private_data);
+	return 0;
+}
+
+static const struct file_operations nymph_region_fops = {
+	.owner = THIS_MODULE,
+	.release = nymph_region_release,
+};
+
+/**
+ * nymph_region_map() - map memory of the driver's
+ * @region: current has a reference
+ * @vma: what mmap() of the device is about to map
+ *
+ * Return: 0, -EINVAL if that is not inside the region, or not shared; -ENOMEM.
+ */
+int nymph_region_map(struct nymph_region *region, struct vm_area_struct *vma)
+{
+	unsigned long first = vma->vm_pgoff &
+			      ((1UL << (NYMPH_REGION_SHIFT - PAGE_SHIFT)) - 1);
+	unsigned long nr_pages = vma_pages(vma), left = nr_pages;
+	struct file *file;
+
+	if (!region->pin.ours || !(vma->vm_flags & VM_SHARED) ||
+	    first > region->pin.nr_pages ||
+	    nr_pages > region->pin.nr_pages - first)
+		return -EINVAL;
+
+	/* a mapping of the device itself would keep that open after close() */
+	file = anon_inode_getfile("[pcie_nymph buffer]", &nymph_region_fops,
+				  region, O_RDWR);
+	if (IS_ERR(file))
+		return PTR_ERR(file);
+	refcount_inc(&region->refs);
+	vma_set_file(vma, file);
+	fput(file);
+
+	/* one process's, as the ring is; and no core dump needs it */
+	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
+	return vm_insert_pages(vma, vma->vm_start, region->pin.pages + first,
+			       &left);
+}
