@@ -101,22 +101,22 @@ static ssize_t nymph_store_limit(unsigned int *limit, const char *buf,
 	return count;
 }
 
-#define NYMPH_LIMIT_ATTR(_name, _limit)					\
+#define NYMPH_LIMIT_ATTR(_name)						\
 static ssize_t _name##_show(struct device *dev,				\
 			    struct device_attribute *attr, char *buf)	\
 {									\
-	return sysfs_emit(buf, "%u\n", READ_ONCE(_limit));		\
+	return sysfs_emit(buf, "%u\n", READ_ONCE(nymph_##_name));	\
 }									\
 static ssize_t _name##_store(struct device *dev,			\
 			     struct device_attribute *attr,		\
 			     const char *buf, size_t count)		\
 {									\
-	return nymph_store_limit(&(_limit), buf, count);		\
+	return nymph_store_limit(&nymph_##_name, buf, count);		\
 }									\
 static DEVICE_ATTR_RW(_name)
 
-NYMPH_LIMIT_ATTR(max_rings, nymph_max_rings);
-NYMPH_LIMIT_ATTR(max_user_rings, nymph_max_user_rings);
+NYMPH_LIMIT_ATTR(max_rings);
+NYMPH_LIMIT_ATTR(max_user_rings);
 
 static struct attribute *nymph_limit_attrs[] = {
 	&dev_attr_max_entries.attr,
