@@ -9,6 +9,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import select
 import signal
 import struct
@@ -158,6 +159,8 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+_libc.mremap.restype = ctypes.c_void_p
 _libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 _libc.read.restype = ctypes.c_ssize_t
 _libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -247,6 +250,19 @@ class Memory:
             raise failed()
 
 
+def mremap(memory: Memory, length: int, to: Memory | None = None) -> None:
+    """Give a mapping another length where it is, or move it into the place of another, which takes it over."""
+    flags = 3 if to else 0  # MREMAP_MAYMOVE | MREMAP_FIXED
+    address = _libc.mremap(memory.address, memory.length, length, flags, to.address if to else 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise failed()
+    if to:
+        memory._mapped.clear()
+    else:
+        memory._mapped = [(0, length)]
+    memory.length = length
+
+
 def small_pages(length: int) -> Memory:
     """Without huge pages: a pin is charged for all of each, so MiBs in some are beyond an ordinary user's limit."""
     memory = Memory(length)
@@ -282,6 +298,11 @@ def in_buffers(entry: Entry, src: int = 0, dst: int = 0) -> Entry:
     """The entry, its addresses being offsets into these buffers."""
     entry.src_buffer, entry.dst_buffer = src, dst
     return entry
+
+
+def ring_directory(number: str) -> Path:
+    """What sysfs says of a ring is in here."""
+    return SYSFS / f"ring{number}"
 
 
 class Snapshot(NamedTuple):
@@ -472,6 +493,12 @@ class Context:
         assert self.ioctl(LATENCY, argument) == 0
         return Latency(argument.count, argument.sum_ns, argument.max_ns, tuple(buckets))
 
+    def fdinfo(self) -> dict[str, str]:
+        """What /proc says of this file's ring, without the "nymph-" before the names."""
+        lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
+        pairs = (line.split(":", 1) for line in lines if line.startswith("nymph-"))
+        return {name.removeprefix("nymph-"): value.strip() for name, value in pairs}
+
     def run(self, entry: Entry) -> Record:
         """Submit one entry and wait for its record, which must be the only one."""
         entry.flags |= RECORD
@@ -606,6 +633,22 @@ class Child:
         os.close(self._output)
         os.kill(self.pid, signal.SIGKILL)
         assert os.WTERMSIG(self.wait()) == signal.SIGKILL
+
+
+def ordinary(function: Callable[[], str | None], user: int = 65534) -> str:
+    """What a function returns to somebody under the default memlock limit and without CAP_IPC_LOCK."""
+
+    def inside() -> str | None:
+        if os.geteuid() == 0:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 * MIB, 8 * MIB))
+            device = os.stat(DEVICE)
+            os.setgroups([device.st_gid])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+        assert resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == 8 * MIB
+        return function()
+
+    return Child(inside).result()
 
 
 @contextlib.contextmanager

@@ -266,26 +266,6 @@ def test_reserved_huge_pages(context: Context, flags: str) -> None:
         setting.write_text(before)
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system that writes back to a disk, as tmpfs does not."""
-    folder = tmp_path_factory.mktemp("disk")
-    image, mounted = folder / "image", folder / "mounted"
-    mounted.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(8 * MIB)
-    for command in (["modprobe", "-a", "loop", "ext4"], ["mkfs.ext4", "-q", "-F", image],
-                    ["mount", "-o", "loop", image, mounted]):
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip(f"no {command[0]} here")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no disk to mount: {error.stderr.strip()}")
-    yield mounted
-    subprocess.run(["umount", mounted], check=True)
-
-
 @abi.needs_root
 @pytest.mark.parametrize("flags", FLAGS)
 def test_writable_shared_mapping_of_a_disk_file(context: Context, disk: Path, flags: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import abi
 import pytest
-from abi import MIB, PAGE, Child, Context, Entry, Memory, small_pages
+from abi import MIB, PAGE, Context, Entry, Memory, ordinary, small_pages
 
 LENGTH = 2 * PAGE
 
@@ -266,22 +266,6 @@ def test_order_of_checks_on_a_full_ring(paused: Context, buffers: Buffers, case:
 
 
 # --- ZERO_COPY and locked memory --------------------------------------------------------------------------
-
-
-def ordinary(function: Callable[[], str | None]) -> str:
-    """What a function returns to somebody under the default memlock limit and without CAP_IPC_LOCK."""
-
-    def inside() -> str | None:
-        if os.geteuid() == 0:
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 * MIB, 8 * MIB))
-            device = os.stat(abi.DEVICE)
-            os.setgroups([device.st_gid])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-        assert resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == 8 * MIB
-        return function()
-
-    return Child(inside).result()
 
 
 def test_zero_copy_is_charged_and_given_back() -> None:

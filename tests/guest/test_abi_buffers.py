@@ -1,0 +1,629 @@
+# SPDX-License-Identifier: MIT
+"""BUFFER: memory of the driver's and registered memory, in entries and in mappings, from ALLOC to the last use."""
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import abi
+import blake3
+import pytest
+from abi import (
+    BUFFER_ALLOC,
+    BUFFER_FREE,
+    BUFFER_IMPORT,
+    BUFFER_READ_ONLY,
+    BUFFER_REGISTER,
+    GIB,
+    MAX_BUFFERS,
+    MIB,
+    PAGE,
+    PIECE,
+    Child,
+    Context,
+    Memory,
+    Tap,
+    in_buffers,
+    ordinary,
+    small_pages,
+)
+
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+FLAGS = {"default": 0, "zero_copy": abi.ZERO_COPY, "verify": abi.VERIFY_HASH, "digest": abi.DIGEST_ONLY,
+         "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH}
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    with Context() as context:
+        context.setup(8)
+        yield context
+
+
+def count(name: str) -> int:
+    return int((abi.SYSFS / "counters" / name).read_text())
+
+
+# --- ALLOC and mmap() -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, PAGE, PAGE + 1, MIB, 3 * MIB - 1])
+def test_alloc_and_map(context: Context, length: int) -> None:
+    """Whole pages, all zeros."""
+    pages = -(-length // PAGE)
+    buffer = context.alloc(length)
+    assert buffer.handle >= 1 and buffer.mmap_offset % PAGE == 0
+    mapped = context.map(buffer, pages * PAGE)
+    assert mapped.read() == bytes(pages * PAGE)
+    mapped.randomize()
+    again = context.map(buffer, pages * PAGE)
+    assert again.equals(mapped, pages * PAGE)
+
+
+def test_memory_of_others_does_not_show() -> None:
+    """What one buffer held is not in the next."""
+    for _ in range(5):
+        with Context() as context:
+            context.setup(1)
+            mapped = context.map(context.alloc(MIB))
+            assert mapped.read() == bytes(MIB)
+            mapped.fill(0xA5)
+
+
+def test_parts_of_a_buffer(context: Context) -> None:
+    """Any whole pages of it, and no page more."""
+    buffer = context.alloc(4 * PAGE)
+    whole = context.map(buffer).randomize()
+    for first in range(4):
+        for pages in range(1, 5 - first):
+            part = context.map(buffer, pages * PAGE, first * PAGE)
+            assert part.read() == whole.read(first * PAGE, pages * PAGE)
+    for first, pages in [(0, 5), (1, 4), (3, 2), (4, 1), (5, 1), (1000, 1), (0, 1000)]:
+        with context.refuses(errno.EINVAL):
+            context.map(buffer, pages * PAGE, first * PAGE)
+
+
+def test_no_room_between_buffers(context: Context) -> None:
+    """A mapping reaches from no buffer into the next, and there is none where no buffer is."""
+    buffers = [context.alloc(PAGE) for _ in range(3)]
+    offsets = sorted(buffer.mmap_offset for buffer in buffers)
+    assert len(set(offsets)) == 3
+    for offset in (0, PAGE, offsets[0] - PAGE, offsets[0] + PAGE, offsets[-1] + PAGE, offsets[-1] + GIB,
+                   2**62, 2**63 - PAGE):
+        if offset not in offsets:
+            with context.refuses(errno.EINVAL, errno.EOVERFLOW):
+                Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, context.fd, offset)
+    step = offsets[1] - offsets[0]
+    with context.refuses(errno.EINVAL, errno.ENOMEM):
+        Memory(step + PAGE, READ_WRITE, mmap.MAP_SHARED, context.fd, offsets[0])
+
+
+def test_private_mapping_is_refused(context: Context) -> None:
+    buffer = context.alloc(PAGE)
+    for protection in (mmap.PROT_READ, READ_WRITE):
+        with context.refuses(errno.EINVAL):
+            context.map(buffer, protection=protection, flags=mmap.MAP_PRIVATE)
+
+
+def test_registered_memory_has_no_mapping(context: Context) -> None:
+    memory = Memory(PAGE)
+    buffer = context.buffer(BUFFER_REGISTER, addr=memory.address, length=PAGE)
+    assert buffer.mmap_offset == 0
+    offset = buffer.handle * GIB
+    with context.refuses(errno.EINVAL):
+        Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, context.fd, offset)
+
+
+def test_read_only_mapping(context: Context) -> None:
+    buffer = context.alloc(PAGE)
+    writable = context.map(buffer)
+    mapped = context.map(buffer, protection=mmap.PROT_READ)
+    writable.write(b"seen")
+    assert mapped.read(0, 4) == b"seen"
+    # As a user address it is what its protection says.
+    with context.refuses(errno.EFAULT):
+        context.enter([abi.fill(0, mapped.address, 8)])
+
+
+def test_contents_are_seen_on_both_sides(context: Context) -> None:
+    """Written by the CPU, moved by the ring, read by the CPU: one memory."""
+    one, two = context.alloc(2 * PIECE), context.alloc(2 * PIECE)
+    first, second = context.map(one).randomize(), context.map(two)
+    entry = in_buffers(abi.copy(0, 0, 2 * PIECE), one.handle, two.handle)
+    assert context.run(entry).status == 0
+    assert second.equals(first, 2 * PIECE)
+    second.flip(PIECE + 5)
+    record = context.run(in_buffers(abi.compare(0, 0, 2 * PIECE), one.handle, two.handle))
+    assert (record.status, record.bytes_done) == (-errno.EBADMSG, PIECE + 5)
+    assert context.run(in_buffers(abi.fill(7, 8, 8), dst=one.handle)).status == 0
+    assert first.read(8, 8) == bytes([7, 0, 0, 0, 0, 0, 0, 0])
+    record = context.run(in_buffers(abi.hash_only(0, 2 * PIECE), one.handle))
+    assert bytes(record.src_digest) == blake3.blake3(first.read()).digest()
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("dst_kind", ["alloc", "register", "address"])
+@pytest.mark.parametrize("src_kind", ["alloc", "register", "read_only", "address"])
+def test_kinds_of_operands(context: Context, src_kind: str, dst_kind: str, flags: str) -> None:
+    """All with all, at odd offsets, and nothing around is touched."""
+    length, src_at, dst_at = PIECE + 777, 4095, 33
+    room = PIECE + 3 * PAGE
+
+    def operand(kind: str) -> tuple[Memory, int, int]:
+        """Its memory; what its offsets start from; its handle."""
+        if kind == "alloc":
+            buffer = context.alloc(room)
+            return context.map(buffer), 0, buffer.handle
+        memory = small_pages(room)
+        if kind == "address":
+            return memory, memory.address, 0
+        return memory, 0, context.register(memory, BUFFER_READ_ONLY if kind == "read_only" else 0)
+
+    src, src_base, src_handle = operand(src_kind)
+    dst, dst_base, dst_handle = operand(dst_kind)
+    src.randomize()
+    dst.fill(0x5A)
+    entry = abi.copy(src_base + src_at, dst_base + dst_at, length, FLAGS[flags])
+    record = context.run(in_buffers(entry, src_handle, dst_handle))
+    assert (record.status, record.bytes_done) == (0, length)
+    assert dst.read(dst_at, length) == src.read(src_at, length)
+    assert dst.read(0, dst_at) == b"\x5a" * dst_at
+    assert dst.read(dst_at + length) == b"\x5a" * (room - dst_at - length)
+    expected = blake3.blake3(src.read(src_at, length)).digest()
+    if FLAGS[flags] & abi.VERIFY_HASH:
+        assert bytes(record.src_digest) == expected
+    if FLAGS[flags] & (abi.VERIFY_HASH | abi.DIGEST_ONLY):
+        assert bytes(record.dst_digest) == expected
+    assert context.snapshot().dma_bytes == length
+
+
+def test_offsets_out_of_range(context: Context) -> None:
+    """Not a byte outside the length that was asked for, though its last page is longer."""
+    length = PAGE + 100
+    buffer, other = context.alloc(length), Memory(4 * PAGE)
+    for handle in (buffer.handle, context.register(small_pages(4 * PAGE))):
+        size = length if handle == buffer.handle else 4 * PAGE
+        assert context.run(in_buffers(abi.hash_only(size - 1, 1), handle)).status == 0
+        assert context.run(in_buffers(abi.hash_only(0, size), handle)).status == 0
+        for at, count_ in [(size, 1), (size - 1, 2), (0, size + 1), (1, size), (2**64 - 1, 1), (2**64 - 8, 16),
+                           (2**63, 1), (buffer.mmap_offset or GIB, 1)]:
+            with context.refuses(errno.EFAULT):
+                context.enter([in_buffers(abi.hash_only(at, count_), handle)])
+            if count_ <= other.length:
+                with context.refuses(errno.EFAULT):
+                    context.enter([in_buffers(abi.copy(at, other.address, count_), src=handle)])
+                with context.refuses(errno.EFAULT):
+                    context.enter([in_buffers(abi.copy(other.address, at, count_), dst=handle)])
+
+
+def test_overlap_in_one_buffer(context: Context) -> None:
+    buffer = context.alloc(4 * PAGE)
+    for src, dst in [(0, 0), (0, 1), (PAGE - 1, 0), (0, PAGE - 1)]:
+        for make in (abi.copy, abi.compare):
+            with context.refuses(errno.EINVAL):
+                context.enter([in_buffers(make(src, dst, PAGE), buffer.handle, buffer.handle)])
+    mapped = context.map(buffer).randomize()
+    assert context.run(in_buffers(abi.copy(0, PAGE, PAGE), buffer.handle, buffer.handle)).status == 0
+    assert mapped.read(0, PAGE) == mapped.read(PAGE, PAGE)
+
+
+def test_equal_offsets_in_two_buffers_do_not_overlap(context: Context) -> None:
+    one, two = context.alloc(PAGE), context.alloc(PAGE)
+    assert context.run(in_buffers(abi.copy(0, 0, PAGE), one.handle, two.handle)).status == 0
+    memory = Memory(PAGE)
+    assert context.run(in_buffers(abi.copy(memory.address, 0, PAGE), dst=one.handle)).status == 0
+
+
+def test_a_buffer_under_two_names(context: Context) -> None:
+    """Through its mapping and its handle at once: undefined data and no more."""
+    buffer = context.alloc(PIECE * 2)
+    mapped = context.map(buffer).randomize()
+    for flags in FLAGS.values():
+        record = context.run(in_buffers(abi.copy(mapped.address, 64, PIECE, flags), dst=buffer.handle))
+        assert record.status in (0, -errno.EBADMSG)
+    handle = context.register(mapped)  # and pinned a second time, by way of its mapping
+    assert context.run(in_buffers(abi.copy(0, 64, PIECE), handle, buffer.handle)).status == 0
+
+
+def test_mapping_as_an_address(context: Context) -> None:
+    """A mapped buffer is memory like any other, on every path."""
+    src = context.map(context.alloc(PIECE + PAGE)).randomize()
+    dst = context.map(context.alloc(PIECE + PAGE))
+    for flags in FLAGS.values():
+        dst.fill(0)
+        assert context.run(abi.copy(src.address, dst.address, PIECE + 5, flags)).status == 0
+        assert dst.equals(src, PIECE + 5)
+
+
+# --- REGISTER ---------------------------------------------------------------------------------------------
+
+
+def test_registered_memory_stays(context: Context) -> None:
+    """It is pinned: unmapped, it is still what the handle names."""
+    fd = os.memfd_create("test")
+    os.truncate(fd, 4 * PAGE)
+    memory = Memory(4 * PAGE, READ_WRITE, mmap.MAP_SHARED, fd)
+    handle = context.register(memory)
+    memory.unmap(0, 4 * PAGE)
+    assert context.run(in_buffers(abi.fill(0x0101010101010101, PAGE, PAGE), dst=handle)).status == 0
+    assert os.pread(fd, 4 * PAGE, 0) == bytes(PAGE) + b"\x01" * PAGE + bytes(2 * PAGE)
+    os.close(fd)
+
+
+def test_register_at_any_address(context: Context) -> None:
+    """Offsets count from there."""
+    memory = small_pages(4 * PAGE).randomize()
+    for start in (1, 63, PAGE - 1):
+        handle = context.buffer(BUFFER_REGISTER, addr=memory.address + start, length=2 * PAGE).handle
+        record = context.run(in_buffers(abi.hash_only(5, PAGE), handle))
+        assert bytes(record.src_digest) == blake3.blake3(memory.read(start + 5, PAGE)).digest()
+        context.free(handle)
+
+
+def test_read_only_is_no_destination(context: Context) -> None:
+    """Whether its mapping could be written or not."""
+    memory, other = small_pages(2 * PAGE).randomize(), Memory(2 * PAGE)
+    before = memory.read()
+    for protection in (READ_WRITE, mmap.PROT_READ):
+        memory.protect(protection)
+        handle = context.register(memory, BUFFER_READ_ONLY)
+        for flags in FLAGS.values():
+            with context.refuses(errno.EFAULT):
+                context.enter([in_buffers(abi.copy(other.address, 0, PAGE, flags | abi.RECORD), dst=handle)])
+        with context.refuses(errno.EFAULT):
+            context.enter([in_buffers(abi.fill(0, 0, PAGE), dst=handle)])
+        # To be compared with, it need not be written.
+        other.write(before)
+        record = context.run(in_buffers(abi.compare(other.address, 0, 2 * PAGE), dst=handle))
+        assert record.status == 0
+        context.free(handle)
+    assert memory.read() == before
+
+
+def test_register_needs_its_memory(context: Context) -> None:
+    memory = Memory(4 * PAGE)
+    memory.unmap(2 * PAGE, PAGE)
+    for addr, length in [(memory.address, 3 * PAGE), (memory.address + 2 * PAGE, 1), (0, PAGE), (16, 8),
+                         (0xFFFF_8880_0000_0000, PAGE), (2**64 - 1, 1), (1 << 62, PAGE)]:
+        for flags in (0, BUFFER_READ_ONLY):
+            with context.refuses(errno.EFAULT):
+                context.buffer(BUFFER_REGISTER, addr=addr, length=length, flags=flags)
+    memory.protect(mmap.PROT_READ, PAGE, PAGE)
+    with context.refuses(errno.EFAULT):
+        context.buffer(BUFFER_REGISTER, addr=memory.address, length=2 * PAGE)
+    handle = context.buffer(BUFFER_REGISTER, addr=memory.address, length=2 * PAGE, flags=BUFFER_READ_ONLY).handle
+    context.free(handle)
+
+
+@abi.needs_root
+def test_register_of_a_disk_file(context: Context, disk: Path) -> None:
+    """Writable and shared: refused, as for ZERO_COPY; to read from only, or a private copy: taken."""
+    path = disk / "file"
+    path.write_bytes(os.urandom(2 * PAGE))
+    with open(path, "r+b") as file:
+        shared = Memory(2 * PAGE, READ_WRITE, mmap.MAP_SHARED, file.fileno())
+        private = Memory(2 * PAGE, READ_WRITE, mmap.MAP_PRIVATE, file.fileno())
+    with context.refuses(errno.EOPNOTSUPP):
+        context.register(shared)
+    read_only, copied = context.register(shared, BUFFER_READ_ONLY), context.register(private)
+    assert context.run(in_buffers(abi.compare(0, 0, 2 * PAGE), read_only, copied)).status == 0
+    assert context.run(in_buffers(abi.fill(0, 0, 2 * PAGE), dst=copied)).status == 0
+    assert private.read() == bytes(2 * PAGE) != path.read_bytes()
+    context.free(read_only)
+
+
+# --- what BUFFER refuses ----------------------------------------------------------------------------------
+
+
+def test_arguments(context: Context) -> None:
+    memory = Memory(PAGE)
+    handle = context.alloc(PAGE).handle
+    good = {BUFFER_ALLOC: {"length": PAGE}, BUFFER_REGISTER: {"addr": memory.address, "length": PAGE},
+            BUFFER_FREE: {"handle": handle}}
+    bad: list[tuple[int, dict[str, int]]] = [
+        (BUFFER_ALLOC, {"addr": memory.address}), (BUFFER_ALLOC, {"flags": BUFFER_READ_ONLY}),
+        (BUFFER_FREE, {"addr": 1}), (BUFFER_FREE, {"length": PAGE}), (BUFFER_FREE, {"flags": BUFFER_READ_ONLY}),
+        *((op, {"length": length}) for op in (BUFFER_ALLOC, BUFFER_REGISTER)
+          for length in (0, abi.MAX_LENGTH + 1, 1 << 32, 2**64 - 1)),
+        *((op, {"flags": 1 << bit}) for op in good for bit in range(1, 32)),
+    ]
+    for op, changes in bad:
+        with context.refuses(errno.EINVAL):
+            context.buffer(op, **(good[op] | changes))
+    for op in (0, 5, 6, 255, 2**32 - 1):
+        with context.refuses(errno.EINVAL):
+            context.buffer(op, length=PAGE)
+    with context.refuses(errno.EOPNOTSUPP):
+        context.buffer(BUFFER_IMPORT, length=PAGE)
+    for number in (0, handle + 1, 4096, 2**31, 2**32 - 1):
+        with context.refuses(errno.ENOENT):
+            context.free(number)
+    context.free(handle)
+
+
+def test_request_that_fails_leaves_no_handle(context: Context) -> None:
+    """More of them than there are handles: with an answer that cannot be written, without memory."""
+    before = count("allocated_pages")
+    memory = Memory(PAGE)
+    memory.write(bytes(abi.BufferArg(size=40, op=BUFFER_ALLOC, length=PAGE)))
+    memory.protect(mmap.PROT_READ)
+    for _ in range(MAX_BUFFERS + 10):
+        with abi.fails(errno.EFAULT):
+            abi.ioctl(context.fd, abi.BUFFER, memory.address)
+        with abi.fails(errno.EFAULT):
+            context.buffer(BUFFER_REGISTER, addr=16, length=PAGE)
+    assert context.alloc(PAGE).handle == 1
+    assert count("allocated_pages") == before + 1
+
+
+@abi.needs_root
+def test_all_handles(context: Context) -> None:
+    """4095 of them, all different; one more is EMFILE; a free one is had again."""
+    handles = [context.alloc(1).handle for _ in range(MAX_BUFFERS)]
+    assert len(set(handles)) == MAX_BUFFERS and min(handles) >= 1
+    with context.refuses(errno.EMFILE):
+        context.alloc(1)
+    with context.refuses(errno.EMFILE):
+        context.register(small_pages(PAGE))
+    context.free(handles[77])
+    assert context.alloc(1).handle == handles[77]
+
+
+def test_handles_are_a_context_s_own(context: Context) -> None:
+    with Context() as other:
+        other.setup(8)
+        handle = context.alloc(PAGE).handle
+        with other.refuses(errno.ENOENT):
+            other.enter([in_buffers(abi.hash_only(0, 8), handle)])
+        with other.refuses(errno.ENOENT):
+            other.free(handle)
+        with other.refuses(errno.EINVAL):
+            Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, other.fd, handle * GIB)
+
+
+# --- FREE and the other ends ------------------------------------------------------------------------------
+
+
+def test_freed_handle_is_no_handle(context: Context) -> None:
+    buffer = context.alloc(PAGE)
+    context.free(buffer.handle)
+    with context.refuses(errno.ENOENT):
+        context.free(buffer.handle)
+    with context.refuses(errno.ENOENT):
+        context.enter([in_buffers(abi.hash_only(0, 8), buffer.handle)])
+    with context.refuses(errno.EINVAL):
+        context.map(buffer)
+
+
+def test_reused_handle_is_another_buffer(context: Context) -> None:
+    """A mapping of the first goes on with the first."""
+    first = context.alloc(PAGE)
+    mapped = context.map(first)
+    mapped.write(b"first")
+    context.free(first.handle)
+    second = context.alloc(PAGE)
+    assert second.handle == first.handle
+    assert context.map(second).read() == bytes(PAGE)
+    assert context.run(in_buffers(abi.fill(2**64 - 1, 0, PAGE), dst=second.handle)).status == 0
+    assert mapped.read(0, 8) == b"first\0\0\0"
+
+
+@pytest.mark.parametrize("kind", ["alloc", "register"])
+def test_free_with_entries_queued(kind: str) -> None:
+    """They were accepted with the memory, and end with it."""
+    with Context() as context:
+        context.setup(8, paused=True)
+        if kind == "alloc":
+            buffer = context.alloc(2 * PAGE)
+            handle, memory = buffer.handle, context.map(buffer)
+        else:
+            memory = small_pages(2 * PAGE)
+            handle = context.register(memory)
+        memory.randomize()
+        expected = memory.read(0, PAGE)
+        context.enter([in_buffers(abi.copy(0, PAGE, PAGE, abi.RECORD), handle, handle),
+                       in_buffers(abi.hash_only(PAGE, PAGE), handle)])
+        context.free(handle)
+        other = context.alloc(PAGE)
+        assert other.handle == handle  # the name is free already
+        context.enable()
+        copied, hashed = context.reap(2)
+        assert (copied.status, hashed.status) == (0, 0)
+        assert memory.read(PAGE) == expected
+        assert bytes(hashed.src_digest) == blake3.blake3(expected).digest()
+
+
+@abi.needs_root
+def test_free_with_an_entry_running(context: Context) -> None:
+    tap = Tap(2 * PIECE)
+    before = count("allocated_pages")
+    buffer = context.alloc(2 * PIECE)
+    context.enter([in_buffers(abi.copy(tap.memory.address, 0, 2 * PIECE, abi.RECORD), dst=buffer.handle),
+                   in_buffers(abi.compare(tap.memory.address, 0, 2 * PIECE, abi.RECORD), dst=buffer.handle)])
+    tap.reached()
+    context.free(buffer.handle)
+    assert count("allocated_pages") == before + 2 * PIECE // PAGE
+    tap.open()
+    assert [record.status for record in context.reap(2)] == [0, 0]
+    assert count("allocated_pages") == before
+    tap.close()
+
+
+@pytest.mark.parametrize("end", ["free", "reset", "close"])
+def test_mapping_outlives_its_handle(end: str) -> None:
+    """Its memory goes with the last of its mappings."""
+    before = count("allocated_pages")
+    context = Context()
+    context.setup(4)
+    buffer = context.alloc(4 * PAGE)
+    mapped, part = context.map(buffer).randomize(), context.map(buffer, PAGE, PAGE)
+    expected = mapped.read()
+    match end:
+        case "free":
+            context.free(buffer.handle)
+        case "reset":
+            context.reset()
+        case "close":
+            context.close()
+    assert mapped.read() == expected
+    mapped.unmap(0, PAGE)
+    mapped.unmap(2 * PAGE, PAGE)
+    assert mapped.read(3 * PAGE) == expected[3 * PAGE:]
+    part.write(b"!")
+    assert mapped.read(PAGE, 1) == b"!"
+    assert count("allocated_pages") == before + 4
+    del mapped
+    assert count("allocated_pages") == before + 4
+    del part
+    assert count("allocated_pages") == before
+    context.close()
+
+
+def test_closed_file_is_closed_though_a_mapping_lives() -> None:
+    """The mapping holds the memory, not the ring."""
+    context = Context()
+    context.setup(4)
+    mapped = context.map(context.alloc(PAGE))
+    directory = abi.ring_directory(context.fdinfo()["ring"])
+    assert directory.exists()
+    context.close()
+    assert not directory.exists()
+    mapped.write(b"x")
+
+
+def test_buffers_go_on_with_the_next_ring(context: Context) -> None:
+    buffer = context.alloc(PAGE)
+    mapped = context.map(buffer).randomize()
+    context.setup(16)
+    record = context.run(in_buffers(abi.hash_only(0, PAGE), buffer.handle))
+    assert bytes(record.src_digest) == blake3.blake3(mapped.read()).digest()
+    context.reset()
+    context.setup(4)
+    with context.refuses(errno.ENOENT):
+        context.free(buffer.handle)
+
+
+def test_mapping_is_not_inherited(context: Context) -> None:
+    """Nor does the child's end take it away from us."""
+    mapped = context.map(context.alloc(PAGE))
+    mapped.write(b"ours")
+
+    def inside() -> str:
+        with open("/proc/self/maps", encoding="ascii") as maps:
+            assert f"{mapped.address:x}-" not in maps.read()
+        mapped._mapped.clear()  # its destructor must not unmap what is not there
+        with abi.fails(errno.EPERM):
+            Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, context.fd, GIB)
+        return ""
+
+    Child(inside).result()
+    assert mapped.read(0, 4) == b"ours"
+
+
+def test_mapping_is_moved_and_not_grown(context: Context) -> None:
+    """By mremap(): elsewhere, smaller, never larger."""
+    buffer = context.alloc(4 * PAGE)
+    mapped = context.map(buffer).randomize()
+    expected = mapped.read()
+    with abi.fails(errno.EFAULT, errno.EINVAL):
+        abi.mremap(mapped, 5 * PAGE)
+    elsewhere = Memory(4 * PAGE)
+    abi.mremap(mapped, 4 * PAGE, elsewhere)
+    assert elsewhere.read() == expected
+    context.free(buffer.handle)
+    assert elsewhere.read() == expected
+
+
+# --- what it costs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["alloc", "register"])
+@pytest.mark.parametrize("end", ["free", "reset", "close"])
+def test_charge(kind: str, end: str) -> None:
+    """Buffers count against RLIMIT_MEMLOCK as ZERO_COPY does, and give back what they took."""
+
+    def make(context: Context, length: int) -> int:
+        if kind == "alloc":
+            return context.alloc(length).handle
+        return context.register(small_pages(length))
+
+    def inside() -> None:
+        for _ in range(3):
+            context = Context()
+            context.setup(4)
+            handles = [make(context, 4 * MIB), make(context, 4 * MIB - PAGE), make(context, 1)]
+            with context.refuses(errno.ENOMEM):
+                make(context, 1)
+            src, dst = Memory(PAGE), Memory(PAGE)
+            with context.refuses(errno.ENOMEM):
+                context.submit(src.address, dst.address, 8, abi.ZERO_COPY)
+            with Context() as other:
+                other.setup(4)
+                with other.refuses(errno.ENOMEM):
+                    make(other, 1)
+            context.free(handles[1])
+            handles[1] = make(context, 4 * MIB - PAGE)
+            match end:
+                case "free":
+                    for handle in handles:
+                        context.free(handle)
+                case "reset":
+                    context.reset()
+                case "close":
+                    context.close()
+            with Context() as other:
+                other.setup(4)
+                make(other, 8 * MIB)
+            context.close()
+
+    ordinary(inside)
+
+
+def test_charge_of_a_mapped_buffer() -> None:
+    """What a mapping keeps is still paid for."""
+
+    def inside() -> None:
+        with Context() as context:
+            context.setup(4)
+            buffer = context.alloc(8 * MIB)
+            mapped = context.map(buffer, PAGE, 4 * MIB)
+            context.free(buffer.handle)
+            with context.refuses(errno.ENOMEM):
+                context.alloc(PAGE)
+            del mapped
+            context.alloc(8 * MIB)
+
+    ordinary(inside)
+
+
+def test_zero_copy_with_buffers_pins_nothing_more(context: Context) -> None:
+    """They are where they are: an entry charges for the other side alone."""
+
+    def inside() -> None:
+        with Context() as own:
+            own.setup(4, paused=True)
+            one = own.alloc(4 * MIB)
+            two = own.register(small_pages(4 * MIB))
+            own.enter([in_buffers(abi.copy(0, 0, 4 * MIB, abi.ZERO_COPY | abi.RECORD), one.handle, two)])
+            memory = Memory(PAGE)
+            with own.refuses(errno.ENOMEM):
+                own.enter([in_buffers(abi.copy(memory.address, 0, 8, abi.ZERO_COPY), dst=two)])
+            own.enable()
+            assert own.reap(1)[0].status == 0
+
+    ordinary(inside)
+
+
+@abi.needs_root
+def test_one_gib(context: Context) -> None:
+    """The largest there can be, if the machine has it."""
+    try:
+        buffer = context.alloc(GIB)
+    except OSError as error:
+        assert error.errno == errno.ENOMEM
+        pytest.skip("the machine has no GiB left")
+    last = context.map(buffer, PAGE, GIB - PAGE)
+    assert context.run(in_buffers(abi.fill(1, GIB - 8, 8), dst=buffer.handle)).status == 0
+    assert last.read(PAGE - 8) == b"\x01" + bytes(7)
