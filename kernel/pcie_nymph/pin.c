@@ -15,8 +15,8 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/version.h>
 
+#include "compat.h"
 #include "nymph.h"
 
 /* The longest run of pages that is looked for when memory is allocated. */
@@ -128,33 +128,6 @@ static bool nymph_pin_needs_writeback(const struct nymph_pin *pin)
 	return false;
 }
 
-/*
- * How to pin memory from @addr on, and, in @nr_pages, how much of it that way.
- * Memory that is copied once somebody writes to it has to be copied now, or
- * its owner's next write goes elsewhere: the pin would hold a page of zeros, or
- * one left over from fork(), for ever. From 6.2 on the kernel sees to it.
- */
-static unsigned int nymph_pin_flags(unsigned long addr, unsigned long *nr_pages,
-				    bool write)
-{
-	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0);
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
-	struct vm_area_struct *vma;
-
-	if (write)
-		return flags;
-	mmap_read_lock(current->mm);
-	vma = vma_lookup(current->mm, addr);
-	if (vma) {
-		*nr_pages = min(*nr_pages, (vma->vm_end - addr) >> PAGE_SHIFT);
-		if (is_cow_mapping(vma->vm_flags))
-			flags |= FOLL_WRITE | FOLL_FORCE;
-	}
-	mmap_read_unlock(current->mm);
-#endif
-	return flags;
-}
-
 /**
  * nymph_pin_user() - pin current's memory for as long as a transfer is queued
  * @pin: filled
@@ -199,8 +172,9 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 		unsigned long at = (start & PAGE_MASK) +
 				   (pin->nr_pages << PAGE_SHIFT);
 		unsigned long nr = nr_pages - pin->nr_pages;
-		unsigned int flags = nymph_pin_flags(at, &nr, write);
+		unsigned int flags = FOLL_LONGTERM;
 
+		flags |= write ? FOLL_WRITE : nymph_gup_read_flags(at, &nr);
 		ret = pin_user_pages_fast(at, nr, flags,
 					  pin->pages + pin->nr_pages);
 		if (ret <= 0) {
