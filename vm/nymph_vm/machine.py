@@ -335,8 +335,10 @@ class Machine:
                 self._on_complaint(text)
 
     def _ask_where_it_hangs(self) -> None:
-        """Let the kernel, if it can, panic and so log where its CPUs are."""
+        """Have the kernel, if it can, panic and so log what a CPU was doing."""
         with contextlib.suppress(HarnessError, subprocess.TimeoutExpired):
+            # In an NMI, the kernel tells the machine of a panic before it writes its log.
+            self.qmp("set-action", panic="none")
             self.qmp("inject-nmi")
             self._qemu.wait(NMI_SECONDS)
 
