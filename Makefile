@@ -37,8 +37,9 @@ lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and pa
 	.venv/bin/clang-format --dry-run --Werror tests/guest/*.c
 	$(NYMPH_VM) lint
 
-check: lint ## lint, then the guest tests and KUnit on a kernel with sanitizers
-	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_guest_suite.py tests/vm/test_kunit.py
+check: lint ## lint; then guest tests, KUnit and planted bugs on a kernel with sanitizers
+	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_debug_kernel.py tests/vm/test_guest_suite.py \
+		tests/vm/test_kunit.py tests/vm/test_planted.py
 
 matrix: .venv/ready ## the guest tests and KUnit on every kernel, and one table
 	$(NYMPH_VM) matrix

@@ -570,9 +570,9 @@ class _Transfer:
             limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
             allowed = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
             hints[errno.ENOMEM] = (
-                f"zero_copy pins src and dst, each huge page of them as a whole, and RLIMIT_MEMLOCK ({allowed} "
-                "for all pinned) or memory does not allow it; raise it (ulimit -l), copy less at a time, or "
-                "without zero_copy"
+                "zero_copy pins src and dst, each huge page of them as a whole, and RLIMIT_MEMLOCK "
+                f"({allowed} for all pinned) or memory does not allow it; raise it (ulimit -l), copy less at "
+                "a time, or without zero_copy"
             )
             hints[errno.EOPNOTSUPP] = (
                 "zero_copy can't write into a shared mapping of a file; copy without it, or into other memory"

@@ -264,7 +264,7 @@ def mremap(memory: Memory, length: int, to: Memory | None = None) -> None:
 
 
 def small_pages(length: int) -> Memory:
-    """Without huge pages: a pin is charged for all of each, so MiBs in some are beyond an ordinary user's limit."""
+    """Without huge pages: a pin is charged for all of each, and MiBs in some are beyond a user's limit."""
     memory = Memory(length)
     memory.advise(mmap.MADV_NOHUGEPAGE)
     return memory

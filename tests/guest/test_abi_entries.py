@@ -372,7 +372,7 @@ def test_zero_copy_refused_late_gives_its_charge_back() -> None:
     """Entries refused for ENOSPC, or for the destination only, keep nothing locked."""
 
     def inside() -> None:
-        src, dst, shut = small_pages(3 * MIB).randomize(), small_pages(3 * MIB).randomize(), small_pages(3 * MIB).randomize()
+        src, dst, shut = (small_pages(3 * MIB).randomize() for _ in range(3))
         shut.protect(mmap.PROT_READ, 3 * MIB - PAGE, PAGE)
         with Context() as context:
             context.setup(1, paused=True)

@@ -68,7 +68,9 @@ def _transfer(flags: int) -> Callable[[Context], None]:
 
 
 def _enter(flags: int) -> Callable[[Context], None]:
-    entries = [copy(SOURCE.address + i, DESTINATION.address + i * 2 * PAGE, PAGE, flags | RECORD) for i in range(3)]
+    entries = [
+        copy(SOURCE.address + i, DESTINATION.address + i * 2 * PAGE, PAGE, flags | RECORD) for i in range(3)
+    ]
 
     def enter(context: Context) -> None:
         entered = context.enter(entries, max_records=8, min_records=3, wait=60)

@@ -86,9 +86,9 @@ def test_insmod_refused(fp: FakeProcess, tmp_path: Path) -> None:
     machine._folder = folder
     machine._connected = {"root"}
     fp.register(["/bin/ssh", fp.any()], returncode=1, stderr="insmod: ERROR: could not insert module")
-    module = Path(kernels.__file__).parents[2] / "build/debian-6.1/pcie_nymph.ko"
+    module = Path(kernels.__file__).parents[2] / "build/debian-6.1/kernel/pcie_nymph.ko"
     with pytest.raises(HarnessError, match=r"refused pcie_nymph\.ko: insmod: ERROR") as error:
-        machine._load(module)
+        machine.load(module)
     assert "disagrees about version" in str(error.value)
     lock.close()
 

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 import pytest
-from nymph_vm import kernels
+from nymph_vm import build, kernels
 from nymph_vm.machine import Machine
 
 OPEN = "import os; os.open('/dev/pcie_nymph', os.O_RDWR)"
@@ -49,8 +49,7 @@ def test_ordinary_users_can_read_the_kernel_log(vm: Machine) -> None:
 def test_the_module_loads_and_unloads(vm: Machine) -> None:
     vm.run(["rmmod", "pcie_nymph"])
     assert vm.run(["test", "-e", "/dev/pcie_nymph"], check=False).returncode == 1
-    vm.run(["insmod", f"/nymph/repo/build/{vm.state.kernel}/pcie_nymph.ko"])
-    vm.run(["udevadm", "settle"])
+    vm.load(build.prepare(vm.state.kernel).module)
     assert vm.run(["stat", "-c", "%G %a", "/dev/pcie_nymph"]).stdout == "nymph 660\n"
 
 

@@ -3,9 +3,10 @@
 
 - kernels, debug_kernel: Debian's kernels and headers, unpacked; sanitizer kernels, built from their source
 - root: one Debian root: the guest's disk, and the place the builds run in
-- build: the module and the Python binding, from this checkout
+- build: modules, and this checkout's Python binding
 - accel: KVM if a guest really runs under it, else TCG
 - machine, state: a running virtual machine
 - cli: the command nymph-vm
-- pytest_plugin, guest_plugin, kmsg: the fixture `vm` on the host; the kernel log gate in the guest
+- pytest_plugin, guest_plugin, kmsg: the fixture `vm` on the host; in the guest, gates for kernel log and pins
+- double_fetch: the gate for what the kernel reads twice
 """

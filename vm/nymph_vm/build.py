@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Builds this checkout's module and Python package for the guest, in the build root, when they changed.
+"""Builds modules, and this checkout's Python package, for the guest: in the build root, when they changed.
 
-Results are in build/: build/KERNEL/*.ko, build/python/. A running guest sees that folder, so rename only.
+Results are in build/: build/KERNEL/FOLDER/NAME.ko, build/python/. A running guest sees that folder, so rename
+only.
 """
 
 import hashlib
@@ -18,15 +19,17 @@ from nymph_vm import kernels, root
 from nymph_vm.host import CHECKOUT, HarnessError, call, console, locked, step
 
 BUILD = CHECKOUT / "build"
-MODULE = "pcie_nymph"
+MODULE = CHECKOUT / "kernel"  # the folder of pcie_nymph.ko
+PLANTED = CHECKOUT / "tests/planted"
 
-MAKE = f'make -s -j{os.cpu_count()} -C /usr/src/linux-headers-{{release}} M="$PWD/kernel" {{flags}} modules'
+KDIR = "/usr/src/linux-headers-{release}"
+MAKE = f'make -s -j{os.cpu_count()} -C {KDIR} M="$PWD/{{folder}}" {{flags}} modules'
 
-BUILD_MODULE = f"{MAKE}\nmkdir out\ncp kernel/*.ko out/"
+BUILD_MODULE = f"{MAKE}\nmkdir out\ncp {{folder}}/*.ko out/"
 
 # For a debug kernel: with what the kernel as a whole is spared. The .gcno files are gcov's half of the build.
 DEBUG_FLAGS = "NYMPH_KUNIT=y GCOV_PROFILE=y KCOV_INSTRUMENT=y UBSAN_SANITIZE=y"
-KEEP_GCNO = "\nfind kernel -name '*.gcno' -exec cp --parents -t out {} +"
+KEEP_GCNO = "\nfind {folder} -name '*.gcno' -exec cp --parents -t out {{}} +"
 
 PADDING = re.compile(r"XXX|/\* (bit_)?(padding|holes?)\b|holes: ")  # as pahole remarks on it
 
@@ -47,23 +50,33 @@ class Built:
 
 def prepare(kernel_name: str) -> Built:
     """The module for a kernel, and the Python package; built if their sources changed."""
-    kernel = kernels.prepare(kernel_name)
-    target = BUILD / kernel_name
-    script = BUILD_MODULE.format(release=kernel.release, flags=DEBUG_FLAGS if kernel.debug else "")
-    if kernel.debug:
-        script += KEEP_GCNO
-    _build(f"building the module for {kernel.release}", target, module_sources(), script, kernel)
-    _build("building pynymph for the guest", BUILD / "python", _python_sources(), BUILD_PYTHON)
-    return Built(kernel, target / f"{MODULE}.ko")
+    built = Built(kernels.prepare(kernel_name), module(MODULE, kernel_name))
+    _build("building pynymph for the guest", BUILD / "python", CHECKOUT, _python_sources(), BUILD_PYTHON)
+    return built
 
 
-def lint(kernel_name: str) -> list[str]:
-    """What the compiler with W=1 and sparse say of the module for a kernel: nothing, if it is clean."""
+def module(folder: Path, kernel_name: str) -> Path:
+    """The one module that the Kbuild in a folder makes, for a kernel; built if its sources changed."""
     kernel = kernels.prepare(kernel_name)
-    script = MAKE.format(release=kernel.release, flags="W=1 C=2") + "\nmkdir out"
+    target = BUILD / kernel.name / folder.name
+    script = BUILD_MODULE + KEEP_GCNO * kernel.debug
+    script = script.format(
+        release=kernel.release, folder=folder.name, flags=DEBUG_FLAGS if kernel.debug else ""
+    )
+    doing = f"building the module in {folder.name}/ for {kernel.release}"
+    _build(doing, target, folder.parent, module_sources(folder), script, kernel)
+    (built,) = target.glob("*.ko")
+    return built
+
+
+def lint(folder: Path, kernel_name: str) -> list[str]:
+    """What the compiler with W=1 and sparse say of a folder's module: nothing, if it is clean."""
+    kernel = kernels.prepare(kernel_name)
+    script = MAKE.format(release=kernel.release, folder=folder.name, flags="W=1 C=2") + "\nmkdir out"
     disk = root.prepare()
-    with step(f"W=1 and sparse for {kernel.release}"), tempfile.TemporaryDirectory() as nothing:
-        said = _run(disk, module_sources(), script, Path(nothing), kernel)
+    doing = f"W=1 and sparse for {folder.name}/ and {kernel.release}"
+    with step(doing), tempfile.TemporaryDirectory() as nothing:
+        said = _run(disk, folder.parent, module_sources(folder), script, Path(nothing), kernel)
     return [line for line in said.splitlines() if re.search(r"warning:|error:", line)]
 
 
@@ -76,7 +89,7 @@ def structs() -> list[str]:
         gcc -g -fno-eliminate-unused-debug-types -x c -c -o structs.o kernel/pcie_nymph.h
         pahole structs.o > out/layouts"""
     with step("the layout of the header's structs"), tempfile.TemporaryDirectory() as folder:
-        _run(root.prepare(), [header], script, Path(folder), None)
+        _run(root.prepare(), CHECKOUT, [header], script, Path(folder), None)
         layouts = (Path(folder) / "layouts").read_text()
     found = []
     for name in names:
@@ -87,39 +100,44 @@ def structs() -> list[str]:
     return found
 
 
-def checkpatch() -> list[str]:
-    """What checkpatch.pl --strict says of the module's sources: nothing, if they are clean."""
+def checkpatch(*folders: Path) -> list[str]:
+    """What checkpatch.pl --strict says of modules' sources: nothing, if they are clean."""
     script = kernels.checkpatch() / "checkpatch.pl"
-    sources = [path for path in module_sources() if path.suffix in (".c", ".h")]
+    sources = [path for each in folders for path in module_sources(each) if path.suffix in (".c", ".h")]
     with step("checkpatch.pl --strict"):
         options = ["--no-tree", "--strict", "--terse", "--no-summary", "--file"]
         return call(["perl", script, *options, *sources], "checkpatch.pl", allowed=(0, 1)).splitlines()
 
 
-def module_sources() -> list[Path]:
-    """The files of kernel/ a build needs."""
+def module_sources(folder: Path = MODULE) -> list[Path]:
+    """The files of a module's folder that a build needs."""
     names = {"Kbuild", "Makefile"}
-    found = (CHECKOUT / "kernel").rglob("*")
+    found = folder.rglob("*")
     return sorted(path for path in found if path.name in names or path.suffix in {".c", ".h", ".S"})
 
 
 def _python_sources() -> list[Path]:
     package = [path for path in (CHECKOUT / "pynymph").rglob("*") if path.suffix in {".py", ".pyi", ".typed"}]
     single = ("setup.py", "pyproject.toml", "kernel/pcie_nymph.h")
-    guest = [f"vm/nymph_vm/{name}.py" for name in ("__init__", "guest_plugin", "kmsg")]
+    guest = [f"vm/nymph_vm/{name}.py" for name in ("__init__", "double_fetch", "guest_plugin", "kmsg")]
     return sorted([*package, *(CHECKOUT / name for name in (*single, *guest))])
 
 
 def _build(
-    doing: str, target: Path, sources: list[Path], script: str, kernel: kernels.Kernel | None = None
+    doing: str,
+    target: Path,
+    base: Path,
+    sources: list[Path],
+    script: str,
+    kernel: kernels.Kernel | None = None,
 ) -> None:
-    """Have `script` build `sources` into the folder `target`, unless it did just that before."""
+    """Have `script` build `sources`, with paths from `base`, into `target`, unless it did so before."""
     made_of = hashlib.sha256(script.encode())
     for path in sources:
-        made_of.update(f"{path.relative_to(CHECKOUT)}\0".encode() + path.read_bytes() + b"\0")
+        made_of.update(f"{path.relative_to(base)}\0".encode() + path.read_bytes() + b"\0")
     if kernel is not None:
         made_of.update(kernel.folder.name.encode())
-    BUILD.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     stamp = target / "made-of"
     with locked(target.with_name(f"{target.name}.lock")):
         if stamp.exists() and stamp.read_text() == made_of.hexdigest():
@@ -129,7 +147,7 @@ def _build(
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         with step(doing):
-            said = _run(disk, sources, script, new, kernel)
+            said = _run(disk, base, sources, script, new, kernel)
         if kernel is not None and "warning:" in said:
             console.print(said, markup=False)
         (new / stamp.name).write_text(made_of.hexdigest())
@@ -142,7 +160,12 @@ def _build(
 
 
 def _run(
-    disk: root.Root, sources: Iterable[Path], script: str, results: Path, kernel: kernels.Kernel | None
+    disk: root.Root,
+    base: Path,
+    sources: Iterable[Path],
+    script: str,
+    results: Path,
+    kernel: kernels.Kernel | None,
 ) -> str:
     mounts = {}
     if kernel is not None:
@@ -152,6 +175,6 @@ def _run(
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for path in sources:
-                tar.add(path, path.relative_to(CHECKOUT))
+                tar.add(path, path.relative_to(base))
         archive.seek(0)
         return root.run_inside(disk, mounts, script, archive, results)

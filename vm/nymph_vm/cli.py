@@ -157,11 +157,13 @@ def build(kernel: str) -> None:
 
 @cli.command()
 def lint() -> None:
-    """Check the module's sources: W=1 and sparse for Debian's kernels, checkpatch.pl --strict, padding."""
-    found = [*builder.checkpatch(), *builder.structs()]
+    """Check the modules' sources: W=1 and sparse for Debian's kernels, checkpatch.pl --strict, padding."""
+    folders = (builder.MODULE, builder.PLANTED)
+    found = [*builder.checkpatch(*folders), *builder.structs()]
     for kernel in kernels.STOCK:
-        found += builder.lint(kernel)
-    click.echo("\n".join(found) or "the module's sources are clean")
+        for folder in folders:
+            found += builder.lint(folder, kernel)
+    click.echo("\n".join(found) or "the modules' sources are clean")
     sys.exit(1 if found else 0)
 
 

@@ -21,8 +21,11 @@ from nymph_vm.host import HarnessError, cache_folder, cached, console
 
 CONFIG = Path(__file__).with_name("debug.config")
 
-# Lines of debug.config which these kernels have no name for.
-UNKNOWN = {"debug-6.1": {"CONFIG_KUNIT_AUTORUN_ENABLED=y"}}
+# Lines of debug.config which these kernels have no name, or no choice, for.
+UNKNOWN = {
+    "debug-6.1": {"CONFIG_KUNIT_AUTORUN_ENABLED=y", "CONFIG_SYSCTL=y"},
+    "debug-7": {"CONFIG_PROC_SYSCTL=y"},
+}
 
 # Sources of hardware the guest does not have. Kconfig and make want to see the folders all the same.
 LEFT_OUT = [

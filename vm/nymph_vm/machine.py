@@ -31,11 +31,14 @@ from nymph_vm.state import State, VMLost, claim, log_tail
 BOOT_SECONDS = 120  # a sanitizer kernel under TCG on a busy host needs most of it
 PING_SECONDS = 2
 HANG_SECONDS = 30  # more than the 22 s after which a kernel finds itself locked up, and panics
+NMI_SECONDS = 10
 QMP_SECONDS = 30
 
 CMDLINE = (
     "console=ttyS0 quiet net.ifnames=0 printk.devkmsg=on oops=panic panic=-1 softlockup_panic=1 "
     "cryptomgr.notests "
+    "kasan_multi_shot "  # else only the first bug is reported, and hides those of all tests behind it
+    "unknown_nmi_panic "  # how a silent kernel is asked where it hangs
     "sysctl.kernel.hung_task_panic=1 sysctl.kernel.hung_task_timeout_secs=20 "
     "sysctl.kernel.hung_task_check_interval_secs=5 "
     "sysctl.kernel.watchdog_thresh=20"  # soft lockups are twice that: emulated CPUs are slow
@@ -54,8 +57,6 @@ GCOV = """
         cat "/sys/kernel/debug/gcov/tmp/build/$file" > "$file"
     done
     tar -cf - kernel"""
-
-OURS = f"[{build.MODULE}]"  # ends the name of each of our functions in a stack trace
 
 # Objects younger than 5 s are no leaks yet. A leak is known for certain once a second scan finds it, too.
 KMEMLEAK = """
@@ -100,6 +101,7 @@ class Machine:
         self._marks = self._marks_seen = 0
         self._record = -1  # the last one's number
         self._connected: set[str] = set()
+        self._loaded: list[str] = []  # modules
         self._folder, self._lock = claim(name)
         (self._folder / "console.log").touch()
         self._running = (self._folder / "running").open("w")  # locked as long as the guest runs
@@ -120,7 +122,7 @@ class Machine:
             )
             self.state.write()
             self.sync()  # complaints count from here on
-            self._load(built.module)
+            self.load(built.module)
         except BaseException:
             self.close()
             raise
@@ -151,13 +153,6 @@ class Machine:
         self._watcher = threading.Thread(target=self._watch)
         self._watcher.start()
 
-    def _load(self, module: Path) -> None:
-        path = f"/nymph/repo/{module.relative_to(CHECKOUT)}"
-        done = self.run(["sh", "-c", 'insmod "$1" && udevadm settle', "load", path], check=False)
-        if done.returncode:
-            log = log_tail(self._folder, 10)
-            raise HarnessError(f"the guest's kernel refused {module.name}: {done.stderr.strip()}\n{log}")
-
     def __enter__(self) -> Self:
         return self
 
@@ -175,6 +170,15 @@ class Machine:
         self._tidy.stdin.close()
         self._tidy.wait()
         self._lock.close()
+
+    def load(self, module: Path) -> None:
+        """Load a module that build.module() built for the guest's kernel."""
+        path = f"/nymph/repo/{module.relative_to(CHECKOUT)}"
+        done = self.run(["sh", "-c", 'insmod "$1" && udevadm settle', "load", path], check=False)
+        if done.returncode:
+            log = log_tail(self._folder, 10)
+            raise HarnessError(f"the guest's kernel refused {module.name}: {done.stderr.strip()}\n{log}")
+        self._loaded.append(module.stem)
 
     def run(
         self,
@@ -254,9 +258,10 @@ class Machine:
         return int(self.run(["cat", "/proc/sys/kernel/tainted"]).stdout) & ~OUR_TAINT
 
     def leaks(self) -> list[str]:
-        """What of our module's memory nobody points to any more, as kmemleak of a debug kernel reports it."""
+        """What of loaded modules' memory nobody points to any more, as a debug kernel's kmemleak has it."""
         found = re.split(r"^(?=unreferenced)", self.run(["sh", "-ec", KMEMLEAK]).stdout, flags=re.MULTILINE)
-        return [leak for leak in found if OURS in leak]
+        # In a stack trace, the names of a module's functions end with its own.
+        return [leak for leak in found if any(f"[{module}]" in leak for module in self._loaded)]
 
     def gcov(self) -> bytes:
         """A tar with the .gcda files of our module: how often its code ran. Debug kernels only."""
@@ -300,6 +305,7 @@ class Machine:
                 data = self._agent.recv(1 << 16)
             except TimeoutError:
                 if time.monotonic() - heard > (self._hang_seconds if self._ready else BOOT_SECONDS):
+                    self._ask_where_it_hangs()
                     return self._lose("hung")
                 with contextlib.suppress(OSError):  # then recv is next to know
                     self._agent.sendall(b"ping\n")
@@ -327,6 +333,14 @@ class Machine:
             elif self._marks_seen and is_complaint(priority, text):
                 self._complaints.append(text)
                 self._on_complaint(text)
+
+    def _ask_where_it_hangs(self) -> None:
+        """Have the kernel, if it can, panic and so log what a CPU was doing."""
+        with contextlib.suppress(HarnessError, subprocess.TimeoutExpired):
+            # In an NMI, the kernel tells the machine of a panic before it writes its log.
+            self.qmp("set-action", panic="none")
+            self.qmp("inject-nmi")
+            self._qemu.wait(NMI_SECONDS)
 
     def _lose(self, how: str) -> None:
         """The machine is gone: see that it is, and tell whoever waits or asks."""

@@ -135,6 +135,6 @@ def run_guest_tests(request: pytest.FixtureRequest, vm: Machine) -> Callable[...
                 said = f"pytest in the guest exited with {there.returncode}:\n{output.read()}"
                 pytest.fail(said, pytrace=False)
             if kernels.KERNELS[vm.state.kernel].debug and (leaks := vm.leaks()):
-                pytest.fail("memory of the module has leaked:\n" + "".join(leaks), pytrace=False)
+                pytest.fail("memory of a module has leaked:\n" + "".join(leaks), pytrace=False)
 
     return run

@@ -199,6 +199,7 @@ def run_inside(
     enter = f"""set -e
         {binds}
         mount --no-canonicalize --rbind /dev {tree}/dev
+        mount --no-canonicalize --rbind /proc {tree}/proc
         mount --no-canonicalize -t tmpfs build {tree}/tmp
         exec /usr/sbin/chroot {tree} /bin/sh -ec "$1"
     """
