@@ -3,12 +3,12 @@
 
 import errno
 import struct
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import blake3
 import pytest
+from nymph_vm import build
+from nymph_vm.machine import Machine
 
 SOURCE = Path(__file__).parents[1] / "guest" / "legacy_client.c"
 LENGTH = 10000
@@ -21,20 +21,10 @@ def ring_hash(size: int, head: int, tail: int, label: int, dma_bytes: int) -> st
     return blake3.blake3(struct.pack("<IIIIQQ", size, head, tail, 0, label, dma_bytes)).hexdigest()
 
 
-def build(tmp_path: Path, bits: str) -> Path:
-    client = tmp_path / f"legacy_client{bits}"
-    made = subprocess.run(["gcc", f"-m{bits}", "-static", "-Wall", "-o", client, SOURCE], check=False,
-                          capture_output=True, text=True)
-    if made.returncode and bits == "32":
-        pytest.skip(f"no gcc-multilib here to build for 32 bits: {made.stderr.splitlines()[0]}")
-    assert made.returncode == 0, made.stderr
-    return client
-
-
 @pytest.mark.parametrize("user", ["root", "nymph-user"])
 @pytest.mark.parametrize("bits", ["64", "32"])
-def test_legacy_client(vm: Any, tmp_path: Path, bits: str, user: str) -> None:
-    client = build(tmp_path, bits)
+def test_legacy_client(vm: Machine, bits: str, user: str) -> None:
+    client = build.program(SOURCE, f"-m{bits}")
     vm.copy_in(str(client), user=user)
     output = vm.run([f"./{client.name}"], user=user).stdout
     said = dict(line.split(" ", 1) for line in output.splitlines())

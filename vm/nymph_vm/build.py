@@ -20,6 +20,7 @@ from nymph_vm.host import CHECKOUT, HarnessError, call, console, locked, step
 
 BUILD = CHECKOUT / "build"
 MODULE = CHECKOUT / "kernel"  # the folder of pcie_nymph.ko
+HEADER = MODULE / "pcie_nymph.h"
 PLANTED = CHECKOUT / "tests/planted"
 
 KDIR = "/usr/src/linux-headers-{release}"
@@ -51,7 +52,8 @@ class Built:
 def prepare(kernel_name: str) -> Built:
     """The module for a kernel, and the Python package; built if their sources changed."""
     built = Built(kernels.prepare(kernel_name), module(MODULE, kernel_name))
-    _build("building pynymph for the guest", BUILD / "python", CHECKOUT, _python_sources(), BUILD_PYTHON)
+    sources = _from(CHECKOUT, _python_sources())
+    _build("building pynymph for the guest", BUILD / "python", sources, BUILD_PYTHON)
     return built
 
 
@@ -64,9 +66,21 @@ def module(folder: Path, kernel_name: str) -> Path:
         release=kernel.release, folder=folder.name, flags=DEBUG_FLAGS if kernel.debug else ""
     )
     doing = f"building the module in {folder.name}/ for {kernel.release}"
-    _build(doing, target, folder.parent, module_sources(folder), script, kernel)
+    _build(doing, target, _from(folder.parent, module_sources(folder)), script, kernel)
     (built,) = target.glob("*.ko")
     return built
+
+
+def program(source: Path, *options: str) -> Path:
+    """A C program for the guest, 64 or with -m32 32 bits wide; built if its source or the options changed.
+
+    It can include pcie_nymph.h, and needs no library there.
+    """
+    name = source.stem + "".join(options)
+    script = f"mkdir out\ngcc -static -O1 -Wall -Wextra -Werror {' '.join(options)} -o out/{name} {source.name}"
+    target = BUILD / "programs" / name
+    _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script)
+    return target / name
 
 
 def lint(folder: Path, kernel_name: str) -> list[str]:
@@ -76,26 +90,25 @@ def lint(folder: Path, kernel_name: str) -> list[str]:
     disk = root.prepare()
     doing = f"W=1 and sparse for {folder.name}/ and {kernel.release}"
     with step(doing), tempfile.TemporaryDirectory() as nothing:
-        said = _run(disk, folder.parent, module_sources(folder), script, Path(nothing), kernel)
+        said = _run(disk, _from(folder.parent, module_sources(folder)), script, Path(nothing), kernel)
     return [line for line in said.splitlines() if re.search(r"warning:|error:", line)]
 
 
 def structs() -> list[str]:
     """Structs of pcie_nymph.h with padding the header does not spell out: none, if it is right."""
-    header = CHECKOUT / "kernel/pcie_nymph.h"
-    names = re.findall(r"^struct (\w+) \{", header.read_text(), re.MULTILINE)
+    names = re.findall(r"^struct (\w+) \{", HEADER.read_text(), re.MULTILINE)
     script = """
         mkdir out
-        gcc -g -fno-eliminate-unused-debug-types -x c -c -o structs.o kernel/pcie_nymph.h
+        gcc -g -fno-eliminate-unused-debug-types -x c -c -o structs.o pcie_nymph.h
         pahole structs.o > out/layouts"""
     with step("the layout of the header's structs"), tempfile.TemporaryDirectory() as folder:
-        _run(root.prepare(), CHECKOUT, [header], script, Path(folder), None)
+        _run(root.prepare(), {HEADER.name: HEADER}, script, Path(folder), None)
         layouts = (Path(folder) / "layouts").read_text()
     found = []
     for name in names:
         layout = re.search(rf"^struct {name} \{{.*?^\}}", layouts, re.MULTILINE | re.DOTALL)
         if layout is None:
-            raise HarnessError(f"pahole does not know struct {name} of {header.name}")
+            raise HarnessError(f"pahole does not know struct {name} of {HEADER.name}")
         found += [f"struct {name}: {line.strip()}" for line in layout[0].splitlines() if PADDING.search(line)]
     return found
 
@@ -123,18 +136,18 @@ def _python_sources() -> list[Path]:
     return sorted([*package, *(CHECKOUT / name for name in (*single, *guest))])
 
 
+def _from(base: Path, sources: Iterable[Path]) -> dict[str, Path]:
+    """Sources by their names below `base`."""
+    return {str(path.relative_to(base)): path for path in sources}
+
+
 def _build(
-    doing: str,
-    target: Path,
-    base: Path,
-    sources: list[Path],
-    script: str,
-    kernel: kernels.Kernel | None = None,
+    doing: str, target: Path, sources: dict[str, Path], script: str, kernel: kernels.Kernel | None = None
 ) -> None:
-    """Have `script` build `sources`, with paths from `base`, into `target`, unless it did so before."""
+    """Have `script` build `sources`, under the names they have here, into `target`, unless it did so before."""
     made_of = hashlib.sha256(script.encode())
-    for path in sources:
-        made_of.update(f"{path.relative_to(base)}\0".encode() + path.read_bytes() + b"\0")
+    for name, path in sources.items():
+        made_of.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     if kernel is not None:
         made_of.update(kernel.folder.name.encode())
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +160,7 @@ def _build(
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         with step(doing):
-            said = _run(disk, base, sources, script, new, kernel)
+            said = _run(disk, sources, script, new, kernel)
         if kernel is not None and "warning:" in said:
             console.print(said, markup=False)
         (new / stamp.name).write_text(made_of.hexdigest())
@@ -160,12 +173,7 @@ def _build(
 
 
 def _run(
-    disk: root.Root,
-    base: Path,
-    sources: Iterable[Path],
-    script: str,
-    results: Path,
-    kernel: kernels.Kernel | None,
+    disk: root.Root, sources: dict[str, Path], script: str, results: Path, kernel: kernels.Kernel | None
 ) -> str:
     mounts = {}
     if kernel is not None:
@@ -174,7 +182,7 @@ def _run(
             mounts[folder] = str(folder.relative_to(files))
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w") as tar:
-            for path in sources:
-                tar.add(path, path.relative_to(base))
+            for name, path in sources.items():
+                tar.add(path, name)
         archive.seek(0)
         return root.run_inside(disk, mounts, script, archive, results)
