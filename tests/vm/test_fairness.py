@@ -10,7 +10,7 @@ from nymph_vm.machine import Machine
 @pytest.mark.parametrize("ratio", [None, "0.001"], ids=["free", "gated"])
 def test_fairness(vm: Machine, ratio: str | None) -> None:
     vm.copy_in("tools")
-    command = ["python3", "tools/fairness.py", "--large", "64M", "--copies", "40", "--turns", "2"]
+    command = ["python3", "tools/fairness.py", "--large", "16M", "--copies", "40", "--turns", "2"]
     done = vm.run(command + (["--max-ratio", ratio] if ratio else []), check=False)
     report = json.loads(vm.run(["cat", "dist/fairness.json"]).stdout)
     for side in ("alone", "beside"):
@@ -18,7 +18,7 @@ def test_fairness(vm: Machine, ratio: str | None) -> None:
         assert found["copies"] == 40
         assert 0 < found["p50_s"] <= found["p95_s"] <= found["p99_s"] <= found["max_s"]
     assert report["ratio"]["p99"] == pytest.approx(report["beside"]["p99_s"] / report["alone"]["p99_s"])
-    assert (report["small_bytes"], report["large_bytes"], report["cpus"]) == (4096, 64 << 20, 2)
+    assert (report["small_bytes"], report["large_bytes"], report["cpus"]) == (4096, 16 << 20, 2)
     assert report["accelerator"] == vm.state.accel
     if ratio:
         assert (done.returncode, report["status"]) == (1, "FAIL")
