@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import mmap
 import os
 import re
@@ -21,8 +22,10 @@ import resource
 import socket
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -130,16 +133,6 @@ class _Mapping:
     inode: int
 
 
-def _mappings() -> list[_Mapping]:
-    """Of this process, by address."""
-    found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, access, _, device, inode, *_ = line.split()
-        start, end = (int(part, 16) for part in span.split("-"))
-        found.append(_Mapping(start, end, access, device, int(inode)))
-    return found
-
-
 def _is_written_back(device: str) -> bool:
     """Whether the file system of that device has a disk behind it."""
     major, minor = (int(part, 16) for part in device.split(":"))
@@ -148,34 +141,49 @@ def _is_written_back(device: str) -> bool:
     return found is not None and found[1] not in ("tmpfs", "devtmpfs", "ramfs", "hugetlbfs")
 
 
-def _check_mapped(at: int, length: int, access: str, long_term: bool) -> None:
-    """-EFAULT unless all of it is mapped with `access`, such as "rw"; see docs/abi.md for -EOPNOTSUPP."""
-    if at + length > _USER_END:
-        _fail(errno.EFAULT)
-    end = at + length
-    refused = 0
-    for mapping in _mappings():
-        if mapping.end <= at or at >= end:
-            continue
-        if mapping.start > at or not set(access) <= set(mapping.access):
-            break
-        if long_term and "w" in access and "s" in mapping.access and mapping.inode:
-            refused = errno.EOPNOTSUPP if _is_written_back(mapping.device) else refused
-        at = mapping.end
-    if at < end:
-        _fail(errno.EFAULT)
-    if refused:
-        _fail(refused)
-
-
 def _pages(at: int, length: int) -> int:
     return (at + length - 1) // _PAGE - at // _PAGE + 1
 
 
-def _may_lock_any() -> bool:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> _CAP_IPC_LOCK & 1)
+class _Process:
+    """What the kernel would know of this process; looked up once, so one of these is good for one request."""
+
+    @cached_property
+    def mappings(self) -> list[_Mapping]:
+        """By address."""
+        found = []
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            span, access, _, device, inode, *_ = line.split()
+            start, end = (int(part, 16) for part in span.split("-"))
+            found.append(_Mapping(start, end, access, device, int(inode)))
+        return found
+
+    def check_mapped(self, at: int, length: int, access: str, long_term: bool) -> None:
+        """-EFAULT unless all of it is mapped with `access`, such as "rw"; see docs/abi.md for -EOPNOTSUPP."""
+        end = at + length
+        if end > _USER_END:
+            _fail(errno.EFAULT)
+        refused = False
+        for mapping in self.mappings[bisect_right(self.mappings, at, key=lambda mapping: mapping.end) :]:
+            if at >= end or mapping.start > at or not set(access) <= set(mapping.access):
+                break
+            if long_term and "w" in access and "s" in mapping.access and mapping.inode:
+                refused = refused or _is_written_back(mapping.device)
+            at = mapping.end
+        if at < end:
+            _fail(errno.EFAULT)
+        if refused:
+            _fail(errno.EOPNOTSUPP)
+
+    @cached_property
+    def lockable_pages(self) -> float:
+        """How many it may lock in all."""
+        status = Path("/proc/self/status").read_text()
+        found = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
+        if found is not None and int(found[1], 16) >> _CAP_IPC_LOCK & 1:
+            return math.inf
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        return math.inf if limit == resource.RLIM_INFINITY else limit // _PAGE
 
 
 # --- state --------------------------------------------------------------------------------------------------
@@ -184,12 +192,11 @@ def _may_lock_any() -> bool:
 class _Charge:
     """Pages charged to the locked memory; they come back with the last reference to this."""
 
-    def __init__(self, account: list[int], pages: int) -> None:
-        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    def __init__(self, account: list[int], process: _Process, pages: int) -> None:
         self._account, self._pages = account, 0
-        if _may_lock_any():
+        if process.lockable_pages == math.inf:
             return
-        if limit != resource.RLIM_INFINITY and account[0] + pages > limit // _PAGE:
+        if account[0] + pages > process.lockable_pages:
             _fail(errno.ENOMEM)
         account[0] += pages
         self._pages = pages
@@ -405,6 +412,7 @@ class Model:
         self._changed = threading.Condition()  # guards all of it
         self._ring: _Ring | None = None
         self._locked_pages = [0]
+        self._process = _Process()
         # Readable while the peer has sent something, writable while the peer has room for more.
         self._poll, self._peer = socket.socketpair()
         self._poll.setblocking(False)
@@ -452,6 +460,7 @@ class Model:
             _fail(errno.ENOTTY)
         serve: Any = self._requests[number]
         with self._changed:
+            self._process = _Process()
             try:
                 return int((serve() if argument is None else serve(argument)) or 0)
             finally:
@@ -567,6 +576,9 @@ class Model:
         slot.kept.append(region)
         return region.at + at, region
 
+    def _charge(self, pages: int) -> _Charge:
+        return _Charge(self._locked_pages, self._process, pages)
+
     def _prepare(self, ring: _Ring, slot: _Slot) -> None:
         """Make sure of the memory the entry names."""
         entry, operation = slot.entry, _OPERATIONS[slot.entry.opcode]
@@ -582,13 +594,13 @@ class Model:
             sides.append((entry.dst, region, dst_access))
         for at, region, access in sides:
             if region is None:
-                _check_mapped(at, entry.length, access, zero_copy)
+                self._process.check_mapped(at, entry.length, access, zero_copy)
             elif at + entry.length > region.length or ("w" in access and region.readonly):
                 _fail(errno.EFAULT)
         if zero_copy:
             for at, region, _ in sides:
                 if region is None:
-                    slot.kept.append(_Charge(self._locked_pages, _pages(at, entry.length)))
+                    slot.kept.append(self._charge(_pages(at, entry.length)))
 
     def _accept(self, ring: _Ring, entry: Any) -> _Outcome | None:
         """Queue an entry, and run what can be; returns how it ended, if it has."""
@@ -776,7 +788,7 @@ class Model:
 
     def _allocate(self, argument: Any) -> _Region:
         pages = -(-argument.length // _PAGE)
-        charge = _Charge(self._locked_pages, pages)
+        charge = self._charge(pages)
         memfd = os.memfd_create("pynymph model", os.MFD_CLOEXEC)
         os.ftruncate(memfd, pages * _PAGE)
         mapping = mmap.mmap(memfd, pages * _PAGE)
@@ -785,8 +797,8 @@ class Model:
 
     def _register(self, argument: Any) -> _Region:
         readonly = bool(argument.flags & lib.NYMPH_BUFFER_READ_ONLY)
-        _check_mapped(argument.addr, argument.length, "r" if readonly else "rw", True)
-        charge = _Charge(self._locked_pages, _pages(argument.addr, argument.length))
+        self._process.check_mapped(argument.addr, argument.length, "r" if readonly else "rw", True)
+        charge = self._charge(_pages(argument.addr, argument.length))
         return _Region(argument.addr, argument.length, readonly, charge)
 
     # What there is to see

@@ -85,24 +85,21 @@ def _keep_busy(size: int, orders: Connection) -> list[str]:
     src, dst = memory(size), memory(size)
     for offset in range(0, size, len(block)):
         src[offset : offset + len(block)] = block[: size - offset]
+    copy = pynymph.Copy(src=src, dst=dst)
     with pynymph.Ring(2 * LARGE_QUEUED) as ring:
-        queued = 0
         while orders.recv() == "go":
-            queued += len(ring.enter([pynymph.Copy(src, dst)] * LARGE_QUEUED))
+            ring.submit_all([copy] * LARGE_QUEUED)
             while not ring.snapshot().active_descriptors:
                 pass
             orders.send("busy")
             while not orders.poll():
-                for done in ring.collect(wait=1, timeout=PATIENCE):
-                    queued -= 1
-                    if done.status or done.bytes_done != size:
-                        failures.append(f"large copy ended with {done.status} after {done.bytes_done} bytes")
-                if queued < LARGE_QUEUED:
-                    queued += len(ring.enter([pynymph.Copy(src, dst)] * (LARGE_QUEUED - queued)))
+                done = next(ring.completions(timeout=PATIENCE))
+                if done.status or done.bytes_done != size:
+                    failures.append(f"large copy ended with {done.status} after {done.bytes_done} bytes")
+                ring.submit(copy)
             orders.recv()
             # What is in the ring now would disturb the measure that comes next.
             ring.reset()
-            queued = 0
             orders.send("idle")
         ring.copy(src=src, dst=dst)
     if src[:] != dst[:]:

@@ -222,7 +222,11 @@ def test_links_cancel_what_follows_a_failure() -> None:
     dst = bytearray(4)
     with pynymph.Ring() as ring:
         one, two, three = ring.submit_all(
-            [Compare(a=b"1234", b=b"1235", link=True), Copy(src=b"abcd", dst=dst), Hash(src=b"x", barrier=True)]
+            [
+                Compare(a=b"1234", b=b"1235", link=True),
+                Copy(src=b"abcd", dst=dst),
+                Hash(src=b"x", barrier=True),
+            ]
         )
         with pytest.raises(pynymph.VerifyError):
             one.result()
