@@ -6,6 +6,7 @@
 """
 
 from pynymph import digest
+from pynymph.buffer import RingBuffer
 from pynymph.errors import (
     ArgumentError,
     CanceledError,
@@ -16,23 +17,33 @@ from pynymph.errors import (
     RingTimeoutError,
     VerifyError,
 )
-from pynymph.ring import Completion, Copy, Entry, Query, Ring, Snapshot, Status, query
+from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Nop, Operation
+from pynymph.ring import Ring, Transfer, query
+from pynymph.state import Entry, Latency, Query, Snapshot, Status
 
 __all__ = [
     "ArgumentError",
     "CanceledError",
     "ClosedError",
+    "Compare",
     "Completion",
     "Copy",
     "Entry",
+    "Fill",
     "ForkedError",
     "FullError",
+    "Hash",
+    "Latency",
+    "Nop",
     "NymphError",
+    "Operation",
     "Query",
     "Ring",
+    "RingBuffer",
     "RingTimeoutError",
     "Snapshot",
     "Status",
+    "Transfer",
     "VerifyError",
     "digest",
     "query",

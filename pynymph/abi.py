@@ -7,13 +7,24 @@ tests/unit/test_header.py holds all of it against the header.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-from typing import Any
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
 
 from ioctl_opt import IOC, IOC_NONE, IOC_READ, IOC_WRITE
 
 from pynymph._nymph import ffi as ffi
 from pynymph._nymph import lib as lib
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 def _request(direction: int, number: int, struct: str | None = None) -> int:
@@ -31,6 +42,10 @@ NYMPH_IOC_SETUP2 = _request(IOC_READ | IOC_WRITE, 7, "nymph_setup2")
 NYMPH_IOC_ENABLE = _request(IOC_NONE, 8)
 NYMPH_IOC_ENTER = _request(IOC_READ | IOC_WRITE, 9, "nymph_enter")
 NYMPH_IOC_SNAPSHOT = _request(IOC_READ | IOC_WRITE, 10, "nymph_snapshot")
+NYMPH_IOC_CANCEL = _request(IOC_READ | IOC_WRITE, 11, "nymph_cancel")
+NYMPH_IOC_BUFFER = _request(IOC_READ | IOC_WRITE, 12, "nymph_buffer")
+NYMPH_IOC_EVENTFD = _request(IOC_WRITE, 13, "nymph_eventfd")
+NYMPH_IOC_LATENCY = _request(IOC_READ | IOC_WRITE, 14, "nymph_latency")
 
 
 def new(struct: str, **fields: Any) -> Any:
@@ -41,15 +56,59 @@ def new(struct: str, **fields: Any) -> Any:
     return cdata
 
 
-def ioctl(fd: int, request: int, argument: Any = None) -> int:
-    """Make `request` of the driver. `argument` is a struct of `ffi`, read and written. Raises OSError.
+def address(cdata: Any) -> int:
+    """Where `cdata`, a pointer or an array, points to: what the structs call an address."""
+    return int(ffi.cast("uintptr_t", cdata))
 
-    Made again after EINTR: a request that ends so has changed nothing, and the signal has had its handler.
+
+class Device:
+    """An open file of the driver, with the requests it takes. What is refused raises OSError.
+
+    pynymph.model.Model has the same methods, and no driver behind them.
     """
-    while True:
-        try:
-            if argument is None:
-                return fcntl.ioctl(fd, request)
-            return int(fcntl.ioctl(fd, request, ffi.buffer(argument), True))
-        except InterruptedError:
-            continue
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def ioctl(self, request: int, argument: Any = None) -> int:
+        """Make `request`. `argument` is a pointer to a struct of `ffi`, which is read and written.
+
+        Made again after EINTR: a request that ends so changed nothing, and the signal has had its handler.
+        """
+        while True:
+            try:
+                if argument is None:
+                    return fcntl.ioctl(self._fd, request)
+                return int(fcntl.ioctl(self._fd, request, ffi.buffer(argument), True))
+            except InterruptedError:
+                continue
+
+    def read(self, size: int) -> bytes:
+        """Completion records, as many as are there and fit in `size` bytes."""
+        return os.read(self._fd, size)
+
+    def mmap(self, length: int, offset: int) -> Buffer:
+        """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more.
+
+        They stay mapped as long as something has the result, or a view of it.
+        """
+        # Not mmap.mmap(): that one would keep the device open, by a copy of the file's number.
+        at = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, self._fd, offset)
+        if at == ctypes.c_void_p(-1).value:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        owner = os.getpid()
+
+        def unmap(_: Any) -> None:
+            # A child made by fork does not have the mapping, and something else may live there.
+            if os.getpid() == owner:
+                _libc.munmap(at, length)
+
+        mapped: Buffer = ffi.buffer(ffi.gc(ffi.cast("char *", at), unmap), length)
+        return mapped
+
+    def close(self) -> None:
+        os.close(self._fd)

@@ -14,7 +14,7 @@ from blake3 import blake3
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from pynymph.ring import Snapshot
+    from pynymph.state import Snapshot
 
 
 def payload(buffer: Buffer) -> bytes:

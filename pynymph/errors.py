@@ -7,7 +7,7 @@ import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pynymph.ring import Completion
+    from pynymph.operation import Completion
 
 
 class NymphError(OSError):

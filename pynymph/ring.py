@@ -7,153 +7,59 @@ import contextlib
 import errno
 import math
 import os
-import resource
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from pynymph import abi
-from pynymph.abi import ffi, lib
+from pynymph.abi import address, ffi, lib
+from pynymph.buffer import Memory, RingBuffer, check_length
 from pynymph.errors import ArgumentError, ClosedError, NymphError, error
+from pynymph.model import Model
+from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Job, Operation, memlock
+from pynymph.state import Latency, Query, Snapshot, Status
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 DEVICE = "/dev/pcie_nymph"
+MODEL = "model:"
 
 _FORKED = "this ring belongs to the process that opened it; after fork, open a Ring of your own"
 _REAP_BATCH = 64
 _LONGEST_POLL_MS = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Query:
-    """What the driver serves. Bit n of `requests` and `opcodes` stands for number n."""
-
-    version: int
-    features: int
-    requests: int
-    opcodes: int
-    entry_flags: int
-    max_length: int
-    max_entries: int
-    setup_flags: int
-    engines: dict[int, str]
-    """Name of each engine, by the id that records use."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the ring did so far; `ring_hash` is the driver's own, 32 bytes."""
-
-    dma_bytes: int
-    ring_hash: bytes
-    ring_size: int
-    active_descriptors: int
-
-
-@dataclass(frozen=True)
-class Completion:
-    """How a transfer ended. Times are CLOCK_MONOTONIC in ns; digests are BLAKE3-256 or None."""
-
-    cookie: int
-    status: int
-    """0, or why it failed as a negative errno."""
-    bytes_done: int
-    """Bytes that reached the destination, from its start on."""
-    engine: str | None
-    """Name of the engine that ran it, None if none did."""
-    queued_ns: int
-    started_ns: int
-    """0 if no engine took it."""
-    completed_ns: int
-    src_digest: bytes | None
-    """Of exactly the bytes sent; advisory with zero_copy: another thread may have changed src meanwhile."""
-    dst_digest: bytes | None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A transfer that is queued or runs. Addresses and length are in bytes, of this process's memory."""
-
-    opcode: int
-    flags: int
-    length: int
-    src: int
-    dst: int
-    cookie: int
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The ring at one moment. pynymph.digest.ring_hash() computes `ring_hash` again from the rest."""
-
-    ring_size: int
-    head: int
-    tail: int
-    label: int
-    dma_bytes: int
-    ring_hash: bytes
-    active_descriptors: int
-    unread_records: int
-    errors: int
-    """How many transfers failed without leaving a record."""
-    first_error: int
-    """Status of the first of those, a negative errno, or 0."""
-    paused: bool
-    engine: str | None
-    ring_bytes: bytes
-    """struct nymph_dma_ring as the driver gave it, 24 bytes."""
-    entry_bytes: bytes
-    """The active entries from tail on as the driver gave them, 64 bytes each."""
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """The active entries from tail on."""
-        parsed = ffi.from_buffer("struct nymph_entry[]", self.entry_bytes)
-        return tuple(Entry(e.opcode, e.flags, e.length, e.src, e.dst, e.cookie) for e in parsed)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One copy for Ring.enter(); what the fields mean is said at Ring.copy()."""
-
-    src: Buffer
-    dst: Buffer
-    verify: bool = False
-    digest: bool = False
-    zero_copy: bool = False
-
-
 def query(device: str = DEVICE) -> Query:
     """Ask the driver what it serves. Raises NymphError if there is no driver to ask, or no right to."""
-    fd = _open(device)
+    opened = _open(device)
     try:
-        return _query(fd, device)
+        return _query(opened, device)
     finally:
-        os.close(fd)
+        opened.close()
 
 
 class Ring:
     """A DMA ring, and the open file that it lives in. Any number of threads may use one.
 
-    `entries`: how many transfers can be queued, 1 to 4096. `engine`: the name of one in query().engines, or
-    "auto". `paused`: what is queued waits for enable(). `label`: any 64-bit number; reported back, and bound
-    into the hash.
+    `entries`: how many operations can be queued, 1 to 4096. `engine`: the name of one in query().engines, or
+    "auto". `device`: the driver's, or "model:" for one in Python (pynymph.model), where there is no driver:
+    then `engine` of whatever the ring says is "model". `paused`: what is queued waits for enable(). `label`:
+    any 64-bit number; reported back, and bound into the hash.
 
-    The buffers of a transfer are held, so that they can't be freed, resized or closed, until it has ended:
+    The buffers of an operation are held, so that they can't be freed, resized or closed, until it has ended:
     also if the call that started it ended earlier, by its timeout or Ctrl-C. The ring notices the end at the
-    next copy(), enter() or collect().
+    next call that waits, submits or collects.
 
     A ring belongs to the process that opened it: a child made by fork gets a ForkedError. Raises NymphError.
     """
 
     # Also where __init__ did not get far.
-    _fd = -1
+    _file: abi.Device | Model | None = None
 
     def __init__(
         self,
@@ -183,16 +89,17 @@ class Ring:
         # All below is under the mutex. What one thread reaps may be another's: all are told, by eventfd.
         self._wakers: set[int] = set()
         self._next_cookie = count(1)
-        self._in_flight: dict[int, _Transfer] = {}
-        self._entered: dict[int, Completion] = {}
+        self._in_flight: dict[int, Job] = {}
+        self._ended: dict[int, Job] = {}  # of submit(), and nobody knows yet
+        self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
+        # Handles of memory that was garbage. Collection can come at any moment, so their end has to wait.
+        self._forgotten: list[int] = []
         self._records = ffi.new("struct nymph_record[]", _REAP_BATCH)
-        self._reaping = abi.new(
-            "nymph_enter", records=int(ffi.cast("uintptr_t", self._records)), max_records=_REAP_BATCH
-        )
+        self._reaping = abi.new("nymph_enter", records=address(self._records), max_records=_REAP_BATCH)
 
-        self._fd = _open(device)
+        self._file = _open(device)
         try:
-            self._engines = _query(self._fd, device).engines
+            self._engines = _query(self._file, device).engines
             self._setup()
         except BaseException:
             self.close()
@@ -208,6 +115,17 @@ class Ring:
         # Here, before any attribute goes: the driver lets go of the buffers before Python does.
         self.close()
 
+    def __repr__(self) -> str:
+        where = "a model, no driver" if self.is_model else self._device
+        return f"<pynymph.Ring of {self.entries} entries, {where}{', closed' * (self._file is None)}>"
+
+    @property
+    def is_model(self) -> bool:
+        """Whether there is no driver behind it, but Python alone."""
+        return self._device == MODEL
+
+    # --- one operation, and wait for it ---
+
     def copy(
         self,
         *,
@@ -220,66 +138,194 @@ class Ring:
     ) -> Completion:
         """Copy all of `src` to `dst`, and return when it is done.
 
-        Both are C-contiguous, of the same length, 1 byte to 1 GiB, and do not overlap; `dst` is writable.
+        Each is a RingBuffer of this ring, or anything with the buffer protocol that is C-contiguous. Both are
+        of the same length, 1 byte to 1 GiB, and do not overlap; `dst` is writable.
 
         `verify`: hash what is sent, read the destination back and hash it; VerifyError if the two differ.
         `digest`: only hash the destination. `zero_copy`: pin the memory (RLIMIT_MEMLOCK) instead of going
-        through a bounce buffer. `timeout`: seconds after which to give up with a RingTimeoutError; a transfer
-        in flight stays so: see Ring about its buffers; reset() cancels it.
+        through a bounce buffer. `timeout`: seconds after which to give up with a RingTimeoutError; an
+        operation in flight stays so: see Ring about its buffers; reset() cancels it.
 
         While the ring is full, or paused, this waits. Raises NymphError, with `completion` if the driver ran
-        the transfer.
+        the operation.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        transfer = _Transfer(next(self._next_cookie), Copy(src, dst, verify, digest, zero_copy))
-        try:
-            room = select.POLLIN | select.POLLOUT
-            if not self._wait(lambda: self._submit_if_room(transfer), deadline, room):
-                raise error(errno.ETIMEDOUT, f"the ring had no room within {timeout} s; nothing was copied")
-            if not self._wait(lambda: transfer.outcome is not None, deadline, select.POLLIN):
-                raise error(
-                    errno.ETIMEDOUT,
-                    f"the copy was not done within {timeout} s; it goes on and holds its buffers",
-                )
-        finally:
-            self._let_go_of_refused([transfer])
-        if isinstance(transfer.outcome, NymphError):
-            raise transfer.outcome
-        assert transfer.outcome is not None
-        if transfer.outcome.status:
-            raise _failure(transfer.outcome)
-        return transfer.outcome
+        return self._do(Copy(src=src, dst=dst, verify=verify, digest=digest, zero_copy=zero_copy), timeout)
 
-    def enter(self, copies: Iterable[Copy]) -> list[int]:
-        """Queue `copies` with one request. Returns the cookies of those accepted.
+    def fill(
+        self,
+        *,
+        dst: Buffer,
+        pattern: bytes = b"\0",
+        verify: bool = False,
+        digest: bool = False,
+        zero_copy: bool = False,
+        timeout: float | None = None,
+    ) -> Completion:
+        """Write `pattern`, 1, 2, 4 or 8 bytes, into `dst` over and over; the last one may be cut short.
 
-        Those are the first ones: if the driver refuses a copy, it takes none behind it. Raises NymphError if
-        it refuses the very first (FullError: there is no room).
+        Everything else is as with copy().
         """
-        transfers: list[_Transfer] = []
+        operation = Fill(dst=dst, pattern=pattern, verify=verify, digest=digest, zero_copy=zero_copy)
+        return self._do(operation, timeout)
+
+    def digest(self, *, src: Buffer, zero_copy: bool = False, timeout: float | None = None) -> bytes:
+        """BLAKE3-256 of all of `src`, 32 bytes, made by the driver. Everything else is as with copy()."""
+        digest = self._do(Hash(src=src, zero_copy=zero_copy), timeout).src_digest
+        assert digest is not None
+        return digest
+
+    def compare(
+        self, *, a: Buffer, b: Buffer, zero_copy: bool = False, timeout: float | None = None
+    ) -> int | None:
+        """The offset of the first byte in which `a` and `b` differ, or None. All else is as with copy()."""
         try:
-            for copy in copies:
-                transfers.append(_Transfer(next(self._next_cookie), copy, entered=True))
+            self._do(Compare(a=a, b=b, zero_copy=zero_copy), timeout)
+        except NymphError as e:
+            if e.errno != errno.EBADMSG or e.completion is None:
+                raise
+            return e.completion.bytes_done
+        return None
+
+    # --- many, and do something else meanwhile ---
+
+    def submit(self, operation: Operation) -> Transfer:
+        """Queue an operation: Copy, Hash, Fill, Compare or Nop. Returns at once with a handle to wait on.
+
+        Raises FullError if there is no room, in the ring or for more completions that nobody has collected.
+        """
+        (transfer,) = self.submit_all([operation])
+        return transfer
+
+    def submit_all(self, operations: Iterable[Operation]) -> list[Transfer]:
+        """Queue operations with one request. Returns the handles of those accepted.
+
+        Those are the first ones: if one is refused, none behind it is taken. Raises NymphError if the very
+        first is refused (FullError: there is no room).
+        """
+        jobs: list[Job] = []
+        try:
+            for operation in operations:
+                jobs.append(Job(next(self._next_cookie), operation, self, collectable=True))
             with self._lock():
                 # Records not collected yet could be all there is room for.
                 self._reap()
-                accepted = self._submit(transfers) if transfers else 0
+                known = len(self._ended) + sum(job.collectable for job in self._in_flight.values())
+                room = 2 * self.entries - known
+                if jobs and room <= 0:
+                    ended = len(self._ended)
+                    raise error(errno.ENOSPC, f"{ended} completions wait for completions() or result()")
+                accepted = self._submit(jobs[:room]) if jobs else 0
         finally:
-            self._let_go_of_refused(transfers)
-        return [transfer.cookie for transfer in transfers[:accepted]]
+            self._let_go_of_refused(jobs)
+        return [Transfer(self, job) for job in jobs[:accepted]]
 
-    def collect(self, wait: int = 0, timeout: float | None = None) -> list[Completion]:
-        """Completions of copies queued by enter(), each once, in the order in which they ended.
+    def completions(self, timeout: float | None = None) -> Iterator[Completion]:
+        """How operations of submit() ended, in the order in which they did, as soon as they do.
 
-        Waits until there are `wait` of them; after `timeout` seconds returns what there are. How a copy ended
-        is in the `status` of its completion.
+        Each comes once, in whichever thread is first; those whose result() was taken do not come. Ends when
+        none is in flight, also because of reset() or close(), or when none came for `timeout` seconds. How an
+        operation ended is in the `status` of its Completion.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait(lambda: len(self._entered) >= wait, deadline, select.POLLIN)
         with self._lock():
-            self._reap()
-            completions, self._entered = self._entered, {}
-        return list(completions.values())
+            self._opened()
+        while (job := self._next_ended(timeout)) is not None:
+            assert isinstance(job.outcome, Completion)
+            yield job.outcome
+
+    def _next_ended(self, timeout: float | None) -> Job | None:
+        found: list[Job] = []
+
+        def ready() -> bool:
+            if self._ended:
+                found.append(self._ended.pop(next(iter(self._ended))))
+            return bool(found) or not any(job.collectable for job in self._in_flight.values())
+
+        with self._lock():
+            if self._file is not None:
+                self._reap()
+        self._wait(ready, None if timeout is None else time.monotonic() + timeout, select.POLLIN)
+        return found[0] if found else None
+
+    # --- memory ---
+
+    def allocate(self, nbytes: int) -> RingBuffer:
+        """Zeroed memory of the driver's, `nbytes` of it, 1 byte to 1 GiB, which counts as locked memory."""
+        check_length(nbytes)
+        arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_ALLOC, length=nbytes)
+        with self._lock():
+            self._make_buffer(arg, f"{nbytes} bytes")
+            try:
+                assert self._file is not None
+                mapping = self._file.mmap(nbytes, arg.mmap_offset)
+                memory = Memory(mapping, False, self._forgotten.append, hold=False)
+                return self._buffer(memory, arg.handle, nbytes)
+            except BaseException:
+                self._request(abi.NYMPH_IOC_BUFFER, _free(arg.handle))
+                raise
+
+    def register(self, buffer: Buffer, *, read_only: bool = False) -> RingBuffer:
+        """Memory of the caller's, which stays pinned, and counts as locked memory, until free().
+
+        `buffer`: as a src or dst of copy(). `read_only`: it need not be writable, and will only be a source.
+        """
+        with memoryview(buffer) as view:
+            if not view.c_contiguous:
+                raise ArgumentError(errno.EINVAL, "the buffer is not C-contiguous; give one without gaps")
+            if view.readonly and not read_only:
+                raise ArgumentError(errno.EINVAL, "the buffer is read-only; register it with read_only=True")
+            nbytes = view.nbytes
+        check_length(nbytes)
+        memory = Memory(buffer, read_only, self._forgotten.append, hold=True)
+        with ffi.from_buffer(buffer, require_writable=not read_only) as held:
+            arg = abi.new(
+                "nymph_buffer",
+                op=lib.NYMPH_BUFFER_REGISTER,
+                flags=lib.NYMPH_BUFFER_READ_ONLY if read_only else 0,
+                addr=address(held),
+                length=nbytes,
+            )
+            try:
+                with self._lock():
+                    self._make_buffer(arg, "the buffer, each huge page of it as a whole")
+                    return self._buffer(memory, arg.handle, nbytes)
+            except BaseException:
+                memory.end("it was never registered")
+                raise
+
+    def _make_buffer(self, arg: Any, what: str) -> None:
+        self._drop_forgotten()
+        hints = {
+            errno.ENOMEM: f"this locks {what}, and {memlock()} does not allow it; raise it (ulimit -l)",
+            errno.EMFILE: "a ring can have no more buffers; free some",
+            errno.EFAULT: "part of the buffer is not mapped readable, or not writable: then read_only=True",
+            errno.EOPNOTSUPP: "a writable shared mapping of a file can't be pinned; use it unregistered",
+        }
+        self._request(abi.NYMPH_IOC_BUFFER, arg, hints)
+
+    def _buffer(self, memory: Memory, handle: int, nbytes: int) -> RingBuffer:
+        memory.handle = handle
+        self._memories.add(memory)
+        return RingBuffer(memory, 0, nbytes, self, self._free_buffer)
+
+    def _free_buffer(self, memory: Memory) -> None:
+        with self._lock():
+            self._drop_forgotten()
+            if memory.gone is None:
+                self._request(abi.NYMPH_IOC_BUFFER, _free(memory.handle))
+                memory.end("it was freed")
+
+    def _drop_forgotten(self) -> None:
+        while self._forgotten:
+            self._request(abi.NYMPH_IOC_BUFFER, _free(self._forgotten[-1]))
+            self._forgotten.pop()
+
+    def _end_memories(self, why: str) -> None:
+        for memory in list(self._memories):
+            memory.end(why)
+        self._memories.clear()
+        self._forgotten.clear()
+
+    # --- the ring itself ---
 
     def enable(self) -> None:
         """Let a ring that was opened `paused` run."""
@@ -289,11 +335,13 @@ class Ring:
     def reset(self) -> None:
         """Cancel what is queued and running, and start again as if just opened: paused, if it was opened so.
 
-        Calls of copy() in other threads raise CanceledError. Completions not yet collected are gone.
+        Calls of copy() and the like in other threads raise CanceledError, and so do handles of submit().
+        Completions not yet collected are gone, and so are all buffers of the ring.
         """
         with self._lock():
             self._drop_ring()
-            self._abandon(error(errno.ECANCELED, "the ring was reset before the copy ended; copy again"))
+            self._end_memories("its ring was reset")
+            self._abandon(error(errno.ECANCELED, "the ring was reset before this ended; do it again"))
             self._setup()
 
     def status(self) -> Status:
@@ -310,7 +358,7 @@ class Ring:
     def snapshot(self) -> Snapshot:
         """All that the ring's hash is made of, at one moment, and the counters of that moment."""
         entries = ffi.new("struct nymph_entry[]", self.entries)
-        arg = abi.new("nymph_snapshot", entries=int(ffi.cast("uintptr_t", entries)), max_entries=self.entries)
+        arg = abi.new("nymph_snapshot", entries=address(entries), max_entries=self.entries)
         with self._lock():
             self._request(abi.NYMPH_IOC_SNAPSHOT, arg)
             engine = self._engine_name(arg.engine)
@@ -331,22 +379,41 @@ class Ring:
             entry_bytes=bytes(ffi.buffer(entries, arg.active_descriptors * ffi.sizeof("struct nymph_entry"))),
         )
 
+    def latency(self) -> Latency:
+        """How long operations took so far, from submit to the end. reset() forgets it."""
+        buckets = ffi.new("unsigned long long[]", lib.NYMPH_LATENCY_BUCKETS)
+        arg = abi.new("nymph_latency", buckets=address(buckets))
+        with self._lock():
+            self._request(abi.NYMPH_IOC_LATENCY, arg)
+        histogram = tuple((_bucket_end(i), n) for i, n in enumerate(buckets) if n)
+
+        def quantile(permille: int) -> int:
+            rank, seen = -(-arg.count * permille // 1000), 0
+            for end, n in histogram:
+                seen += n
+                if seen >= rank:
+                    return min(end, int(arg.max_ns))
+            return 0
+
+        mean = arg.sum_ns / arg.count if arg.count else 0.0
+        p50, p95, p99, p999 = (quantile(permille) for permille in (500, 950, 990, 999))
+        return Latency(arg.count, mean, p50, p95, p99, p999, arg.max_ns, histogram)
+
     def fileno(self) -> int:
         """The open file: readable when a completion can be collected, writable when there is room."""
         with self._lock():
-            self._check_open()
-            return self._fd
+            return self._opened().fileno()
 
     def close(self) -> None:
         """Cancel what is in flight, close the file, let go of the buffers. Closing again does nothing."""
-        if self._fd == -1:
+        if self._file is None:
             return
         if os.getpid() != self._pid:
             # The mutex may have been held by a thread that is not in this process.
             self._close_file()
             return
         with self._mutex:
-            if self._fd == -1:
+            if self._file is None:
                 return
             try:
                 # A child of this process may hold the file too, and then closing it stops nothing.
@@ -354,27 +421,66 @@ class Ring:
                     self._drop_ring()
             finally:
                 self._close_file()
-                self._abandon(error(errno.EBADF, "the ring was closed before the copy ended"))
+                self._end_memories("its ring was closed")
+                self._abandon(error(errno.EBADF, "the ring was closed before this ended"))
 
     def _close_file(self) -> None:
-        fd, self._fd = self._fd, -1
-        os.close(fd)
+        file, self._file = self._file, None
+        assert file is not None
+        file.close()
 
     def _lock(self) -> threading.Lock:
         if os.getpid() != self._pid:
             raise error(errno.EPERM, _FORKED)
         return self._mutex
 
+    def _do(self, operation: Operation, timeout: float | None) -> Completion:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        job = Job(next(self._next_cookie), operation, self)
+        try:
+            room = select.POLLIN | select.POLLOUT
+            if not self._wait(lambda: self._submit_if_room(job), deadline, room):
+                raise error(errno.ETIMEDOUT, f"the ring had no room within {timeout} s; nothing was done")
+            return self._result(job, timeout, deadline)
+        finally:
+            self._let_go_of_refused([job])
+
+    def _result(self, job: Job, timeout: float | None, deadline: float | None) -> Completion:
+        """Wait for the end, and return how it was, or raise it."""
+        if not self._wait(lambda: job.outcome is not None, deadline, select.POLLIN):
+            raise error(errno.ETIMEDOUT, f"not done within {timeout} s; it goes on and holds its buffers")
+        with self._lock():
+            self._ended.pop(job.cookie, None)
+        if isinstance(job.outcome, NymphError):
+            raise job.outcome
+        assert job.outcome is not None
+        if job.outcome.status:
+            raise job.failure(job.outcome)
+        return job.outcome
+
+    def _cancel(self, job: Job) -> bool:
+        with self._lock():
+            if job.outcome is not None:
+                return False
+            try:
+                self._request(abi.NYMPH_IOC_CANCEL, abi.new("nymph_cancel", cookie=job.cookie))
+            except NymphError as e:
+                if e.errno != errno.ENOENT:
+                    raise
+                return False
+            return True
+
     # Everything below is called with the mutex held, except _wait() and _let_go_of_refused(), which take it.
 
-    def _check_open(self) -> None:
-        if self._fd == -1:
+    def _opened(self) -> abi.Device | Model:
+        if self._file is None:
             raise ClosedError(errno.EBADF, "the ring is closed; open another one")
+        return self._file
 
     def _request(self, number: int, arg: Any = None, hints: dict[int, str] | None = None) -> None:
-        self._check_open()
+        file = self._opened()
         try:
-            abi.ioctl(self._fd, number, arg)
+            file.ioctl(number, arg)
         except OSError as e:
             known = {
                 errno.EPERM: _FORKED,
@@ -395,7 +501,8 @@ class Ring:
         there_are = ", ".join(self._engines.values()) or "none"
         hints = {
             errno.ENODEV: f"there is no engine {self._engine!r}; there are: {there_are}",
-            errno.ENFILE: "there are too many rings; close some, or have the administrator raise max_rings",
+            errno.ENFILE: "there are too many rings; close some, or have root raise limits/max_rings",
+            errno.EMFILE: "you have too many rings; close some, or have root raise limits/max_user_rings",
         }
         self._request(abi.NYMPH_IOC_SETUP2, arg, hints)
 
@@ -404,23 +511,26 @@ class Ring:
         with contextlib.suppress(ArgumentError):
             self._request(abi.NYMPH_IOC_RESET)
 
-    def _submit(self, transfers: Sequence[_Transfer]) -> int:
+    def _submit(self, jobs: Sequence[Job]) -> int:
         """Hand them to the driver. Returns how many it took; raises NymphError if it refused the first."""
-        entries = ffi.new("struct nymph_entry[]", [transfer.entry for transfer in transfers])
-        arg = abi.new("nymph_enter", entries=int(ffi.cast("uintptr_t", entries)), to_submit=len(transfers))
+        self._drop_forgotten()
+        for job in jobs:
+            job.check()
+        entries = ffi.new("struct nymph_entry[]", [job.entry for job in jobs])
+        arg = abi.new("nymph_enter", entries=address(entries), to_submit=len(jobs))
         try:
             # Before the request, so that Ctrl-C can't come between it and this.
-            for transfer in transfers:
-                self._in_flight[transfer.cookie] = transfer
-            self._request(abi.NYMPH_IOC_ENTER, arg, transfers[0].hints())
+            for job in jobs:
+                self._in_flight[job.cookie] = job
+            self._request(abi.NYMPH_IOC_ENTER, arg, jobs[0].hints())
         finally:
-            for transfer in transfers[arg.submitted :]:
-                self._in_flight.pop(transfer.cookie, None)
+            for job in jobs[arg.submitted :]:
+                self._in_flight.pop(job.cookie, None)
         return int(arg.submitted)
 
-    def _submit_if_room(self, transfer: _Transfer) -> bool:
+    def _submit_if_room(self, job: Job) -> bool:
         try:
-            return bool(self._submit([transfer]))
+            return bool(self._submit([job]))
         except NymphError as e:
             if e.errno != errno.ENOSPC:
                 raise
@@ -442,25 +552,25 @@ class Ring:
         if not self._reaping.reaped:
             return
         for record in self._records[0 : self._reaping.reaped]:
-            transfer = self._in_flight.get(record.cookie)
-            if transfer is None:
+            job = self._in_flight.get(record.cookie)
+            if job is None:
                 continue
-            transfer.outcome = self._completion(record)
-            if transfer.entered:
-                self._entered[record.cookie] = transfer.outcome
-            transfer.let_go()
+            job.outcome = self._completion(record)
+            if job.collectable:
+                self._ended[record.cookie] = job
+            job.let_go()
             del self._in_flight[record.cookie]
         self._wake()
         self._reaping.reaped = 0
 
     def _abandon(self, why: NymphError) -> None:
         """The driver is done with all buffers, and there will be no record."""
-        for transfer in self._in_flight.values():
+        for job in self._in_flight.values():
             # Each its own: raised in several threads, one would collect the tracebacks of all.
-            transfer.outcome = type(why)(why.errno or 0, why.strerror or "")
-            transfer.let_go()
+            job.outcome = type(why)(why.errno or 0, why.strerror or "")
+            job.let_go()
         self._in_flight.clear()
-        self._entered.clear()
+        self._ended.clear()
         self._reaping.reaped = 0
         self._wake()
 
@@ -475,23 +585,23 @@ class Ring:
             with self._lock():
                 if ready():
                     return True
-                self._check_open()
+                fd = self._opened().fileno()
                 poller = select.poll()
-                poller.register(self._fd, events)
+                poller.register(fd, events)
                 waker = os.eventfd(0, os.EFD_CLOEXEC)
                 poller.register(waker, select.POLLIN)
                 self._wakers.add(waker)
             while True:
                 left = _milliseconds_until(deadline)
-                happened = [fd for fd, _ in poller.poll(left)]
+                happened = [ready_fd for ready_fd, _ in poller.poll(left)]
                 if waker in happened:
                     os.eventfd_read(waker)
                 with self._lock():
-                    if self._fd in happened:
+                    if fd in happened and self._file is not None:
                         self._reap()
                     if ready():
                         return True
-                    self._check_open()
+                    self._opened()
                 if not happened and left != _LONGEST_POLL_MS:
                     return False
         finally:
@@ -500,17 +610,17 @@ class Ring:
                     self._wakers.discard(waker)
                     os.close(waker)
 
-    def _let_go_of_refused(self, transfers: Iterable[_Transfer]) -> None:
+    def _let_go_of_refused(self, jobs: Iterable[Job]) -> None:
         with self._lock():
-            for transfer in transfers:
-                if transfer.cookie not in self._in_flight:
-                    transfer.let_go()
+            for job in jobs:
+                if job.cookie not in self._in_flight:
+                    job.let_go()
 
     def _engine_name(self, number: int) -> str | None:
         if number == 0:
             return None
         if number not in self._engines:
-            self._engines = _query(self._fd, self._device).engines
+            self._engines = _query(self._opened(), self._device).engines
         return self._engines.get(number)
 
     def _completion(self, record: Any) -> Completion:
@@ -527,91 +637,53 @@ class Ring:
         )
 
 
-class _Transfer:
-    """A copy on its way: its entry, and the hold on its buffers."""
+class Transfer:
+    """An operation that Ring.submit() has queued. Any thread may wait for it."""
 
-    def __init__(self, cookie: int, copy: Copy, *, entered: bool = False) -> None:
-        if copy.verify and copy.digest:
-            raise ArgumentError(errno.EINVAL, "verify makes both digests; leave out digest")
-        self.cookie = cookie
-        self.entered = entered
-        self.zero_copy = copy.zero_copy
-        self.outcome: Completion | NymphError | None = None
-        length = _check(copy.src, copy.dst)
-        self._src = ffi.from_buffer(copy.src)
-        self._dst = ffi.from_buffer(copy.dst, require_writable=True)
-        self.entry = {
-            "size": ffi.sizeof("struct nymph_entry"),
-            "opcode": lib.NYMPH_OP_COPY,
-            "flags": lib.NYMPH_DMA_FLAG_RECORD
-            | (lib.NYMPH_DMA_FLAG_VERIFY_HASH if copy.verify else 0)
-            | (lib.NYMPH_DMA_FLAG_DIGEST_ONLY if copy.digest else 0)
-            | (lib.NYMPH_DMA_FLAG_ZERO_COPY if copy.zero_copy else 0),
-            "length": length,
-            "src": int(ffi.cast("uintptr_t", self._src)),
-            "dst": int(ffi.cast("uintptr_t", self._dst)),
-            "cookie": cookie,
-        }
+    def __init__(self, ring: Ring, job: Job) -> None:
+        self._ring = ring
+        self._job = job
 
-    def let_go(self) -> None:
-        """Of the buffers, at once: their owner may want to resize or close them. Again does nothing."""
-        ffi.release(self._src)
-        ffi.release(self._dst)
+    def __repr__(self) -> str:
+        state = "has ended" if self._job.outcome is not None else "in flight"
+        return f"<pynymph.Transfer {self.cookie}, {self._job.operation.__name__}: {state}>"
 
-    def hints(self) -> dict[int, str]:
-        """Why the driver can have refused this."""
-        hints = {
-            errno.EINVAL: "src and dst overlap: give separate ones; if not, reset() was cut short: again",
-            errno.EFAULT: "part of src is not mapped readable, or of dst not mapped writable",
-            errno.EOPNOTSUPP: "the driver does not serve this kind of copy",
-            errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
-        }
-        if self.zero_copy:
-            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-            allowed = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
-            hints[errno.ENOMEM] = (
-                "zero_copy pins src and dst, each huge page of them as a whole, and RLIMIT_MEMLOCK "
-                f"({allowed} for all pinned) or memory does not allow it; raise it (ulimit -l), copy less at "
-                "a time, or without zero_copy"
-            )
-            hints[errno.EOPNOTSUPP] = (
-                "zero_copy can't write into a shared mapping of a file; copy without it, or into other memory"
-            )
-        return hints
+    @property
+    def cookie(self) -> int:
+        """What its Completion has for a cookie, and the entries of a Snapshot."""
+        return self._job.cookie
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, as far as is known without asking the driver: poll the ring to know more."""
+        return self._job.outcome is not None
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait until it has ended, and return how. As often as you like.
+
+        Raises NymphError, with `completion` if the driver ran it, if that was no success; RingTimeoutError
+        after `timeout` seconds: it goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._ring._result(self._job, timeout, deadline)
+
+    def cancel(self) -> bool:
+        """Have it end early, with a CanceledError. False if it has ended already.
+
+        What is queued ends so in its turn; what runs may still come to its proper end.
+        """
+        return self._ring._cancel(self._job)
 
 
-def _check(src: Buffer, dst: Buffer) -> int:
-    """How many bytes to copy. Raises ArgumentError if these two can't be copied."""
-    with memoryview(src) as source, memoryview(dst) as destination:
-        length = source.nbytes
-        if destination.readonly:
-            raise ArgumentError(errno.EINVAL, "dst is read-only; give a writable buffer")
-        for name, view in (("src", source), ("dst", destination)):
-            if not view.c_contiguous:
-                raise ArgumentError(errno.EINVAL, f"{name} is not C-contiguous; give a buffer without gaps")
-        if length != destination.nbytes:
-            raise ArgumentError(errno.EINVAL, f"src has {length} bytes, dst has {destination.nbytes}")
-        if not 1 <= length <= lib.NYMPH_MAX_LENGTH:
-            raise ArgumentError(
-                errno.EINVAL, f"a copy has 1 to {lib.NYMPH_MAX_LENGTH} bytes, and this one {length}; split it"
-            )
-        return length
+def _free(handle: int) -> Any:
+    return abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_FREE, handle=handle)
 
 
-def _failure(completion: Completion) -> NymphError:
-    number = -completion.status
-    done = f"after {completion.bytes_done} bytes"
-    if number == errno.EBADMSG:
-        assert completion.src_digest is not None and completion.dst_digest is not None
-        message = (
-            f"dst is not what was sent: BLAKE3 {completion.dst_digest.hex()} instead of "
-            f"{completion.src_digest.hex()}; if nothing else wrote to the buffers, distrust the engine"
-        )
-    elif number == errno.EFAULT:
-        message = f"the memory of src or dst went away {done}; keep it mapped until the copy has ended"
-    else:
-        message = f"{os.strerror(number)}, {done}"
-    return error(number, message, completion)
+def _bucket_end(bucket: int) -> int:
+    """The longest time in ns that belongs to a bucket of struct nymph_latency."""
+    if bucket < 8:
+        return bucket
+    return ((8 + bucket % 8 + 1) << (bucket // 8 - 1)) - 1
 
 
 def _milliseconds_until(deadline: float | None) -> int | None:
@@ -620,11 +692,16 @@ def _milliseconds_until(deadline: float | None) -> int | None:
     return math.ceil(min(max(0, (deadline - time.monotonic()) * 1000), _LONGEST_POLL_MS))
 
 
-def _open(device: str) -> int:
+def _open(device: str) -> abi.Device | Model:
+    if device == MODEL:
+        return Model()
     try:
-        return os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        return abi.Device(device)
     except OSError as e:
-        missing = f"there is no {device}; load the module: sudo modprobe pcie_nymph, or insmod pcie_nymph.ko"
+        missing = (
+            f"there is no {device}; load the module: sudo modprobe pcie_nymph, or insmod pcie_nymph.ko; or "
+            f"try things without a driver: device={MODEL!r}"
+        )
         hints = {
             errno.ENOENT: missing,
             errno.ENXIO: missing,
@@ -636,13 +713,13 @@ def _open(device: str) -> int:
         raise error(number, hints.get(number, f"can't open {device}: {e.strerror}")) from None
 
 
-def _query(fd: int, device: str) -> Query:
+def _query(file: abi.Device | Model, device: str) -> Query:
     room = 16
     while True:
         engines = ffi.new("struct nymph_engine_info[]", room)
-        arg = abi.new("nymph_query", engines=int(ffi.cast("uintptr_t", engines)), max_engines=room)
+        arg = abi.new("nymph_query", engines=address(engines), max_engines=room)
         try:
-            abi.ioctl(fd, abi.NYMPH_IOC_QUERY, arg)
+            file.ioctl(abi.NYMPH_IOC_QUERY, arg)
         except OSError as e:
             why = " is not a device of pcie_nymph" if e.errno == errno.ENOTTY else f": {e.strerror}"
             raise error(e.errno or 0, f"{device}{why}") from None

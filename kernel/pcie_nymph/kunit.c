@@ -237,13 +237,128 @@ static void entry_check_test(struct kunit *test)
 	for (bit = 7; bit < 32; bit++)
 		EXPECT_CHECK(-EINVAL, e.flags = BIT(bit));
 
-	EXPECT_CHECK(-EOPNOTSUPP, e.opcode = NYMPH_OP_HASH);
-	EXPECT_CHECK(-EOPNOTSUPP, e.opcode = NYMPH_OP_FILL);
-	EXPECT_CHECK(-EOPNOTSUPP, e.opcode = NYMPH_OP_COMPARE);
-	EXPECT_CHECK(-EOPNOTSUPP, e.flags = NYMPH_DMA_FLAG_LINK);
-	EXPECT_CHECK(-EOPNOTSUPP, e.flags = NYMPH_DMA_FLAG_BARRIER);
-	EXPECT_CHECK(-EOPNOTSUPP, e.src_buffer = 1);
-	EXPECT_CHECK(-EOPNOTSUPP, e.dst_buffer = ~0U);
+	/* whether there is such a buffer is not for this check */
+	EXPECT_CHECK(0, e.src_buffer = 1);
+	EXPECT_CHECK(0, e.dst_buffer = ~0U);
+	EXPECT_CHECK(0, e.src_buffer = 1; e.dst = e.src);
+	EXPECT_CHECK(0, e.src_buffer = 1; e.dst_buffer = 2; e.dst = e.src);
+	EXPECT_CHECK(-EINVAL, e.src_buffer = 3; e.dst_buffer = 3;
+			      e.dst = e.src + 4095);
+	EXPECT_CHECK(0, e.src_buffer = 3; e.dst_buffer = 3;
+			e.dst = e.src + 4096);
+}
+
+/* What each operation takes, beside what all take. */
+static void operations_check_test(struct kunit *test)
+{
+	static const struct nymph_entry good[] = {
+		{ .opcode = NYMPH_OP_NOP },
+		{ .opcode = NYMPH_OP_COPY, .length = 64, .src = 4096,
+		  .dst = 8192 },
+		{ .opcode = NYMPH_OP_HASH, .length = 64, .src = 4096 },
+		{ .opcode = NYMPH_OP_FILL, .length = 64, .src = ~0ULL,
+		  .dst = 8192 },
+		{ .opcode = NYMPH_OP_COMPARE, .length = 64, .src = 4096,
+		  .dst = 8192 },
+	};
+	static const struct {
+		u32 flag;
+		/* opcodes that take it, a bit each */
+		unsigned long taken;
+	} flags[] = {
+		{ NYMPH_DMA_FLAG_ZERO_COPY, 0x1e },
+		{ NYMPH_DMA_FLAG_VERIFY_HASH, 0x0a },
+		{ NYMPH_DMA_FLAG_COMPLETE_SYNC, 0x1f },
+		{ NYMPH_DMA_FLAG_DIGEST_ONLY, 0x0a },
+		{ NYMPH_DMA_FLAG_LINK, 0x1f },
+		{ NYMPH_DMA_FLAG_BARRIER, 0x1f },
+	};
+	unsigned int op, f;
+
+	for (op = 0; op < ARRAY_SIZE(good); op++) {
+		struct nymph_entry e = good[op];
+		bool src = op != NYMPH_OP_NOP && op != NYMPH_OP_FILL;
+		bool dst = op != NYMPH_OP_NOP && op != NYMPH_OP_HASH;
+
+		e.size = sizeof(e);
+		KUNIT_EXPECT_EQ(test, nymph_entry_check(&e),
+				op == NYMPH_OP_HASH ? -EINVAL : 0);
+		for (f = 0; f < ARRAY_SIZE(flags); f++) {
+			e.flags = NYMPH_DMA_FLAG_RECORD | flags[f].flag;
+			KUNIT_EXPECT_EQ_MSG(test, nymph_entry_check(&e),
+					    flags[f].taken & BIT(op) ? 0 :
+								       -EINVAL,
+					    "opcode %u, flag %#x", op,
+					    flags[f].flag);
+		}
+		e.flags = NYMPH_DMA_FLAG_RECORD;
+		KUNIT_EXPECT_EQ(test, nymph_entry_check(&e), 0);
+		e.src_buffer = 1;
+		KUNIT_EXPECT_EQ(test, nymph_entry_check(&e), src ? 0 : -EINVAL);
+		e.src_buffer = 0;
+		e.dst_buffer = 1;
+		KUNIT_EXPECT_EQ(test, nymph_entry_check(&e), dst ? 0 : -EINVAL);
+		e.dst_buffer = 0;
+		if (!dst) {
+			e.dst = 1;
+			KUNIT_EXPECT_EQ(test, nymph_entry_check(&e), -EINVAL);
+			e.dst = 0;
+		}
+		if (src && dst) {
+			e.dst = e.src + 63;
+			KUNIT_EXPECT_EQ(test, nymph_entry_check(&e), -EINVAL);
+			e.dst = good[op].dst;
+		}
+		e.length = good[op].length ? 0 : 1;
+		KUNIT_EXPECT_EQ(test, nymph_entry_check(&e), -EINVAL);
+	}
+}
+
+/* Every bucket begins where the one before it ends, up to the last time of all. */
+static void latency_buckets_test(struct kunit *test)
+{
+	unsigned int i;
+	u64 ns = 0;
+
+	for (i = 0; i < NYMPH_LATENCY_BUCKETS; i++) {
+		u64 ceiling = nymph_latency_ceiling(i);
+
+		KUNIT_ASSERT_GE(test, ceiling, ns);
+		KUNIT_ASSERT_EQ(test, nymph_latency_bucket(ns), i);
+		KUNIT_ASSERT_EQ(test, nymph_latency_bucket(ceiling), i);
+		/* at most an eighth too long */
+		KUNIT_ASSERT_LE(test, ceiling - ns, ns / 8);
+		ns = ceiling + 1;
+	}
+	KUNIT_EXPECT_EQ(test, ns, 0ULL);
+}
+
+static void latency_quantiles_test(struct kunit *test)
+{
+	struct nymph_histogram *h = kunit_kzalloc(test, sizeof(*h), GFP_KERNEL);
+	u64 ns;
+
+	KUNIT_ASSERT_NOT_NULL(test, h);
+	KUNIT_EXPECT_EQ(test, nymph_latency_quantile(h, 500), 0ULL);
+
+	/* 1 to 1000: a quantile is its own rank, rounded up by its bucket */
+	for (ns = 1; ns <= 1000; ns++)
+		nymph_latency_add(h, ns);
+	KUNIT_EXPECT_EQ(test, h->count, 1000ULL);
+	KUNIT_EXPECT_EQ(test, h->sum_ns, 500500ULL);
+	KUNIT_EXPECT_EQ(test, h->max_ns, 1000ULL);
+	for (ns = 1; ns <= 1000; ns++) {
+		u64 got = nymph_latency_quantile(h, ns);
+
+		KUNIT_EXPECT_GE(test, got, ns);
+		KUNIT_EXPECT_LE(test, got, ns + ns / 8);
+	}
+	KUNIT_EXPECT_EQ(test, nymph_latency_quantile(h, 1000), 1000ULL);
+
+	/* one that is far off is the 1001st of 1001 and shows nowhere else */
+	nymph_latency_add(h, ~0ULL);
+	KUNIT_EXPECT_EQ(test, nymph_latency_quantile(h, 1000), ~0ULL);
+	KUNIT_EXPECT_LE(test, nymph_latency_quantile(h, 999), 1023ULL);
 }
 
 /* Memory of scattered pages, as a pin has it, and the same bytes in a row. */
@@ -349,6 +464,9 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(fifo_wrap_test),
 	KUNIT_CASE(fifo_push_pop_test),
 	KUNIT_CASE(entry_check_test),
+	KUNIT_CASE(operations_check_test),
+	KUNIT_CASE(latency_buckets_test),
+	KUNIT_CASE(latency_quantiles_test),
 	KUNIT_CASE(cpu_copy_scattered_test),
 	KUNIT_CASE(hash_scattered_test),
 	{}

@@ -251,7 +251,7 @@ class Memory:
 
 
 def mremap(memory: Memory, length: int, to: Memory | None = None) -> None:
-    """Give a mapping another length where it is, or move it into the place of another, which takes it over."""
+    """Give a mapping another length where it is, or move it to where another is, which has it then."""
     flags = 3 if to else 0  # MREMAP_MAYMOVE | MREMAP_FIXED
     address = _libc.mremap(memory.address, memory.length, length, flags, to.address if to else 0)
     if address == ctypes.c_void_p(-1).value:
@@ -464,7 +464,8 @@ class Context:
         assert self.ioctl(CANCEL, argument) == 0
         return argument.canceled
 
-    def buffer(self, op: int, *, flags: int = 0, handle: int = 0, addr: int = 0, length: int = 0) -> BufferArg:
+    def buffer(self, op: int, *, flags: int = 0, handle: int = 0, addr: int = 0,
+               length: int = 0) -> BufferArg:
         argument = BufferArg(ctypes.sizeof(BufferArg), op, flags, handle, addr, length)
         assert self.ioctl(BUFFER, argument) == 0
         return argument

@@ -8,6 +8,26 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--model", action="store_true", help="Rings are of pynymph.model, not of the driver.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--model"):
+        import pynymph
+
+        assert pynymph.Ring.__init__.__kwdefaults__ is not None
+        pynymph.Ring.__init__.__kwdefaults__["device"] = "model:"
+        pynymph.query.__defaults__ = ("model:",)
+
+
+@pytest.fixture
+def driver(request: pytest.FixtureRequest) -> None:
+    """For tests of what the model does not do."""
+    if request.config.getoption("--model"):
+        pytest.skip("the model runs everything at once, in the calling thread")
+
+
 @pytest.fixture(scope="session")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system that writes back to a disk, as tmpfs does not."""

@@ -4,6 +4,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import abi
@@ -83,11 +84,8 @@ def test_quantiles_are_of_the_histogram(context: Context) -> None:
         context.drain()
     latency, told = context.latency(), seen(context)
     for permille, name in [(500, "p50"), (950, "p95"), (990, "p99"), (999, "p999")]:
-        rank, below = -(-latency.count * permille // 1000), 0
-        for bucket, count in enumerate(latency.buckets):
-            below += count
-            if below >= rank:
-                break
+        rank = -(-latency.count * permille // 1000)
+        bucket = next(n for n, below in enumerate(accumulate(latency.buckets)) if below >= rank)
         assert abi.bucket_of(int(told[f"latency_{name}_ns"])) == bucket
         assert int(told[f"latency_{name}_ns"]) <= latency.max_ns
 
@@ -168,7 +166,7 @@ def test_limits_are_numbers(max_user_rings: Path) -> None:
 
 @abi.needs_root
 def test_rings_count_per_user(max_user_rings: Path) -> None:
-    """Each user has so many, root as many as it likes; RESET and close() give back; a ring in its own place is none."""
+    """Each user has so many, root as many as it likes; RESET and close() give back; SETUP again is none."""
     max_user_rings.write_text("3")
     kept = [Context() for _ in range(5)]
     for context in kept:

@@ -218,7 +218,7 @@ def test_many_readers(context: Context) -> None:
     threads = [Thread(reads) for _ in range(readers)]
     sent = 0
     while sent < total + readers:
-        entries = [abi.nop(n if n < total else 2**64 - 1, abi.RECORD) for n in range(sent, min(sent + 8, total))]
+        entries = [abi.nop(n, abi.RECORD) for n in range(sent, min(sent + 8, total))]
         # One last record for each, and one at a time: nobody can take two of them.
         entries = entries or [abi.nop(2**64 - 1, abi.RECORD)]
         if sent >= total:
@@ -292,9 +292,10 @@ def test_eventfd_counts_records(context: Context, told: int) -> None:
     with abi.fails(errno.EAGAIN):
         os.eventfd_read(told)
     memory = Memory(2 * PAGE)
-    context.enter([abi.nop(1, abi.RECORD), abi.nop(2), abi.compare(memory.address, memory.address + PAGE, 8, abi.RECORD)])
+    pair = (memory.address, memory.address + PAGE, 8)
+    context.enter([abi.nop(1, abi.RECORD), abi.nop(2), abi.compare(*pair, abi.RECORD)])
     memory.flip(0)
-    context.enter([abi.compare(memory.address, memory.address + PAGE, 8, abi.RECORD | abi.LINK), abi.nop(4, abi.RECORD)])
+    context.enter([abi.compare(*pair, abi.RECORD | abi.LINK), abi.nop(4, abi.RECORD)])
     context.drain()
     assert os.eventfd_read(told) == 4
     assert context.snapshot().unread_records == 7
@@ -453,8 +454,8 @@ def test_latency_is_what_the_records_say(context: Context) -> None:
     times = []
     for length in (1, PAGE, MIB):
         for flags in (0, abi.ZERO_COPY, abi.VERIFY_HASH):
-            entries = [abi.copy(src.address, dst.address, length, flags | abi.RECORD), abi.nop(0, abi.RECORD)] * 3
-            context.enter(entries)
+            copy = abi.copy(src.address, dst.address, length, flags | abi.RECORD)
+            context.enter([copy, abi.nop(0, abi.RECORD)] * 3)
             times += [record.completed_ns - record.queued_ns for record in context.reap(6)]
     latency = context.latency()
     assert latency.count == len(times) == sum(latency.buckets)

@@ -4,7 +4,6 @@
 import errno
 import mmap
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -3,7 +3,6 @@
 
 import errno
 import mmap
-import os
 import re
 import resource
 from collections.abc import Callable, Iterator

@@ -2,6 +2,7 @@
 """HASH, FILL and COMPARE; LINK, BARRIER and CANCEL: what each does, and what each does not take."""
 
 import errno
+import itertools
 import mmap
 import os
 import struct
@@ -11,7 +12,20 @@ from pathlib import Path
 import abi
 import blake3
 import pytest
-from abi import LONG, MIB, PAGE, PIECE, Context, Entry, Memory, Record, Tap, Thread, small_pages, until_blocked
+from abi import (
+    LONG,
+    MIB,
+    PAGE,
+    PIECE,
+    Context,
+    Entry,
+    Memory,
+    Record,
+    Tap,
+    Thread,
+    small_pages,
+    until_blocked,
+)
 
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 POISON = 0x5A
@@ -80,7 +94,8 @@ def test_hash(context: Context, path: str) -> None:
 
 def test_hash_of_a_sync_request(context: Context) -> None:
     src = Memory(PIECE + 1).randomize()
-    entered = context.enter([abi.hash_only(src.address, PIECE + 1, abi.RECORD | abi.COMPLETE_SYNC)], max_records=1)
+    entry = abi.hash_only(src.address, PIECE + 1, abi.RECORD | abi.COMPLETE_SYNC)
+    entered = context.enter([entry], max_records=1)
     check(entered.records[0], 0, PIECE + 1, digest(src, 0, PIECE + 1))
 
 
@@ -89,7 +104,8 @@ def test_hash_only_reads(context: Context, path: str) -> None:
     """A mapping without write permission will do, and a file on no disk's account."""
     src = Memory(2 * PAGE).randomize()
     src.protect(mmap.PROT_READ)
-    check(context.run(abi.hash_only(src.address, 2 * PAGE, PATHS[path])), 0, 2 * PAGE, digest(src, 0, 2 * PAGE))
+    record = context.run(abi.hash_only(src.address, 2 * PAGE, PATHS[path]))
+    check(record, 0, 2 * PAGE, digest(src, 0, 2 * PAGE))
 
 
 # --- FILL -------------------------------------------------------------------------------------------------
@@ -160,7 +176,8 @@ def test_compare_equal(context: Context, path: str) -> None:
             # What stands around the two is not looked at.
             dst.write(bytes(3))
             dst.flip(3 + length)
-            check(context.run(abi.compare(src.address + shift, dst.address + 3, length, PATHS[path])), 0, length)
+            entry = abi.compare(src.address + shift, dst.address + 3, length, PATHS[path])
+            check(context.run(entry), 0, length)
     snapshot = context.snapshot()
     assert (snapshot.dma_bytes, snapshot.errors) == (0, 0)
 
@@ -170,8 +187,9 @@ def test_compare_finds_the_first_difference(context: Context, path: str) -> None
     """Wherever it is, and whatever differs behind it."""
     length = 2 * PIECE + 100
     src, dst = small_pages(length + 8).randomize(), small_pages(length + 8)
-    places = {0, 1, 2, 3, 4, 7, 8, 9, 63, 64, 65, PAGE - 1, PAGE, PAGE - 4, PAGE - 5, PAGE + 1, PIECE // 2 - 1,
-              PIECE // 2, PIECE // 2 + 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, length - 2, length - 1}
+    places = {0, 1, 2, 3, 4, 7, 8, 9, 63, 64, 65, PAGE - 1, PAGE, PAGE - 4, PAGE - 5, PAGE + 1,
+              PIECE // 2 - 1, PIECE // 2, PIECE // 2 + 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1,
+              2 * PIECE, length - 2, length - 1}
     for src_shift, dst_shift in [(0, 0), (1, 0), (5, 4), (3, 8)]:
         dst.write(src.read(src_shift, length), dst_shift)
         entry = (src.address + src_shift, dst.address + dst_shift, length, PATHS[path])
@@ -252,7 +270,8 @@ def test_compare_refuses_overlap(context: Context, path: str) -> None:
     for shift in (0, 1, PAGE - 1):
         for pair in [(0, shift), (shift, 0)]:
             with context.refuses(errno.EINVAL):
-                context.enter([abi.compare(memory.address + pair[0], memory.address + pair[1], PAGE, PATHS[path])])
+                src, dst = (memory.address + offset for offset in pair)
+                context.enter([abi.compare(src, dst, PAGE, PATHS[path])])
 
 
 NEEDS = {"hash": (mmap.PROT_READ, None), "fill": (None, mmap.PROT_WRITE),
@@ -268,14 +287,14 @@ def test_memory_that_is_not_mapped(context: Context, name: str) -> None:
     for side, needed in zip(("src", "dst"), NEEDS[name], strict=True):
         if needed is None:
             continue
-        for hole in range(3):
-            for protection in {abi.PROT_NONE, READ_WRITE & ~needed if needed == mmap.PROT_WRITE else abi.PROT_NONE}:
-                good, bad = Memory(3 * PAGE), Memory(3 * PAGE)
-                bad.protect(protection, hole * PAGE, PAGE)
-                src, dst = (bad, good) if side == "src" else (good, bad)
-                for flags in (0, abi.ZERO_COPY, abi.COMPLETE_SYNC):
-                    with context.refuses(errno.EFAULT):
-                        context.enter([make(src.address, dst.address, flags | abi.RECORD)])
+        protections = [abi.PROT_NONE] + [mmap.PROT_READ] * (needed == mmap.PROT_WRITE)
+        for hole, protection in itertools.product(range(3), protections):
+            good, bad = Memory(3 * PAGE), Memory(3 * PAGE)
+            bad.protect(protection, hole * PAGE, PAGE)
+            src, dst = (bad, good) if side == "src" else (good, bad)
+            for flags in (0, abi.ZERO_COPY, abi.COMPLETE_SYNC):
+                with context.refuses(errno.EFAULT):
+                    context.enter([make(src.address, dst.address, flags | abi.RECORD)])
 
 
 def test_fill_that_is_hashed_needs_to_read(context: Context) -> None:
@@ -344,7 +363,7 @@ def doomed(cookie: int, flags: int = 0) -> tuple[Entry, Callable[[], None]]:
 
 @pytest.mark.parametrize("fails_at", [None, 0, 1, 2, 4, 5])
 def test_chain(paused: Context, fails_at: int | None) -> None:
-    """Five linked entries and a last: what comes behind the one that fails is canceled, and what comes after runs."""
+    """Five linked entries and a last: those behind the one that fails are canceled; what comes then runs."""
     batch, spoils = [], []
     dst = Memory(PAGE)
     for n in range(6):
@@ -442,14 +461,15 @@ def test_chains_beside_each_other(paused: Context) -> None:
                   abi.compare(*equal, abi.RECORD | abi.LINK), abi.compare(*differs, abi.RECORD | abi.LINK),
                   abi.compare(*equal, abi.RECORD), abi.compare(*differs, abi.RECORD), abi.nop(0, abi.RECORD)])
     paused.enable()
-    statuses = [record.status for record in paused.reap(7)]
-    assert statuses == [-errno.EBADMSG, -errno.ECANCELED, 0, -errno.EBADMSG, -errno.ECANCELED, -errno.EBADMSG, 0]
+    differ, canceled = -errno.EBADMSG, -errno.ECANCELED
+    assert [record.status for record in paused.reap(7)] == [differ, canceled, 0, differ, canceled, differ, 0]
 
 
 def test_errors_of_a_chain_without_records(paused: Context) -> None:
     memory = Memory(PAGE)
     memory.flip(0)
-    paused.enter([abi.compare(memory.address, memory.address + 8, 8, abi.LINK), abi.nop(0, abi.LINK), abi.nop()])
+    differs = abi.compare(memory.address, memory.address + 8, 8, abi.LINK)
+    paused.enter([differs, abi.nop(0, abi.LINK), abi.nop()])
     paused.enable()
     paused.drain()
     snapshot = paused.snapshot()
@@ -468,7 +488,7 @@ def test_barrier_keeps_the_order(paused: Context) -> None:
     paused.enable()
     records = paused.reap(7)
     assert [(record.cookie, record.status) for record in records] == [(n, 0) for n in range(7)]
-    for before, after in zip(records, records[1:], strict=False):
+    for before, after in itertools.pairwise(records):
         assert before.completed_ns <= after.started_ns
     assert memory.read(7 * PAGE) == expected
 
@@ -564,8 +584,8 @@ def test_cancel_of_a_full_ring() -> None:
 
 
 def test_cancel_breaks_a_chain(paused: Context) -> None:
-    paused.enter([abi.nop(1, abi.RECORD | abi.LINK), abi.nop(2, abi.RECORD | abi.LINK), abi.nop(3, abi.RECORD),
-                  abi.nop(4, abi.RECORD)])
+    paused.enter([abi.nop(1, abi.RECORD | abi.LINK), abi.nop(2, abi.RECORD | abi.LINK),
+                  abi.nop(3, abi.RECORD), abi.nop(4, abi.RECORD)])
     assert paused.cancel(2) == 1
     paused.enable()
     statuses = [record.status for record in paused.reap(4)]
@@ -614,7 +634,7 @@ def test_cancel_of_the_running_entry(context: Context, tap: Tap, name: str, sync
 
 @abi.needs_root
 def test_cancel_of_the_running_zero_copy(context: Context, tap: Tap) -> None:
-    """What waits behind one that stands still can be canceled, pinned or not; its memory comes back in its turn."""
+    """What waits behind one that stands still can be canceled, pinned or not; it ends in its turn."""
     src, dst = small_pages(MIB), small_pages(MIB)
     context.submit(tap.memory.address, dst.address, PAGE, abi.RECORD, 1)
     tap.reached()
@@ -627,12 +647,13 @@ def test_cancel_of_the_running_zero_copy(context: Context, tap: Tap) -> None:
 
 
 def test_cancel_against_a_running_ring(context: Context) -> None:
-    """At any moment: whatever it says was canceled ends so or is done, and the rest is as if nobody had asked."""
+    """At any moment: what it says was canceled ends so or is done; the rest is as if nobody had asked."""
     src, dst = Memory(MIB).randomize(), Memory(MIB)
     for turn in range(60):
         length = [64, PAGE, 4 * PIECE, MIB][turn % 4]
         dst.fill(POISON, 0, length)
-        entered = context.enter([abi.copy(src.address, dst.address, length, abi.RECORD, 1), abi.nop(2, abi.RECORD)])
+        entered = context.enter([abi.copy(src.address, dst.address, length, abi.RECORD, 1),
+                                 abi.nop(2, abi.RECORD)])
         assert entered.submitted == 2
         for _ in range(turn % 7):
             os.sched_yield()
@@ -660,7 +681,8 @@ def test_cancel_ends_a_sync_request(context: Context) -> None:
 
     def waits() -> int:
         try:
-            context.submit(src.address, dst.address, length, abi.COMPLETE_SYNC | abi.VERIFY_HASH | abi.RECORD, 1)
+            flags = abi.COMPLETE_SYNC | abi.VERIFY_HASH | abi.RECORD
+            context.submit(src.address, dst.address, length, flags, 1)
         except OSError as error:
             return -(error.errno or 0)
         return 0

@@ -531,8 +531,8 @@ def test_argument_at_the_end_of_a_page(ring: Context, name: str) -> None:
     assert abi.ioctl(ring.fd, number, memory.address + start) == 0
 
 
-@pytest.mark.parametrize("name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY", "GET_STATUS",
-                                  "GET_RING"])
+@pytest.mark.parametrize("name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY",
+                                  "GET_STATUS", "GET_RING"])
 def test_answer_into_read_only_memory(ring: Context, name: str) -> None:
     number, make = ARGUMENTS[name]
     memory = Memory(PAGE)
@@ -612,10 +612,11 @@ def test_latency_buckets_fault(ring: Context) -> None:
     """At a made-up address, and at the end of a page; without an array there is the rest."""
     memory = Memory(2 * PAGE)
     memory.protect(abi.PROT_NONE, PAGE)
-    for address in (16, 1 << 63, memory.address + PAGE - 8 * abi.LATENCY_BUCKETS + 1):
+    last = memory.address + PAGE - 8 * abi.LATENCY_BUCKETS
+    for address in (16, 1 << 63, last + 1):
         with ring.refuses(errno.EFAULT):
             ring.ioctl(abi.LATENCY, abi.LatencyArg(size=40, buckets=address))
-    for address in (0, memory.address + PAGE - 8 * abi.LATENCY_BUCKETS):
+    for address in (0, last):
         assert ring.ioctl(abi.LATENCY, abi.LatencyArg(size=40, buckets=address)) == 0
 
 

@@ -23,10 +23,16 @@ from abi import (
     VERIFY_HASH,
     ZERO_COPY,
     Context,
+    Entry,
     Memory,
+    compare,
     copy,
+    fill,
+    hash_only,
+    in_buffers,
     needs_root,
     nop,
+    small_pages,
 )
 
 FAIL_NTH = Path("/proc/thread-self/fail-nth")
@@ -39,6 +45,8 @@ pytestmark = [
 ]
 
 SOURCE = Memory(2 * MIB).randomize()
+TWIN = Memory(2 * MIB)
+TWIN.write(SOURCE.read())
 DESTINATION = Memory(2 * MIB, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
 
 
@@ -58,7 +66,7 @@ def injection() -> Iterator[None]:
 
 
 def _counters() -> dict[str, int]:
-    names = ("contexts", "rings", "pinned_pages")
+    names = ("contexts", "rings", "pinned_pages", "allocated_pages")
     return {name: int((SYSFS / "counters" / name).read_text()) for name in names}
 
 
@@ -92,6 +100,49 @@ def _enter(flags: int) -> Callable[[Context], None]:
     return enter
 
 
+def _one(entry: Entry) -> Callable[[Context], None]:
+    def enter(context: Context) -> None:
+        status = context.run(entry).status
+        if status:
+            raise OSError(-status, os.strerror(-status))
+    return enter
+
+
+def _cancel(context: Context) -> None:
+    """Of nothing that is there: that alone is no failure."""
+    try:
+        context.cancel(1)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+def _read(context: Context) -> None:
+    context.enter([nop(1, RECORD | COMPLETE_SYNC)])
+    context.read()
+
+
+def _eventfd(context: Context) -> None:
+    context.eventfd(EVENTFD)
+    context.eventfd(-1)
+
+
+def _map(context: Context) -> None:
+    context.map(context.alloc(MIB))
+
+
+def _buffers(context: Context) -> None:
+    """An entry in buffers of both kinds, each side."""
+    one, two = context.alloc(PAGE).handle, context.register(REGISTERED)
+    _one(in_buffers(copy(0, 0, PAGE, VERIFY_HASH), one, two))(context)
+    _one(in_buffers(copy(0, 0, PAGE, ZERO_COPY), two, one))(context)
+    context.free(one)
+    context.free(two)
+
+
+EVENTFD = os.eventfd(0, os.EFD_NONBLOCK)
+REGISTERED = small_pages(4 * PAGE)
+
 REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "SETUP_RING": (False, lambda c: c.setup_ring(8)),
     "SETUP2": (False, lambda c: c.setup(8)),
@@ -110,6 +161,22 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "ENTER digest": (True, _enter(DIGEST_ONLY)),
     "ENTER zero-copy": (True, _enter(ZERO_COPY | VERIFY_HASH)),
     "ENTER sync no-op": (True, lambda c: c.enter([nop(flags=COMPLETE_SYNC)])),
+    "ENTER hash": (True, _one(hash_only(SOURCE.address, MIB))),
+    "ENTER hash zero-copy": (True, _one(hash_only(SOURCE.address, MIB, ZERO_COPY))),
+    "ENTER fill": (True, _one(fill(7, DESTINATION.address, MIB, VERIFY_HASH))),
+    "ENTER fill zero-copy": (True, _one(fill(7, DESTINATION.address, MIB, ZERO_COPY | DIGEST_ONLY))),
+    "ENTER compare": (True, _one(compare(SOURCE.address, TWIN.address, MIB))),
+    "ENTER compare zero-copy": (True, _one(compare(SOURCE.address, TWIN.address, MIB, ZERO_COPY))),
+    "ENTER buffers": (True, _buffers),
+    "ENTER and read": (True, _read),
+    "CANCEL": (True, _cancel),
+    "BUFFER alloc": (True, lambda c: c.alloc(MIB)),
+    "BUFFER register": (True, lambda c: c.register(REGISTERED)),
+    "BUFFER map": (True, _map),
+    "BUFFER free": (True, lambda c: c.free(c.alloc(PAGE).handle)),
+    "EVENTFD": (True, _eventfd),
+    "LATENCY": (True, lambda c: c.latency()),
+    "fdinfo": (True, lambda c: c.fdinfo()),
     "ENABLE": (True, lambda c: c.enable()),
     "RESET": (True, lambda c: c.reset()),
 }

@@ -144,7 +144,7 @@ def test_memory_that_is_not_there_is_refused(ring: pynymph.Ring) -> None:
         page = ctypes.c_void_p(start + mmap.PAGESIZE)
         assert libc.mprotect(page, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ) == 0
         ring.copy(src=memory, dst=bytearray(3 * mmap.PAGESIZE))
-        with pytest.raises(pynymph.NymphError, match="dst not mapped writable") as caught:
+        with pytest.raises(pynymph.NymphError, match="dst is not mapped writable") as caught:
             ring.copy(src=bytes(3 * mmap.PAGESIZE), dst=memory)
         assert caught.value.errno == errno.EFAULT
         assert libc.mprotect(page, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0

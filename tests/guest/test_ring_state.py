@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 import tempfile
@@ -10,12 +11,18 @@ import tempfile
 import pytest
 
 import pynymph
-from pynymph import Copy, digest
+from pynymph import Compare, Copy, Hash, Nop, digest
 from pynymph.abi import lib
 
 
 def address(buffer: bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def collect(ring: pynymph.Ring, count: int) -> list[pynymph.Completion]:
+    found = list(itertools.islice(ring.completions(), count))
+    assert len(found) == count
+    return found
 
 
 def test_query_says_what_there_is() -> None:
@@ -24,25 +31,27 @@ def test_query_says_what_there_is() -> None:
     assert served.max_entries == lib.NYMPH_MAX_ENTRIES
     assert served.max_length == lib.NYMPH_MAX_LENGTH
     assert served.features & lib.NYMPH_FEATURE_POLL
-    assert served.opcodes & 1 << lib.NYMPH_OP_COPY
-    assert not served.opcodes & 1 << lib.NYMPH_OP_FILL
+    for opcode in ("NOP", "COPY", "HASH", "FILL", "COMPARE"):
+        assert served.opcodes & 1 << getattr(lib, f"NYMPH_OP_{opcode}")
     assert served.setup_flags & lib.NYMPH_SETUP_PAUSED
-    assert "cpu" in served.engines.values()
+    assert served.engines
     assert 0 not in served.engines
 
 
 def test_a_new_ring() -> None:
-    with pynymph.Ring(7, engine="cpu", label=2**64 - 1) as ring:
+    engine = next(iter(pynymph.query().engines.values()))
+    with pynymph.Ring(7, engine=engine, label=2**64 - 1) as ring:
         taken = ring.snapshot()
         assert (taken.ring_size, taken.head, taken.tail, taken.label) == (7, 0, 0, 2**64 - 1)
         assert (taken.dma_bytes, taken.active_descriptors, taken.unread_records) == (0, 0, 0)
-        assert (taken.errors, taken.first_error, taken.paused, taken.engine) == (0, 0, False, "cpu")
+        assert (taken.errors, taken.first_error, taken.paused, taken.engine) == (0, 0, False, engine)
         assert taken.entries == ()
         assert taken.ring_hash == ring.hash() == ring.status().ring_hash == digest.ring_hash(taken)
 
 
 def test_an_engine_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(pynymph.NymphError, match=r"no engine 'warp'; there are: .*cpu") as caught:
+    there_are = ", ".join(pynymph.query().engines.values())
+    with pytest.raises(pynymph.NymphError, match=f"no engine 'warp'; there are: {there_are}") as caught:
         pynymph.Ring(engine="warp")
     assert caught.value.errno == errno.ENODEV
 
@@ -55,14 +64,14 @@ def test_the_hash_follows_the_ring(size: int) -> None:
         for round_ in range(3):
             count = max(1, size * (round_ + 1) // 3)
             buffers = [bytearray(64) for _ in range(count)]
-            entered = ring.enter([Copy(data, dst, verify=True) for dst in buffers])
-            assert len(entered) == count
+            transfers = ring.submit_all([Copy(src=data, dst=dst, verify=True) for dst in buffers])
+            assert len(transfers) == count
 
             taken = ring.snapshot()
             assert taken.paused
             assert taken.active_descriptors == len(taken.entries) == count
             assert taken.head == (taken.tail + count) % size
-            assert [entry.cookie for entry in taken.entries] == entered
+            assert [entry.cookie for entry in taken.entries] == [transfer.cookie for transfer in transfers]
             assert [entry.dst for entry in taken.entries] == [address(dst) for dst in buffers]
             assert {entry.length for entry in taken.entries} == {64}
             assert digest.ring_hash(taken) == taken.ring_hash == ring.hash()
@@ -72,9 +81,9 @@ def test_the_hash_follows_the_ring(size: int) -> None:
             ring.reset()
 
         buffers = [bytearray(64) for _ in range(size)]
-        ring.enter([Copy(data, dst) for dst in buffers])
+        ring.submit_all([Copy(src=data, dst=dst) for dst in buffers])
         ring.enable()
-        completions = ring.collect(size)
+        completions = list(ring.completions())
         assert [done.status for done in completions] == [0] * size
         assert all(dst == data for dst in buffers)
         taken = ring.snapshot()
@@ -83,38 +92,39 @@ def test_the_hash_follows_the_ring(size: int) -> None:
         assert taken.ring_hash not in seen
 
 
-def test_enter_takes_what_there_is_room_for() -> None:
+def test_submit_takes_what_there_is_room_for() -> None:
     buffers = [bytearray(8) for _ in range(6)]
-    copies = [Copy(bytes([n]) * 8, dst) for n, dst in enumerate(buffers, 1)]
+    copies = [Copy(src=bytes([n]) * 8, dst=dst) for n, dst in enumerate(buffers, 1)]
     with pynymph.Ring(4, paused=True) as ring:
-        accepted = ring.enter(copies)
+        accepted = ring.submit_all(copies)
         assert len(accepted) == 4
         # Those refused are not held.
         buffers[4].append(0)
         buffers[4].pop()
         with pytest.raises(pynymph.FullError, match="ring is full") as caught:
-            ring.enter(copies[4:])
+            ring.submit(copies[4])
         assert caught.value.errno == errno.ENOSPC
-        assert ring.collect(1, timeout=0.01) == []
+        assert list(ring.completions(timeout=0.01)) == []
 
         ring.enable()
-        completions = ring.collect(4)
-        assert [done.cookie for done in completions] == accepted
-        accepted += ring.enter(copies[4:])
-        completions += ring.collect(2)
-        assert [done.cookie for done in completions] == accepted
+        completions = collect(ring, 4)
+        assert [done.cookie for done in completions] == [transfer.cookie for transfer in accepted]
+        accepted += ring.submit_all(copies[4:])
+        completions += ring.completions()
+        assert [done.cookie for done in completions] == [transfer.cookie for transfer in accepted]
         assert [done.bytes_done for done in completions] == [8] * 6
     assert buffers == [bytes([n]) * 8 for n in range(1, 7)]
 
 
-def test_enter_stops_at_a_copy_that_is_refused() -> None:
+def test_submit_stops_at_what_is_refused() -> None:
     buffer = bytearray(100)
     with pynymph.Ring() as ring, memoryview(buffer)[:60] as head, memoryview(buffer)[40:] as tail:
+        overlapping = Copy(src=head, dst=tail)
         with pytest.raises(pynymph.ArgumentError, match="overlap"):
-            ring.enter([Copy(head, tail)])
-        [cookie] = ring.enter([Copy(bytes(100), bytearray(100)), Copy(head, tail)])
-        [done] = ring.collect(1)
-        assert (done.cookie, done.status) == (cookie, 0)
+            ring.submit(overlapping)
+        [transfer] = ring.submit_all([Copy(src=bytes(100), dst=bytearray(100)), overlapping])
+        [done] = ring.completions()
+        assert (done.cookie, done.status) == (transfer.cookie, 0)
 
 
 def test_a_completion_says_how_its_copy_failed() -> None:
@@ -123,34 +133,133 @@ def test_a_completion_says_how_its_copy_failed() -> None:
         file.truncate(3 * mmap.PAGESIZE)
         with mmap.mmap(file.fileno(), 3 * mmap.PAGESIZE) as src, pynymph.Ring() as ring:
             file.truncate(mmap.PAGESIZE)
-            cookies = ring.enter([Copy(src, buffers[0]), Copy(bytes(3 * mmap.PAGESIZE), buffers[1])])
-            failed, done = ring.collect(2)
-            assert [failed.cookie, done.cookie] == cookies
+            transfers = ring.submit_all(
+                [Copy(src=src, dst=buffers[0]), Copy(src=bytes(3 * mmap.PAGESIZE), dst=buffers[1])]
+            )
+            failed, done = ring.completions()
+            assert [failed.cookie, done.cookie] == [transfer.cookie for transfer in transfers]
             assert (failed.status, failed.bytes_done) == (-errno.EFAULT, mmap.PAGESIZE)
             assert (done.status, done.bytes_done) == (0, 3 * mmap.PAGESIZE)
             assert ring.snapshot().dma_bytes == 4 * mmap.PAGESIZE
             assert ring.snapshot().errors == 0
+            with pytest.raises(pynymph.NymphError, match="went away after 4096 bytes") as caught:
+                transfers[0].result()
+            assert caught.value.completion == failed
 
 
-def test_copy_and_enter_do_not_take_each_others_completions() -> None:
+def test_copy_and_submit_do_not_take_each_others_completions() -> None:
     with pynymph.Ring() as ring:
-        entered = ring.enter([Copy(bytes(1000), bytearray(1000)) for _ in range(5)])
+        transfers = ring.submit_all([Copy(src=bytes(1000), dst=bytearray(1000)) for _ in range(5)])
         done = ring.copy(src=bytes(10), dst=bytearray(10))
-        assert done.cookie not in entered
-        assert [done.cookie for done in ring.collect(5)] == entered
+        cookies = [transfer.cookie for transfer in transfers]
+        assert done.cookie not in cookies
+        assert [done.cookie for done in ring.completions()] == cookies
+
+
+def test_a_handle_is_waited_for_as_often_as_one_likes() -> None:
+    src, dst = os.urandom(100_000), bytearray(100_000)
+    with pynymph.Ring(paused=True) as ring:
+        transfer = ring.submit(Copy(src=src, dst=dst, verify=True))
+        assert not transfer.done
+        assert "in flight" in repr(transfer)
+        with pytest.raises(pynymph.RingTimeoutError, match="goes on"):
+            transfer.result(timeout=0.01)
+        ring.enable()
+        done = transfer.result()
+        assert done == transfer.result()
+        assert transfer.done
+        assert (done.cookie, done.src_digest) == (transfer.cookie, digest.payload(src))
+        assert not transfer.cancel()
+        # Whose result was taken is not told of again.
+        assert list(ring.completions()) == []
+
+
+def test_cancel_ends_what_is_queued() -> None:
+    buffers = [bytearray(8) for _ in range(3)]
+    with pynymph.Ring(paused=True) as ring:
+        transfers = ring.submit_all([Copy(src=b"12345678", dst=dst) for dst in buffers])
+        assert transfers[1].cancel()
+        ring.enable()
+        with pytest.raises(pynymph.CanceledError) as caught:
+            transfers[1].result()
+        assert caught.value.completion is not None
+        assert caught.value.completion.bytes_done == 0
+        assert [transfers[n].result().status for n in (0, 2)] == [0, 0]
+    assert buffers == [b"12345678", bytes(8), b"12345678"]
+
+
+def test_completions_nobody_collects_are_bounded() -> None:
+    with pynymph.Ring(2) as ring:
+        for _ in range(4):
+            ring.submit(Nop())
+            ring.copy(src=b"1", dst=bytearray(1))  # they run in order: now that one has ended
+        with pytest.raises(pynymph.FullError, match=r"4 completions wait for completions\(\)"):
+            ring.submit(Nop())
+        assert len(list(ring.completions())) == 4
+        assert ring.submit(Nop()).result().status == 0
+
+
+def test_operations() -> None:
+    data = os.urandom(200_001)
+    with pynymph.Ring() as ring:
+        assert ring.digest(src=data) == digest.payload(data)
+        dst = bytearray(len(data))
+        done = ring.fill(dst=dst, pattern=b"\x01\x02", verify=True)
+        assert dst == b"\x01\x02" * 100_000 + b"\x01"
+        assert done.src_digest == done.dst_digest == digest.payload(dst)
+        assert ring.compare(a=data, b=bytearray(data)) is None
+        other = bytearray(data)
+        other[123_456] ^= 1
+        assert ring.compare(a=data, b=other) == 123_456
+        with pytest.raises(pynymph.VerifyError, match="first at byte 123456"):
+            ring.submit(Compare(a=data, b=other)).result()
+        with pytest.raises(pynymph.ArgumentError, match="a pattern has 1, 2, 4 or 8 bytes"):
+            ring.fill(dst=dst, pattern=b"123")
+        assert ring.status().dma_bytes == len(dst)
+
+
+def test_links_cancel_what_follows_a_failure() -> None:
+    dst = bytearray(4)
+    with pynymph.Ring() as ring:
+        one, two, three = ring.submit_all(
+            [
+                Compare(a=b"1234", b=b"1235", link=True),
+                Copy(src=b"abcd", dst=dst),
+                Hash(src=b"x", barrier=True),
+            ]
+        )
+        with pytest.raises(pynymph.VerifyError):
+            one.result()
+        with pytest.raises(pynymph.CanceledError, match="linked"):
+            two.result()
+        assert three.result().src_digest == digest.payload(b"x")
+        assert dst == bytes(4)
+
+
+def test_latency_counts_what_ended() -> None:
+    with pynymph.Ring() as ring:
+        assert ring.latency().count == 0
+        for _ in range(20):
+            ring.copy(src=b"1", dst=bytearray(1))
+        latency = ring.latency()
+        assert latency.count == sum(n for _, n in latency.histogram) == 20
+        assert 0 < latency.p50 <= latency.p95 <= latency.p99 <= latency.p999 <= latency.max
+        assert 0 < latency.mean <= latency.max
+        ring.reset()
+        assert ring.latency().count == 0
 
 
 def test_reset_starts_again() -> None:
     with pynymph.Ring(4, paused=True, label=9) as ring:
         fresh = ring.snapshot()
         held = bytearray(100)
-        ring.enter([Copy(b"x" * 100, held)])
+        ring.submit(Copy(src=b"x" * 100, dst=held))
         ring.enable()
         ring.copy(src=bytes(50), dst=bytearray(50))
         assert ring.status().dma_bytes == 150
         ring.reset()
         assert ring.snapshot() == fresh
-        assert ring.collect() == []
+        assert list(ring.completions()) == []
         held.append(0)
 
 
@@ -159,7 +268,7 @@ def test_two_rings_share_nothing() -> None:
         before = one.snapshot()
         other.copy(src=bytes(100), dst=bytearray(100))
         assert one.snapshot() == before
-        one.enter([Copy(bytes(100), bytearray(100))])
+        one.submit(Copy(src=bytes(100), dst=bytearray(100)))
         assert other.status().active_descriptors == 0
 
 
@@ -172,8 +281,10 @@ def test_a_closed_ring_says_so() -> None:
         os.fstat(fd)
     for use in (
         lambda: ring.copy(src=b"1", dst=bytearray(1)),
-        lambda: ring.enter([]),
-        ring.collect,
+        lambda: ring.submit_all([]),
+        lambda: list(ring.completions()),
+        lambda: ring.allocate(1),
+        ring.latency,
         ring.enable,
         ring.reset,
         ring.status,

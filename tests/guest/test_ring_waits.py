@@ -16,7 +16,7 @@ import pytest
 
 import pynymph
 from pynymph import Copy
-from pynymph import ring as ring_module
+from pynymph.operation import Job
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -60,7 +60,7 @@ def test_timeout_0_does_not_wait() -> None:
 
 def test_a_full_ring_is_waited_for() -> None:
     with pynymph.Ring(1, paused=True) as ring, ThreadPoolExecutor() as threads:
-        ring.enter([Copy(b"1", bytearray(1))])
+        ring.submit(Copy(src=b"1", dst=bytearray(1)))
         refused = bytearray(1)
         with pytest.raises(pynymph.RingTimeoutError, match="no room") as caught:
             ring.copy(src=b"2", dst=refused, timeout=0.01)
@@ -79,7 +79,7 @@ def test_records_nobody_collects_do_not_block_copies() -> None:
     with pynymph.Ring(2) as ring:
         # Room for records is twice that for entries.
         for cookie, dst in enumerate(abandoned):
-            ring._submit([ring_module._Transfer(-1 - cookie & 2**64 - 1, Copy(b"1", dst))])
+            ring._submit([Job(2**64 - 1 - cookie, Copy(src=b"1", dst=dst), ring)])
             until(queued(ring, 0))
         assert ring.snapshot().unread_records == 4
         assert ring.copy(src=b"2", dst=bytearray(1)).status == 0
@@ -107,6 +107,7 @@ def test_threads_share_a_ring(entries: int) -> None:
         assert ring.snapshot().unread_records == 0
 
 
+@pytest.mark.usefixtures("driver")
 def test_a_small_copy_does_not_wait_for_a_large_one_behind_it() -> None:
     with pynymph.Ring(paused=True) as ring, ThreadPoolExecutor() as threads:
         small = threads.submit(ring.copy, src=b"1", dst=bytearray(1))
@@ -202,7 +203,7 @@ def test_interrupts_anywhere_lose_nothing() -> None:
             assert beside.result() > 0
             ring.copy(src=b"1", dst=bytearray(1), timeout=20)
             until(queued(ring, 0))
-            ring.collect()
+            ring.copy(src=b"1", dst=bytearray(1), timeout=20)
             assert ring.snapshot().unread_records == 0
             for dst in buffers:
                 dst.append(0)
@@ -228,6 +229,7 @@ def test_reset_cancels_copies_that_wait() -> None:
         dst.append(0)
 
 
+@pytest.mark.usefixtures("driver")
 def test_reset_ends_what_runs() -> None:
     with pynymph.Ring() as ring, ThreadPoolExecutor() as threads:
         src, dst = bytes(2**26), bytearray(2**26)
@@ -247,12 +249,17 @@ def test_close_ends_copies_that_wait() -> None:
         queued_one = threads.submit(ring.copy, src=b"x" * 100, dst=dst)
         until(queued(ring, 1))
         without_room = threads.submit(ring.copy, src=b"x", dst=bytearray(1))
-        collecting = threads.submit(ring.collect, 1)
-        until(lambda: len(ring._wakers) == 3)
+        submitted = pynymph.Ring(1, paused=True)
+        handle = submitted.submit(Copy(src=b"x", dst=bytearray(1)))
+        waiting = threads.submit(handle.result)
+        collecting = threads.submit(lambda: list(submitted.completions()))
+        until(lambda: len(ring._wakers) == 2 and len(submitted._wakers) == 2)
         ring.close()
-        for call in (queued_one, without_room, collecting):
+        submitted.close()
+        for call in (queued_one, without_room, waiting):
             with pytest.raises(pynymph.ClosedError):
                 call.result()
+        assert collecting.result() == []
     dst.append(0)
 
 
@@ -273,11 +280,16 @@ def in_child(use: Callable[[], object]) -> int:
 def test_a_forked_child_is_told_so_and_harms_nothing() -> None:
     held = bytearray(100)
     with pynymph.Ring(paused=True) as ring:
-        ring.enter([Copy(b"x" * 100, held)])
+        submitted = ring.submit(Copy(src=b"x" * 100, dst=held))
+        buffer = ring.allocate(100)
         uses: list[Callable[[], object]] = [
             lambda: ring.copy(src=b"1", dst=bytearray(1)),
-            lambda: ring.enter([]),
-            ring.collect,
+            lambda: ring.submit_all([]),
+            lambda: list(ring.completions()),
+            submitted.result,
+            submitted.cancel,
+            lambda: buffer.view,
+            buffer.free,
             ring.enable,
             ring.reset,
             ring.status,
@@ -295,7 +307,8 @@ def test_a_forked_child_is_told_so_and_harms_nothing() -> None:
         assert in_child(close_then_use) == 0
         assert ring.status().active_descriptors == 1
         ring.enable()
-        assert ring.collect(1)[0].status == 0
+        assert submitted.result().status == 0
+        assert bytes(buffer.view) == bytes(100)
     assert held == b"x" * 100
 
 
@@ -304,7 +317,7 @@ def test_close_stops_transfers_even_if_a_child_has_the_file() -> None:
     src, dst = b"x" * 2**24, bytearray(2**24)
     release, hold = os.pipe()
     ring = pynymph.Ring()
-    ring.enter([Copy(src, dst)])
+    ring.submit(Copy(src=src, dst=dst))
     pid = os.fork()
     if pid == 0:
         os.close(hold)
@@ -334,18 +347,18 @@ def is_open(fd: int) -> bool:
 
 def test_garbage_collection_closes_the_file_before_it_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
     open_at_release = []
-    let_go = ring_module._Transfer.let_go
+    let_go = Job.let_go
 
-    def watch(transfer: ring_module._Transfer) -> None:
+    def watch(job: Job) -> None:
         open_at_release.append(is_open(fd))
-        let_go(transfer)
+        let_go(job)
 
     dst = bytearray(100)
     ring = pynymph.Ring(paused=True)
     fd = ring.fileno()
-    ring.enter([Copy(b"x" * 100, dst)])
+    ring.submit(Copy(src=b"x" * 100, dst=dst))
     ring.myself = ring  # type: ignore[attr-defined]
-    monkeypatch.setattr(ring_module._Transfer, "let_go", watch)
+    monkeypatch.setattr(Job, "let_go", watch)
     del ring
     assert_held(dst)
     gc.collect()

@@ -58,18 +58,18 @@ def test_python_has_what_c_has(tmp_path: Path) -> None:
     assert compiled["nymph_record"] == 128
     assert compiled["nymph_record.dst_digest size"] == 32
     assert compiled["NYMPH_IOC_SUBMIT_DMA"] == 0xC0204E01
-    assert len([name for name in compiled if name.startswith("NYMPH_IOC_")]) == 11
+    assert len([name for name in compiled if name.startswith("NYMPH_IOC_")]) == 15
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         ("#define NYMPH_MAX_ENTRIES\t4096", "#define NYMPH_MAX_ENTRIES\t4095"),
-        ("#define NYMPH_OP_COPY\t", "#define NYMPH_OP_MOVE\t2\n#define NYMPH_OP_COPY\t"),
+        ("#define NYMPH_OP_COPY\t", "#define NYMPH_OP_MOVE\t5\n#define NYMPH_OP_COPY\t"),
         ("_IO(NYMPH_IOC_MAGIC, 8)", "_IO(NYMPH_IOC_MAGIC, 18)"),
         (
             "#define NYMPH_IOC_ENABLE",
-            "#define NYMPH_IOC_CANCEL\t_IO(NYMPH_IOC_MAGIC, 11)\n#define NYMPH_IOC_ENABLE",
+            "#define NYMPH_IOC_DISABLE\t_IO(NYMPH_IOC_MAGIC, 15)\n#define NYMPH_IOC_ENABLE",
         ),
         ("__u32 num_engines;", "__u32 num_engines;\n\t__u64 more;"),
         ("\t__u32 to_submit;\n\t__u32 max_records;", "\t__u32 max_records;\n\t__u32 to_submit;"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import pynymph
-from pynymph import ring as ring_module
+from pynymph.operation import Job
 
 
 def test_no_device_says_how_to_load_the_module(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_ring_that_cannot_be(arguments: dict[str, int], words: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def transfer(src: object, dst: object, **flags: bool) -> ring_module._Transfer:
-    return ring_module._Transfer(1, pynymph.Copy(src, dst, **flags))  # type: ignore[arg-type]
+def transfer(src: object, dst: object, **flags: bool) -> Job:
+    return Job(1, pynymph.Copy(src=src, dst=dst, **flags), owner=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,11 @@ def test_what_is_no_buffer() -> None:
         transfer(b"1234", 4)
 
 
+def test_what_is_no_operation() -> None:
+    with pytest.raises(pynymph.ArgumentError, match="is no operation"):
+        Job(1, (b"1", bytearray(1)), owner=None)  # type: ignore[arg-type]
+
+
 def test_verify_and_digest_at_once() -> None:
     with pytest.raises(pynymph.ArgumentError, match="leave out digest"):
         transfer(b"1", bytearray(1), verify=True, digest=True)
@@ -124,7 +129,7 @@ def test_a_refusal_of_zero_copy_says_what_to_do() -> None:
     soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} bytes"
     assert f"RLIMIT_MEMLOCK ({limit}" in hints[errno.ENOMEM]
-    assert "shared mapping of a file; copy without it" in hints[errno.EOPNOTSUPP]
+    assert "shared mapping of a file; do it without" in hints[errno.EOPNOTSUPP]
     assert errno.ENOMEM not in transfer(b"1", bytearray(1)).hints()
 
 

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""What a ring can be asked to do, and what becomes of it on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pynymph.abi import address, ffi, lib
+from pynymph.buffer import RingBuffer
+from pynymph.errors import ArgumentError, NymphError, error
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_FLAGS = {
+    "link": lib.NYMPH_DMA_FLAG_LINK,
+    "barrier": lib.NYMPH_DMA_FLAG_BARRIER,
+    "verify": lib.NYMPH_DMA_FLAG_VERIFY_HASH,
+    "digest": lib.NYMPH_DMA_FLAG_DIGEST_ONLY,
+    "zero_copy": lib.NYMPH_DMA_FLAG_ZERO_COPY,
+}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How an operation ended. Times are CLOCK_MONOTONIC in ns; digests are BLAKE3-256 or None."""
+
+    cookie: int
+    status: int
+    """0, or why it failed as a negative errno."""
+    bytes_done: int
+    """Bytes that reached the destination, were hashed, or were found equal, from the start on."""
+    engine: str | None
+    """Name of the engine that ran it, None if none did."""
+    queued_ns: int
+    started_ns: int
+    """0 if no engine took it."""
+    completed_ns: int
+    src_digest: bytes | None
+    """Of exactly the bytes sent; advisory with zero_copy: another thread may have changed src meanwhile."""
+    dst_digest: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """What Ring.submit() takes: Copy, Hash, Fill, Compare or Nop. Buffers are as Ring.copy() describes them.
+
+    `link`: if this does not succeed, the operation that is queued next ends with a CanceledError instead of
+    being started. `barrier`: starts after all before it have ended, and before any behind it.
+    """
+
+    link: bool = False
+    barrier: bool = False
+
+    # What the entry has, and the names of what is read, and read or written: the entry's src and dst.
+    _opcode: ClassVar[int]
+    _src: ClassVar[str | None] = None
+    _dst: ClassVar[str | None] = None
+    _writes: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Operation):
+    """All of `src` to `dst`; see Ring.copy()."""
+
+    src: Buffer
+    dst: Buffer
+    verify: bool = False
+    digest: bool = False
+    zero_copy: bool = False
+
+    _opcode = lib.NYMPH_OP_COPY
+    _src, _dst, _writes = "src", "dst", True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hash(Operation):
+    """The digest of `src`, in the src_digest of the Completion; see Ring.digest()."""
+
+    src: Buffer
+    zero_copy: bool = False
+
+    _opcode = lib.NYMPH_OP_HASH
+    _src = "src"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill(Operation):
+    """`pattern` over and over into `dst`; see Ring.fill()."""
+
+    dst: Buffer
+    pattern: bytes = b"\0"
+    verify: bool = False
+    digest: bool = False
+    zero_copy: bool = False
+
+    _opcode = lib.NYMPH_OP_FILL
+    _dst, _writes = "dst", True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Operation):
+    """`a` with `b`. If they differ, that is a VerifyError, and bytes_done is where; see Ring.compare()."""
+
+    a: Buffer
+    b: Buffer
+    zero_copy: bool = False
+
+    _opcode = lib.NYMPH_OP_COMPARE
+    _src, _dst = "a", "b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nop(Operation):
+    """Nothing. It ends in its turn, so it tells that what was queued before has ended."""
+
+    _opcode = lib.NYMPH_OP_NOP
+
+
+class Job:
+    """An operation on its way: its entry, and the hold on its buffers."""
+
+    def __init__(
+        self, cookie: int, operation: Operation, owner: object, *, collectable: bool = False
+    ) -> None:
+        if not isinstance(operation, Operation):
+            raise ArgumentError(errno.EINVAL, f"{operation!r} is no operation such as Copy(src=..., dst=...)")
+        if getattr(operation, "verify", False) and getattr(operation, "digest", False):
+            raise ArgumentError(errno.EINVAL, "verify makes both digests; leave out digest")
+        self.cookie = cookie
+        self.collectable = collectable
+        """Whether Ring.completions() tells of it."""
+        self.outcome: Completion | NymphError | None = None
+        self.operation = type(operation)
+        self._names = [name for name in (operation._src, operation._dst) if name]
+        self._written = operation._dst if operation._writes else None
+        self._zero_copy = getattr(operation, "zero_copy", False)
+        self._letting_go: list[Callable[[], None]] = []
+        self._buffers: list[RingBuffer] = []
+        flags = sum(flag for name, flag in _FLAGS.items() if getattr(operation, name, False))
+        self.entry: dict[str, Any] = {
+            "size": ffi.sizeof("struct nymph_entry"),
+            "opcode": operation._opcode,
+            "flags": flags | lib.NYMPH_DMA_FLAG_RECORD,
+            "cookie": cookie,
+        }
+        # First all checks: what fails here has nothing to let go of.
+        lengths = {name: _length(name, getattr(operation, name), owner) for name in self._names}
+        if self._written:
+            _check_writable(self._written, getattr(operation, self._written))
+        if len(set(lengths.values())) > 1:
+            raise ArgumentError(
+                errno.EINVAL, ", ".join(f"{name} has {length} bytes" for name, length in lengths.items())
+            )
+        for length in lengths.values():
+            if not 1 <= length <= lib.NYMPH_MAX_LENGTH:
+                raise ArgumentError(
+                    errno.EINVAL,
+                    f"an operation has 1 to {lib.NYMPH_MAX_LENGTH} bytes, and this one {length}; split it",
+                )
+            self.entry["length"] = length
+        if isinstance(operation, Fill):
+            self.entry["src"] = _pattern(operation.pattern)
+        try:
+            for side, name in (("src", operation._src), ("dst", operation._dst)):
+                if name:
+                    self._take(side, getattr(operation, name), name == self._written)
+        except BaseException:
+            self.let_go()
+            raise
+
+    def _take(self, side: str, buffer: Buffer, writes: bool) -> None:
+        if isinstance(buffer, RingBuffer):
+            self._letting_go.append(buffer._memory.take())
+            self._buffers.append(buffer)
+            self.entry[side] = buffer.offset
+            self.entry[f"{side}_buffer"] = buffer._memory.handle
+        else:
+            held = ffi.from_buffer(buffer, require_writable=writes)
+            self._letting_go.append(lambda: ffi.release(held))
+            self.entry[side] = address(held)
+
+    def check(self) -> None:
+        """Raise if a buffer was freed since: its handle may be another's by now."""
+        for buffer in self._buffers:
+            buffer.check()
+
+    def let_go(self) -> None:
+        """Of the buffers, at once: their owner may want to resize or close them. Again does nothing."""
+        while self._letting_go:
+            self._letting_go.pop()()
+
+    def hints(self) -> dict[int, str]:
+        """Why the driver can have refused this."""
+        names = " and ".join(self._names)
+        needs = [f"{name} is not mapped readable" for name in self._names if name != self._written]
+        needs += [f"{self._written} is not mapped writable"] if self._written else []
+        hints = {
+            errno.EINVAL: f"{names} overlap: give separate ones; if not, reset() was cut short: again",
+            errno.EFAULT: f"part of {', or of '.join(needs)}",
+            errno.EOPNOTSUPP: f"the driver does not serve this kind of {self.operation.__name__}",
+            errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
+            errno.ENOENT: "a buffer was freed meanwhile; make another one",
+        }
+        if self._zero_copy:
+            hints[errno.ENOMEM] = (
+                f"zero_copy pins {names}, each huge page of them as a whole, and {memlock()} does not allow "
+                "it; raise it (ulimit -l), take less at a time, or do it without zero_copy"
+            )
+            hints[errno.EOPNOTSUPP] = (
+                "zero_copy can't write into a shared mapping of a file; do it without, or use other memory"
+            )
+        return hints
+
+    def failure(self, completion: Completion) -> NymphError:
+        """What to raise of a `completion` that is not success."""
+        number = -completion.status
+        done = f"after {completion.bytes_done} bytes"
+        if number == errno.EBADMSG and self.operation is Compare:
+            message = f"a and b differ, first at byte {completion.bytes_done}"
+        elif number == errno.EBADMSG:
+            assert completion.src_digest is not None and completion.dst_digest is not None
+            message = (
+                f"dst is not what was sent: BLAKE3 {completion.dst_digest.hex()} instead of "
+                f"{completion.src_digest.hex()}; if nothing else wrote to the buffers, distrust the engine"
+            )
+        elif number == errno.EFAULT:
+            names = " or ".join(self._names)
+            message = f"the memory of {names} went away {done}; keep it mapped until it has ended"
+        elif number == errno.ECANCELED:
+            message = f"it was canceled {done}: by cancel(), or because what it was linked to failed"
+        else:
+            message = f"{os.strerror(number)}, {done}"
+        return error(number, message, completion)
+
+
+def memlock() -> str:
+    """The limit that pinned memory runs into, and how much it is now."""
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    allowed = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
+    return f"RLIMIT_MEMLOCK ({allowed} for all pinned) or memory"
+
+
+def _length(name: str, buffer: Buffer, owner: object) -> int:
+    if isinstance(buffer, RingBuffer):
+        buffer.check()
+        if buffer._owner is not owner:
+            raise ArgumentError(errno.EINVAL, f"{name} is a buffer of another ring; make one of this ring's")
+        return buffer.nbytes
+    with memoryview(buffer) as view:
+        if not view.c_contiguous:
+            raise ArgumentError(errno.EINVAL, f"{name} is not C-contiguous; give a buffer without gaps")
+        return view.nbytes
+
+
+def _check_writable(name: str, buffer: Buffer) -> None:
+    if isinstance(buffer, RingBuffer):
+        readonly = buffer.readonly
+    else:
+        with memoryview(buffer) as view:
+            readonly = view.readonly
+    if readonly:
+        raise ArgumentError(errno.EINVAL, f"{name} is read-only; give a writable buffer")
+
+
+def _pattern(pattern: bytes) -> int:
+    """The 8 bytes that fill, as a number, the lowest first."""
+    if len(pattern) not in (1, 2, 4, 8):
+        raise ArgumentError(errno.EINVAL, f"a pattern has 1, 2, 4 or 8 bytes, and this one {len(pattern)}")
+    return int.from_bytes(bytes(pattern) * (8 // len(pattern)), "little")

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""RingBuffer: memory of a ring, by a handle, and who sees its bytes."""
+
+import errno
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import pynymph
+from pynymph import Copy, digest
+
+KIB = 2**10
+
+
+@pytest.fixture
+def ring() -> Iterator[pynymph.Ring]:
+    with pynymph.Ring(8) as ring:
+        yield ring
+
+
+def test_allocated_memory_is_zero_and_can_be_both_sides(ring: pynymph.Ring) -> None:
+    data = os.urandom(100 * KIB + 1)
+    with ring.allocate(len(data)) as one, ring.allocate(len(data)) as other:
+        assert len(one) == one.nbytes == len(data)
+        assert bytes(one.view) == bytes(len(data))
+        done = ring.copy(src=data, dst=one, verify=True)
+        assert done.src_digest == digest.payload(one.view)
+        ring.copy(src=one, dst=other, zero_copy=True)
+        assert ring.compare(a=one, b=other) is None
+        assert ring.digest(src=other) == digest.payload(data)
+        dst = bytearray(len(data))
+        ring.copy(src=other, dst=dst)
+        assert dst == data
+        assert "102401 bytes" in repr(one)
+
+
+def test_parts_are_buffers_too(ring: pynymph.Ring) -> None:
+    with ring.allocate(10_000) as whole:
+        ring.fill(dst=whole[100:9_000][10:20], pattern=b"\xff")
+        assert bytes(whole.view) == bytes(110) + b"\xff" * 10 + bytes(9_880)
+        ring.copy(src=whole[110:130], dst=whole[5_000:5_020])
+        assert bytes(whole[5_000:5_020].view) == b"\xff" * 10 + bytes(10)
+        with pytest.raises(pynymph.ArgumentError, match="overlap"):
+            ring.copy(src=whole[0:20], dst=whole[10:30])
+        with pytest.raises(pynymph.ArgumentError, match="step is 2"):
+            whole[::2]
+        with pytest.raises(pynymph.ArgumentError, match="parts"):
+            whole[3]  # type: ignore[index]
+        with pytest.raises(pynymph.ArgumentError, match="1 to 1073741824 bytes"):
+            ring.copy(src=whole[5:5], dst=bytearray())
+
+
+def test_numpy_and_dlpack_see_the_bytes_themselves(ring: pynymph.Ring) -> None:
+    with ring.allocate(4 * 1000) as buffer:
+        array = np.asarray(buffer)
+        words = array.view("u4")
+        words[:] = np.arange(1000)
+        assert buffer.view[4:8] == b"\x01\0\0\0"
+        ring.fill(dst=buffer[0:4], pattern=b"\xee")
+        assert words[0] == 0xEEEEEEEE
+        shared = np.from_dlpack(buffer)
+        shared[5] = 77
+        assert array[5] == 77
+    # Views stay what they are.
+    assert array[5] == 77
+    assert np.asarray(array).sum() > 0
+
+
+def test_registered_memory(ring: pynymph.Ring) -> None:
+    data = os.urandom(50_000)
+    memory = bytearray(50_000)
+    buffer = ring.register(memory)
+    ring.copy(src=data, dst=buffer, verify=True)
+    assert memory == data
+    with pytest.raises(BufferError):
+        memory.append(0)
+    ring.copy(src=memory, dst=bytearray(50_000))  # by address goes as well
+    buffer.free()
+    buffer.free()
+    memory.append(0)
+
+
+def test_read_only_memory_is_a_source_alone(ring: pynymph.Ring) -> None:
+    data = os.urandom(5000)
+    with pytest.raises(pynymph.ArgumentError, match="read_only=True"):
+        ring.register(data)
+    with ring.register(data, read_only=True) as buffer:
+        assert buffer.readonly and buffer.view.readonly
+        dst = bytearray(5000)
+        ring.copy(src=buffer, dst=dst)
+        assert dst == data
+        with pytest.raises(pynymph.ArgumentError, match="dst is read-only"):
+            ring.copy(src=bytes(5000), dst=buffer)
+
+
+def test_use_after_free(ring: pynymph.Ring) -> None:
+    buffer = ring.allocate(100)
+    view = buffer.view
+    buffer.free()
+    for use in (
+        lambda: ring.copy(src=buffer, dst=bytearray(100)),
+        lambda: ring.submit(Copy(src=bytes(100), dst=buffer[0:100])),
+        lambda: buffer.view,
+        lambda: np.asarray(buffer),
+    ):
+        with pytest.raises(pynymph.NymphError, match="it was freed; make another") as caught:
+            use()
+        assert caught.value.errno == errno.EBADF
+    assert "freed" in repr(buffer)
+    assert bytes(view) == bytes(100)
+
+
+def test_freed_with_transfers_in_flight() -> None:
+    memory = bytearray(5000)
+    with pynymph.Ring(paused=True) as ring:
+        allocated, registered = ring.allocate(5000), ring.register(memory)
+        view = allocated.view
+        copies = [Copy(src=b"x" * 5000, dst=allocated), Copy(src=b"y" * 5000, dst=registered)]
+        transfers = ring.submit_all(copies)
+        allocated.free()
+        registered.free()
+        # The driver still writes to it.
+        with pytest.raises(BufferError):
+            memory.append(0)
+        ring.enable()
+        assert [transfer.result().status for transfer in transfers] == [0, 0]
+        assert bytes(view) == b"x" * 5000
+        assert memory == b"y" * 5000
+        memory.append(0)
+
+
+def test_reset_and_close_end_buffers(ring: pynymph.Ring) -> None:
+    buffer = ring.allocate(100)
+    ring.reset()
+    with pytest.raises(pynymph.NymphError, match="its ring was reset"):
+        ring.fill(dst=buffer)
+    memory = bytearray(10)
+    with pynymph.Ring() as other:
+        buffer = other.register(memory)
+        with pytest.raises(pynymph.ArgumentError, match="buffer of another ring"):
+            ring.fill(dst=buffer)
+    with pytest.raises(pynymph.NymphError, match="its ring was closed"):
+        ring.fill(dst=buffer)
+    memory.append(0)
+
+
+def test_garbage_gives_its_handle_back(ring: pynymph.Ring) -> None:
+    memory = bytearray(10)
+    for _ in range(200):
+        ring.register(memory)
+        assert len(ring._forgotten) == 1  # the next request gives it back
+    memory.append(0)
+
+
+def test_what_cannot_be(ring: pynymph.Ring) -> None:
+    for nbytes in (0, -1, 2**30 + 1):
+        with pytest.raises(pynymph.ArgumentError, match=f"1 to 1073741824 bytes, and this one {nbytes}"):
+            ring.allocate(nbytes)
+    with pytest.raises(pynymph.ArgumentError, match="C-contiguous"):
+        ring.register(memoryview(bytearray(10))[::2])
+    with pytest.raises(TypeError):
+        ring.register("text")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
+def test_beyond_the_limit(ring: pynymph.Ring) -> None:
+    with ring.allocate(6 << 20):
+        with pytest.raises(pynymph.NymphError, match="RLIMIT_MEMLOCK") as caught:
+            ring.allocate(4 << 20)
+        assert caught.value.errno == errno.ENOMEM
+    del caught
+    with ring.allocate(4 << 20) as buffer:
+        assert buffer.nbytes == 4 << 20

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""The tests of Ring that run in the guest, here and on the model; and what the model says of itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pynymph
+
+GUEST = Path(__file__).parents[1] / "guest"
+
+
+@pytest.mark.parametrize("name", ["state", "copy", "waits", "buffers"])
+def test_the_guests_tests(name: str) -> None:
+    tests = GUEST / f"test_ring_{name}.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--model", tests]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_always_says_that_it_is_a_model() -> None:
+    with pynymph.Ring(device="model:") as ring:
+        assert ring.is_model
+        assert "a model, no driver" in repr(ring)
+        assert ring.copy(src=b"1", dst=bytearray(1)).engine == "model"
+        assert ring.snapshot().engine == "model"
+    assert pynymph.query(device="model:").engines == {1: "model"}
+    with pytest.raises(pynymph.NymphError, match="no engine 'cpu'; there are: model"):
+        pynymph.Ring(engine="cpu", device="model:")
