@@ -65,7 +65,8 @@ def play(vm: Machine, command: list[str], user: str) -> None:
     done = vm.run(command, user=user, check=False)
     if done.returncode == SKIPPED:
         pytest.skip(done.stderr.strip())
-    assert (done.returncode, done.stderr) == (0, "")
+    if done.returncode or done.stderr:
+        pytest.fail(f"exit status {done.returncode}\n{done.stderr}", pytrace=False)
 
 
 @pytest.mark.parametrize("scene,user", [
