@@ -14,10 +14,10 @@ SKIPPED = 77
 # How often each; the second number is for --long.
 ROUNDS = {
     "kill": (30, 1000),
-    **dict.fromkeys(["exit", "close", "fork", "exec", "pass"], (10, 200)),
-    **dict.fromkeys(["unmap", "truncate", "remap", "pageout"], (10, 200)),
-    **dict.fromkeys(["userfaultfd", "fuse", "rmmod"], (10, 200)),
-    "suspend": (2, 20),
+    **dict.fromkeys(["exit", "close", "fork", "exec", "pass"], (10, 50)),
+    **dict.fromkeys(["unmap", "truncate", "remap", "pageout"], (10, 50)),
+    **dict.fromkeys(["userfaultfd", "fuse", "rmmod"], (10, 50)),
+    "suspend": (2, 10),
 }
 
 FOR_ROOT = ("userfaultfd", "fuse", "rmmod", "suspend")

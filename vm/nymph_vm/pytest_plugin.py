@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kernel", choices=list(kernels.KERNELS), default=kernels.DEFAULT, help="The guest's (fixture vm)."
     )
-    parser.addoption("--long", action="store_true", help="Tests that do something many times do it far more often.")
+    parser.addoption("--long", action="store_true", help="Do far more often what is done many times.")
     parser.addoption("--gcov", type=Path, help="A tar for what a debug kernel counted of the module's code.")
 
 
