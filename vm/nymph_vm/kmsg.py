@@ -26,6 +26,16 @@ EXPECTED = (
         "said once, of the first module that did not come with the kernel",
         "kernel/module/main.c:1989, check_modinfo()",
     ),
+    Expected(
+        re.compile(r"kobject_add_internal failed for ring\d+ \(error: -12 parent: pcie_nymph\)"),
+        "tests make memory run out, a ring's directory is refused, and of a directory the kernel says so",
+        "lib/kobject.c:242, kobject_add_internal()",
+    ),
+    Expected(
+        re.compile(r"kobject: can not set name properly!"),
+        "the same, for its name",
+        "lib/kobject.c:362, kobject_add_varg()",
+    ),
 )
 
 
