@@ -221,6 +221,12 @@ class _Region:
             os.close(self.memfd)
 
 
+class _RegionView(mmap.mmap):
+    """What a user has of a region: its charge comes back with the last of these."""
+
+    region: _Region
+
+
 @dataclass
 class _Slot:
     """An active entry: its bytes, its fields, where its memory is, and what it keeps until it retires."""
@@ -415,7 +421,6 @@ class Model:
         self._process = _Process()
         # Readable while the peer has sent something, writable while the peer has room for more.
         self._poll, self._peer = socket.socketpair()
-        self._poll.setblocking(False)
         self._peer.setblocking(False)
         self._is_readable, self._is_writable = False, True
         self._requests = {
@@ -447,8 +452,8 @@ class Model:
     def close(self) -> None:
         """End it, as closing the file ends the driver's."""
         with self._changed:
-            self._ring = None
-            self._changed.notify_all()
+            if self._ring is not None and self._ring.pid == os.getpid():
+                self._end()
         self._poll.close()
         self._peer.close()
 
@@ -474,6 +479,8 @@ class Model:
         with self._changed:
             ring = self._need_ring()
             while not ring.unread:
+                if not os.get_blocking(self.fileno()):
+                    _fail(errno.EAGAIN)
                 self._changed.wait()
                 if ring is not self._ring:
                     _fail(errno.ECANCELED)
@@ -488,7 +495,9 @@ class Model:
             first = offset & ((1 << _HANDLE_SHIFT) - 1)
             if region is None or region.mapping is None or not 0 < length <= len(region.mapping) - first:
                 _fail(errno.EINVAL)
-            return mmap.mmap(region.memfd, length, offset=first)
+            mapping = _RegionView(region.memfd, length, offset=first)
+            mapping.region = region
+            return mapping
 
     def _show(self) -> None:
         """Let poll() see what is the case now."""
@@ -496,12 +505,13 @@ class Model:
         readable = ring is not None and bool(ring.unread)
         writable = ring is None or not ring.is_full(True)
         if readable != self._is_readable:
-            self._peer.send(b"x") if readable else self._poll.recv(1)
+            self._peer.send(b"x") if readable else self._poll.recv(1, socket.MSG_DONTWAIT)
         if writable != self._is_writable:
-            stream = self._peer if writable else self._poll
             try:
                 while True:
-                    stream.recv(1 << 20) if writable else stream.send(bytes(1 << 16))
+                    self._peer.recv(1 << 20) if writable else self._poll.send(
+                        bytes(1 << 16), socket.MSG_DONTWAIT
+                    )
             except BlockingIOError:
                 pass
         self._is_readable, self._is_writable = readable, writable
@@ -557,7 +567,13 @@ class Model:
 
     def _reset(self) -> None:
         self._need_ring()
-        self._ring = None
+        self._end()
+
+    def _end(self) -> None:
+        """Cancel what is queued, and be without a ring."""
+        ring, self._ring = self._ring, None
+        while ring is not None and ring.active:
+            self._retire(ring, ring.active[0], _Outcome(-errno.ECANCELED))
         self._changed.notify_all()
 
     def _enable(self) -> None:
