@@ -26,6 +26,7 @@ from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -124,21 +125,18 @@ def _store(at: int, data: bytes) -> int:
     return _transfer(_libc.process_vm_writev, abi.address(source), at, len(data))
 
 
-@dataclass(frozen=True)
-class _Mapping:
-    start: int
-    end: int
-    access: str
-    device: str
-    inode: int
-
-
 def _is_written_back(device: str) -> bool:
     """Whether the file system of that device has a disk behind it."""
     major, minor = (int(part, 16) for part in device.split(":"))
     mounts = Path("/proc/self/mountinfo").read_text()
     found = re.search(rf"^\d+ \d+ {major}:{minor} .* - (\S+) ", mounts, re.MULTILINE)
     return found is not None and found[1] not in ("tmpfs", "devtmpfs", "ramfs", "hugetlbfs")
+
+
+def _span(line: str) -> tuple[int, int]:
+    """Where the mapping of a line of maps starts, and where it has ended."""
+    start, end = line.split(" ", 1)[0].split("-")
+    return int(start, 16), int(end, 16)
 
 
 def _pages(at: int, length: int) -> int:
@@ -149,14 +147,9 @@ class _Process:
     """What the kernel would know of this process; looked up once, so one of these is good for one request."""
 
     @cached_property
-    def mappings(self) -> list[_Mapping]:
-        """By address."""
-        found = []
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            span, access, _, device, inode, *_ = line.split()
-            start, end = (int(part, 16) for part in span.split("-"))
-            found.append(_Mapping(start, end, access, device, int(inode)))
-        return found
+    def mappings(self) -> list[str]:
+        """Lines of proc_pid_maps(5), by address. There are hundreds, and few are looked at."""
+        return Path("/proc/self/maps").read_text().splitlines()
 
     def check_mapped(self, at: int, length: int, access: str, long_term: bool) -> None:
         """-EFAULT unless all of it is mapped with `access`, such as "rw"; see docs/abi.md for -EOPNOTSUPP."""
@@ -164,12 +157,15 @@ class _Process:
         if end > _USER_END:
             _fail(errno.EFAULT)
         refused = False
-        for mapping in self.mappings[bisect_right(self.mappings, at, key=lambda mapping: mapping.end) :]:
-            if at >= end or mapping.start > at or not set(access) <= set(mapping.access):
+        first = bisect_right(self.mappings, at, key=lambda line: _span(line)[1])
+        for line in islice(self.mappings, first, None):
+            start, behind = _span(line)
+            _, allowed, _, device, inode, *_ = line.split()
+            if at >= end or start > at or not set(access) <= set(allowed):
                 break
-            if long_term and "w" in access and "s" in mapping.access and mapping.inode:
-                refused = refused or _is_written_back(mapping.device)
-            at = mapping.end
+            if long_term and "w" in access and "s" in allowed and inode != "0":
+                refused = refused or _is_written_back(device)
+            at = behind
         if at < end:
             _fail(errno.EFAULT)
         if refused:

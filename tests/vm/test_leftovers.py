@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: MIT
 """tests/guest/leftovers.c: a process with transfers queued and running ends in every way, many times."""
 
-import os
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from nymph_vm import build
 from nymph_vm.machine import Machine
 
 SOURCE = Path(__file__).parents[1] / "guest" / "leftovers.c"
-HEADERS = Path(__file__).parents[2] / "kernel"
-LONG = bool(os.environ.get("NYMPH_LONG"))
 SKIPPED = 77
 
-# How often each; the second number is for the long run.
+# How often each; the second number is for --long.
 ROUNDS = {
     "kill": (30, 1000),
-    **dict.fromkeys(["exit", "close", "fork", "exec", "pass"], (10, 200)),
-    **dict.fromkeys(["unmap", "truncate", "remap", "pageout"], (10, 200)),
-    **dict.fromkeys(["userfaultfd", "fuse", "rmmod"], (10, 200)),
-    "suspend": (2, 20),
+    **dict.fromkeys(["exit", "close", "fork", "exec", "pass"], (10, 50)),
+    **dict.fromkeys(["unmap", "truncate", "remap", "pageout"], (10, 50)),
+    **dict.fromkeys(["userfaultfd", "fuse", "rmmod"], (10, 50)),
+    "suspend": (2, 10),
 }
 
 FOR_ROOT = ("userfaultfd", "fuse", "rmmod", "suspend")
@@ -38,19 +35,22 @@ echo +memory > /run/cgroup/cgroup.subtree_control
 mkdir /run/cgroup/small
 echo 12M > /run/cgroup/small/memory.high
 echo $$ > /run/cgroup/small/cgroup.procs
-./leftovers "$@"
+"$@"
 """
 
 
 @pytest.fixture(scope="module")
-def program(vm: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
+def program(vm: Machine) -> str:
     """Its name, in the home folders of both users."""
-    binary = tmp_path_factory.mktemp("leftovers") / "leftovers"
-    flags = ["-static", "-pthread", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
-    subprocess.run(["gcc", *flags, "-I", HEADERS, "-o", binary, SOURCE], check=True)
+    binary = build.program(SOURCE, "-Wno-unused-parameter")
     for user in ("root", "nymph-user"):
         vm.copy_in(str(binary), user=user)
     return f"./{binary.name}"
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> Callable[[str], int]:
+    return lambda scene: ROUNDS[scene][request.config.getoption("long")]
 
 
 @pytest.fixture
@@ -65,31 +65,38 @@ def play(vm: Machine, command: list[str], user: str) -> None:
     done = vm.run(command, user=user, check=False)
     if done.returncode == SKIPPED:
         pytest.skip(done.stderr.strip())
-    assert (done.returncode, done.stderr) == (0, "")
+    if done.returncode or done.stderr:
+        pytest.fail(f"exit status {done.returncode}\n{done.stderr}", pytrace=False)
 
 
 @pytest.mark.parametrize("scene,user", [
     (scene, user) for scene in ROUNDS for user in ("root", "nymph-user")
     if user == "root" or scene not in FOR_ROOT
 ])
-def test_nothing_is_left_behind(vm: Machine, program: str, scene: str, user: str) -> None:
+def test_nothing_is_left_behind(
+    vm: Machine, program: str, rounds: Callable[[str], int], scene: str, user: str
+) -> None:
     if scene == "fuse":
         vm.run(["modprobe", "fuse"], check=False)
-    play(vm, [program, scene, str(ROUNDS[scene][LONG])], user)
+    play(vm, [program, scene, str(rounds(scene))], user)
 
 
 @pytest.mark.parametrize("scene", ["pageout", "kill", "unmap"])
-def test_swapped_out(vm: Machine, program: str, swap: str | None, scene: str) -> None:
+def test_swapped_out(
+    vm: Machine, program: str, rounds: Callable[[str], int], swap: str | None, scene: str
+) -> None:
     if swap is not None:
         pytest.skip(f"no swap: {swap}")
-    play(vm, [program, scene, str(ROUNDS[scene][LONG] // 2)], "root")
+    play(vm, [program, scene, str(rounds(scene) // 2)], "root")
 
 
 @pytest.mark.parametrize("scene", ["exit", "kill", "pageout"])
-def test_under_memory_pressure(vm: Machine, program: str, swap: str | None, scene: str) -> None:
+def test_under_memory_pressure(
+    vm: Machine, program: str, rounds: Callable[[str], int], swap: str | None, scene: str
+) -> None:
     """Less memory than the work needs, so that all of it comes and goes meanwhile."""
     if swap is not None:
         pytest.skip(f"no swap: {swap}")
     if vm.run(["grep", "-q", "^memory\t", "/proc/cgroups"], check=False).returncode:
         pytest.skip("the kernel has no memory cgroups")
-    play(vm, ["sh", "-c", PRESSURE, "sh", scene, str(ROUNDS[scene][LONG] // 2)], "root")
+    play(vm, ["sh", "-c", PRESSURE, "sh", program, scene, str(rounds(scene) // 2)], "root")

@@ -81,7 +81,8 @@ def _run(kernel: str, folder: Path, name: str, tests: str) -> Outcome:
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     failures: dict[str, str] = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        said = [each.attrib["message"] for each in case if each.tag in ("failure", "error")]
+        # The attribute "message" has but the first lines.
+        said = [each.text or "" for each in case if each.tag in ("failure", "error")]
         test = case.attrib.get("name", "").removeprefix("test_")  # one that did not come to its end has none
         failures[test] = "\n".join(filter(None, [failures.get(test), *said]))
     return Outcome(done.returncode, done.stdout, failures)

@@ -77,7 +77,8 @@ def program(source: Path, *options: str) -> Path:
     It can include pcie_nymph.h, and needs no library there.
     """
     name = source.stem + "".join(options)
-    script = f"mkdir out\ngcc -static -O1 -Wall -Wextra -Werror {' '.join(options)} -o out/{name} {source.name}"
+    compiler = f"gcc -static -pthread -O1 -Wall -Wextra -Werror {' '.join(options)}"
+    script = f"mkdir out\n{compiler} -o out/{name} {source.name}"
     target = BUILD / "programs" / name
     _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script)
     return target / name
@@ -144,7 +145,7 @@ def _from(base: Path, sources: Iterable[Path]) -> dict[str, Path]:
 def _build(
     doing: str, target: Path, sources: dict[str, Path], script: str, kernel: kernels.Kernel | None = None
 ) -> None:
-    """Have `script` build `sources`, under the names they have here, into `target`, unless it did so before."""
+    """Have `script` build `sources`, under the names given, into `target`, unless it did so before."""
     made_of = hashlib.sha256(script.encode())
     for name, path in sources.items():
         made_of.update(f"{name}\0".encode() + path.read_bytes() + b"\0")

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kernel", choices=list(kernels.KERNELS), default=kernels.DEFAULT, help="The guest's (fixture vm)."
     )
+    parser.addoption("--long", action="store_true", help="Do far more often what is done many times.")
     parser.addoption("--gcov", type=Path, help="A tar for what a debug kernel counted of the module's code.")
 
 
@@ -101,15 +102,20 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
 
 @pytest.fixture
 def run_guest_tests(request: pytest.FixtureRequest, vm: Machine) -> Callable[..., None]:
-    """run_guest_tests(user, path) runs the tests at `path` in the guest; each shows among the host's own."""
+    """run_guest_tests(user, path, *options) has pytest run the tests at `path` in the guest.
+
+    Each shows among the host's own. With --long, NYMPH_LONG is set there.
+    """
     config, session = request.config, request.session
     capture = config.pluginmanager.getplugin("capturemanager")
 
-    def run(user: str, path: str) -> None:
+    def run(user: str, path: str, *options: str) -> None:
         vm.copy_in(path, user)
         # Reports go to stdout, and what pytest itself prints to stderr.
-        script = 'exec 3>&1 >&2; NYMPH_REPORTS=3 exec python3 -m pytest -p no:cacheprovider "$1"'
-        command = vm.command(["sh", "-c", script, "tests", path], user=user)
+        script = 'exec 3>&1 >&2; NYMPH_REPORTS=3 exec python3 -m pytest -p no:cacheprovider "$@"'
+        if config.getoption("long"):
+            script = f"export NYMPH_LONG=1; {script}"
+        command = vm.command(["sh", "-c", script, "tests", path, *options], user=user)
         with tempfile.TemporaryFile("w+") as output:
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, text=True) as there:
                 assert there.stdout
