@@ -7,7 +7,7 @@ choose. It always says that it is a model: its one engine has that name.
 
 Where it knows less than a kernel: locked memory is charged by pages, not folios, and to the Model, not the
 user; nothing is pinned, so memory that is unmapped while queued is -EFAULT also with ZERO_COPY or registered;
-how many rings there are in all is nobody's concern.
+how many rings there are in all is nobody's concern. And Ctrl-C can cut a request in two.
 """
 
 from __future__ import annotations
@@ -411,7 +411,9 @@ class Model:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards all of it
+        # Guards all of it. Not the Condition itself: Ctrl-C can come before its `with` can give it back.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._ring: _Ring | None = None
         self._locked_pages = [0]
         self._process = _Process()
@@ -447,7 +449,7 @@ class Model:
 
     def close(self) -> None:
         """End it, as closing the file ends the driver's."""
-        with self._changed:
+        with self._lock:
             if self._ring is not None and self._ring.pid == os.getpid():
                 self._end()
         self._poll.close()
@@ -460,7 +462,7 @@ class Model:
         if number is None:
             _fail(errno.ENOTTY)
         serve: Any = self._requests[number]
-        with self._changed:
+        with self._lock:
             self._process = _Process()
             try:
                 return int((serve() if argument is None else serve(argument)) or 0)
@@ -472,7 +474,7 @@ class Model:
         most = size // ffi.sizeof("struct nymph_record")
         if not most:
             _fail(errno.EINVAL)
-        with self._changed:
+        with self._lock:
             ring = self._need_ring()
             while not ring.unread:
                 if not os.get_blocking(self.fileno()):
@@ -486,7 +488,7 @@ class Model:
 
     def mmap(self, length: int, offset: int) -> mmap.mmap:
         """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more."""
-        with self._changed:
+        with self._lock:
             region = self._need_ring().estate.regions.get(offset >> _HANDLE_SHIFT)
             first = offset & ((1 << _HANDLE_SHIFT) - 1)
             if region is None or region.mapping is None or not 0 < length <= len(region.mapping) - first:

@@ -231,6 +231,16 @@ def test_memory_freed_is_charged_no_longer(ring: pynymph.Ring) -> None:
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
+def test_memory_with_views_is_charged(ring: pynymph.Ring) -> None:
+    array = np.asarray(ring.allocate(6 << 20))
+    with pytest.raises(pynymph.NymphError, match="RLIMIT_MEMLOCK"):
+        ring.allocate(4 << 20)
+    array[-1] = 1
+    del array
+    ring.allocate(4 << 20)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
 def test_beyond_the_limit(ring: pynymph.Ring) -> None:
     with ring.allocate(6 << 20):
         with pytest.raises(pynymph.NymphError, match="RLIMIT_MEMLOCK") as caught:

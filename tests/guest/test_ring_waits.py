@@ -167,6 +167,7 @@ def test_a_handler_that_returns_does_not_end_it() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.usefixtures("driver")
 def test_interrupts_anywhere_lose_nothing() -> None:
     """One thread is interrupted at random places, over and over, while another uses the same ring."""
     rng = random.Random(1)
@@ -391,6 +392,16 @@ def test_an_eventfd_is_raised_for_every_operation() -> None:
         os.close(told)
         with pytest.raises(pynymph.NymphError, match="there is no open file"):
             ring.notify(told)
+
+
+def test_an_eventfd_is_raised_for_what_reset_cancels() -> None:
+    told = os.eventfd(0, os.EFD_NONBLOCK)
+    with pynymph.Ring(paused=True) as ring:
+        ring.notify(told)
+        ring.submit_all([pynymph.Nop()] * 3)
+        ring.reset()
+        assert os.eventfd_read(told) == 3
+    os.close(told)
 
 
 def test_each_result_raises_an_exception_of_its_own() -> None:
