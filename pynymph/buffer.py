@@ -46,9 +46,12 @@ class Memory:
             self._release()
 
     def end(self, why: str) -> None:
-        """The handle is no more. The memory is held until no transfer uses it."""
+        """The handle is no more. Memory of the driver's goes with the last view, the user's is held until no
+        transfer uses it.
+        """
         with self._lock:
             self.gone = why
+            self.source = b""
             self._release()
 
     def _release(self) -> None:

@@ -7,7 +7,7 @@ choose. It always says that it is a model: its one engine has that name.
 
 Where it knows less than a kernel: locked memory is charged by pages, not folios, and to the Model, not the
 user; nothing is pinned, so memory that is unmapped while queued is -EFAULT also with ZERO_COPY or registered;
-how many rings there are in all is nobody's concern.
+how many rings there are in all is nobody's concern. And Ctrl-C can cut a request in two.
 """
 
 from __future__ import annotations
@@ -217,6 +217,12 @@ class _Region:
             os.close(self.memfd)
 
 
+class _RegionView(mmap.mmap):
+    """What a user has of a region: its charge comes back with the last of these."""
+
+    region: _Region
+
+
 @dataclass
 class _Slot:
     """An active entry: its bytes, its fields, where its memory is, and what it keeps until it retires."""
@@ -405,13 +411,14 @@ class Model:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards all of it
+        # Guards all of it. Not the Condition itself: Ctrl-C can come before its `with` can give it back.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._ring: _Ring | None = None
         self._locked_pages = [0]
         self._process = _Process()
         # Readable while the peer has sent something, writable while the peer has room for more.
         self._poll, self._peer = socket.socketpair()
-        self._poll.setblocking(False)
         self._peer.setblocking(False)
         self._is_readable, self._is_writable = False, True
         self._requests = {
@@ -442,9 +449,9 @@ class Model:
 
     def close(self) -> None:
         """End it, as closing the file ends the driver's."""
-        with self._changed:
-            self._ring = None
-            self._changed.notify_all()
+        with self._lock:
+            if self._ring is not None and self._ring.pid == os.getpid():
+                self._end()
         self._poll.close()
         self._peer.close()
 
@@ -455,7 +462,7 @@ class Model:
         if number is None:
             _fail(errno.ENOTTY)
         serve: Any = self._requests[number]
-        with self._changed:
+        with self._lock:
             self._process = _Process()
             try:
                 return int((serve() if argument is None else serve(argument)) or 0)
@@ -467,9 +474,11 @@ class Model:
         most = size // ffi.sizeof("struct nymph_record")
         if not most:
             _fail(errno.EINVAL)
-        with self._changed:
+        with self._lock:
             ring = self._need_ring()
             while not ring.unread:
+                if not os.get_blocking(self.fileno()):
+                    _fail(errno.EAGAIN)
                 self._changed.wait()
                 if ring is not self._ring:
                     _fail(errno.ECANCELED)
@@ -479,12 +488,14 @@ class Model:
 
     def mmap(self, length: int, offset: int) -> mmap.mmap:
         """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more."""
-        with self._changed:
+        with self._lock:
             region = self._need_ring().estate.regions.get(offset >> _HANDLE_SHIFT)
             first = offset & ((1 << _HANDLE_SHIFT) - 1)
             if region is None or region.mapping is None or not 0 < length <= len(region.mapping) - first:
                 _fail(errno.EINVAL)
-            return mmap.mmap(region.memfd, length, offset=first)
+            mapping = _RegionView(region.memfd, length, offset=first)
+            mapping.region = region
+            return mapping
 
     def _show(self) -> None:
         """Let poll() see what is the case now."""
@@ -492,12 +503,13 @@ class Model:
         readable = ring is not None and bool(ring.unread)
         writable = ring is None or not ring.is_full(True)
         if readable != self._is_readable:
-            self._peer.send(b"x") if readable else self._poll.recv(1)
+            self._peer.send(b"x") if readable else self._poll.recv(1, socket.MSG_DONTWAIT)
         if writable != self._is_writable:
-            stream = self._peer if writable else self._poll
             try:
                 while True:
-                    stream.recv(1 << 20) if writable else stream.send(bytes(1 << 16))
+                    self._peer.recv(1 << 20) if writable else self._poll.send(
+                        bytes(1 << 16), socket.MSG_DONTWAIT
+                    )
             except BlockingIOError:
                 pass
         self._is_readable, self._is_writable = readable, writable
@@ -553,7 +565,13 @@ class Model:
 
     def _reset(self) -> None:
         self._need_ring()
-        self._ring = None
+        self._end()
+
+    def _end(self) -> None:
+        """Cancel what is queued, and be without a ring."""
+        ring, self._ring = self._ring, None
+        while ring is not None and ring.active:
+            self._retire(ring, ring.active[0], _Outcome(-errno.ECANCELED))
         self._changed.notify_all()
 
     def _enable(self) -> None:

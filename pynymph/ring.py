@@ -31,7 +31,8 @@ MODEL = "model:"
 
 _FORKED = "this ring belongs to the process that opened it; after fork, open a Ring of your own"
 _REAP_BATCH = 64
-_LONGEST_POLL_MS = 2**31 - 1
+# A signal that comes just before poll() begins does not end it, and its handler has to wait until it ends.
+_LONGEST_POLL_MS = 1000
 
 
 def query(device: str = DEVICE) -> Query:
@@ -260,7 +261,7 @@ class Ring:
                 memory = Memory(mapping, False, self._forgotten.append, hold=False)
                 return self._buffer(memory, arg.handle, nbytes)
             except BaseException:
-                self._request(abi.NYMPH_IOC_BUFFER, _free(arg.handle))
+                self._forgotten.append(arg.handle)
                 raise
 
     def register(self, buffer: Buffer, *, read_only: bool = False) -> RingBuffer:
@@ -309,14 +310,20 @@ class Ring:
 
     def _free_buffer(self, memory: Memory) -> None:
         with self._lock():
-            self._drop_forgotten()
             if memory.gone is None:
-                self._request(abi.NYMPH_IOC_BUFFER, _free(memory.handle))
+                # In this order: Ctrl-C can come anywhere, and who frees a handle twice may free another's.
+                self._forgotten.append(memory.handle)
                 memory.end("it was freed")
+            self._drop_forgotten()
 
     def _drop_forgotten(self) -> None:
         while self._forgotten:
-            self._request(abi.NYMPH_IOC_BUFFER, _free(self._forgotten[-1]))
+            try:
+                self._request(abi.NYMPH_IOC_BUFFER, _free(self._forgotten[-1]))
+            except NymphError as e:
+                # Freed before, and then Ctrl-C came. It is nobody else's: this is done before one is made.
+                if e.errno != errno.ENOENT:
+                    raise
             self._forgotten.pop()
 
     def _end_memories(self, why: str) -> None:
@@ -399,6 +406,19 @@ class Ring:
         p50, p95, p99, p999 = (quantile(permille) for permille in (500, 950, 990, 999))
         return Latency(arg.count, mean, p50, p95, p99, p999, arg.max_ns, histogram)
 
+    def notify(self, eventfd: int | None) -> None:
+        """Raise `eventfd`, of os.eventfd(), by 1 whenever an operation ends, until reset(); None: no more.
+
+        For a program that waits for one already: all others can poll the ring itself.
+        """
+        arg = abi.new("nymph_eventfd", fd=-1 if eventfd is None else eventfd)
+        hints = {
+            errno.EINVAL: f"file {eventfd} is no eventfd; make one with os.eventfd(0)",
+            errno.EBADF: f"there is no open file {eventfd}",
+        }
+        with self._lock():
+            self._request(abi.NYMPH_IOC_EVENTFD, arg, hints)
+
     def fileno(self) -> int:
         """The open file: readable when a completion can be collected, writable when there is room."""
         with self._lock():
@@ -416,8 +436,9 @@ class Ring:
             if self._file is None:
                 return
             try:
-                # A child of this process may hold the file too, and then closing it stops nothing.
-                if self._in_flight:
+                # A child of this process may hold the file too. Then closing it neither stops what is in
+                # flight nor unpins anything. There may be no ring, or no driver behind the file.
+                with contextlib.suppress(NymphError):
                     self._drop_ring()
             finally:
                 self._close_file()
@@ -452,7 +473,8 @@ class Ring:
         with self._lock():
             self._ended.pop(job.cookie, None)
         if isinstance(job.outcome, NymphError):
-            raise job.outcome
+            # Each its own: raised over and over, one would collect the tracebacks of all.
+            raise error(job.outcome.errno or 0, job.outcome.strerror or "")
         assert job.outcome is not None
         if job.outcome.status:
             raise job.failure(job.outcome)
@@ -566,8 +588,7 @@ class Ring:
     def _abandon(self, why: NymphError) -> None:
         """The driver is done with all buffers, and there will be no record."""
         for job in self._in_flight.values():
-            # Each its own: raised in several threads, one would collect the tracebacks of all.
-            job.outcome = type(why)(why.errno or 0, why.strerror or "")
+            job.outcome = why
             job.let_go()
         self._in_flight.clear()
         self._ended.clear()
@@ -686,9 +707,9 @@ def _bucket_end(bucket: int) -> int:
     return ((8 + bucket % 8 + 1) << (bucket // 8 - 1)) - 1
 
 
-def _milliseconds_until(deadline: float | None) -> int | None:
+def _milliseconds_until(deadline: float | None) -> int:
     if deadline is None:
-        return None
+        return _LONGEST_POLL_MS
     return math.ceil(min(max(0, (deadline - time.monotonic()) * 1000), _LONGEST_POLL_MS))
 
 

@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def driver(request: pytest.FixtureRequest) -> None:
     """For tests of what the model does not do."""
     if request.config.getoption("--model"):
-        pytest.skip("the model runs everything at once, in the calling thread")
+        pytest.skip("the model runs everything at once, in the calling thread, which Ctrl-C can cut short")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +163,81 @@ def test_what_cannot_be(ring: pynymph.Ring) -> None:
         ring.register(memoryview(bytearray(10))[::2])
     with pytest.raises(TypeError):
         ring.register("text")  # type: ignore[arg-type]
+
+
+def is_mapped(at: int) -> bool:
+    maps = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return any(int(start, 16) <= at < int(end, 16) for start, end in maps)
+
+
+def test_freed_memory_is_mapped_as_long_as_it_has_views(ring: pynymph.Ring) -> None:
+    buffer = ring.allocate(100)
+    array = np.asarray(buffer)
+    at = array.ctypes.data
+    buffer.free()
+    assert is_mapped(at)
+    array[:] = 1
+    del array
+    # Although `buffer` is still there, as after every `with`.
+    assert not is_mapped(at)
+
+
+def test_ctrl_c_while_a_buffer_is_freed(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = ring.allocate(100)
+    assert ring._file is not None
+    ioctl = ring._file.ioctl
+
+    def press_behind(request: int, argument: object = None) -> int:
+        ioctl(request, argument)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ring._file, "ioctl", press_behind)
+    with pytest.raises(KeyboardInterrupt):
+        buffer.free()
+    monkeypatch.undo()
+    with ring.allocate(100) as other:
+        assert other._memory.handle == buffer._memory.handle
+        buffer.free()
+        ring.fill(dst=other, pattern=b"x")
+
+
+@pytest.mark.usefixtures("driver")
+def test_close_ends_the_ring_even_if_a_child_has_the_file() -> None:
+    """Else its registered memory would stay pinned, and its thread be there, as long as the child is."""
+    counter = Path("/sys/class/misc/pcie_nymph/counters/rings")
+    before = counter.read_text()
+    release, hold = os.pipe()
+    ring = pynymph.Ring()
+    ring.register(bytearray(100))
+    pid = os.fork()
+    if pid == 0:
+        os.close(hold)
+        os.read(release, 1)
+        os._exit(0)
+    try:
+        os.close(release)
+        ring.close()
+        assert counter.read_text() == before
+    finally:
+        os.close(hold)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
+def test_memory_freed_is_charged_no_longer(ring: pynymph.Ring) -> None:
+    for _ in range(3):
+        with ring.allocate(6 << 20) as buffer:
+            assert len(buffer.view) == 6 << 20
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
+def test_memory_with_views_is_charged(ring: pynymph.Ring) -> None:
+    array = np.asarray(ring.allocate(6 << 20))
+    with pytest.raises(pynymph.NymphError, match="RLIMIT_MEMLOCK"):
+        ring.allocate(4 << 20)
+    array[-1] = 1
+    del array
+    ring.allocate(4 << 20)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")

@@ -167,6 +167,7 @@ def test_a_handler_that_returns_does_not_end_it() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.usefixtures("driver")
 def test_interrupts_anywhere_lose_nothing() -> None:
     """One thread is interrupted at random places, over and over, while another uses the same ring."""
     rng = random.Random(1)
@@ -373,3 +374,43 @@ def test_nothing_is_left_open() -> None:
         for _ in range(20):
             ring.copy(src=b"1", dst=bytearray(1))
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_an_eventfd_is_raised_for_every_operation() -> None:
+    told = os.eventfd(0, os.EFD_NONBLOCK)
+    with pynymph.Ring() as ring:
+        ring.notify(told)
+        for transfer in ring.submit_all([pynymph.Nop()] * 3):
+            transfer.result()
+        assert os.eventfd_read(told) == 3
+        ring.notify(None)
+        ring.copy(src=b"1", dst=bytearray(1))
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(told)
+        with open("/dev/null") as file, pytest.raises(pynymph.ArgumentError, match="is no eventfd"):
+            ring.notify(file.fileno())
+        os.close(told)
+        with pytest.raises(pynymph.NymphError, match="there is no open file"):
+            ring.notify(told)
+
+
+def test_an_eventfd_is_raised_for_what_reset_cancels() -> None:
+    told = os.eventfd(0, os.EFD_NONBLOCK)
+    with pynymph.Ring(paused=True) as ring:
+        ring.notify(told)
+        ring.submit_all([pynymph.Nop()] * 3)
+        ring.reset()
+        assert os.eventfd_read(told) == 3
+    os.close(told)
+
+
+def test_each_result_raises_an_exception_of_its_own() -> None:
+    with pynymph.Ring(paused=True) as ring:
+        transfer = ring.submit(pynymph.Nop())
+        ring.reset()
+        raised = []
+        for _ in range(2):
+            with pytest.raises(pynymph.CanceledError) as caught:
+                transfer.result()
+            raised.append(caught.value)
+        assert raised[0] is not raised[1]
