@@ -344,7 +344,7 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 	}
 	ring->reserved--;
 	nymph_fifo_push(&ring->unread);
-	if (ring->estate->eventfd && !ring->dead)
+	if (ring->estate->eventfd)
 		nymph_eventfd_raise(ring->estate->eventfd);
 }
 
