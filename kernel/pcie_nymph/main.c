@@ -5,6 +5,7 @@
 #include <linux/device.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/suspend.h>
 
 #include "nymph.h"
 
@@ -23,8 +24,6 @@ static struct miscdevice nymph_misc = {
 	.mode = 0660,
 	.groups = nymph_attr_groups,
 };
-module_misc_device(nymph_misc);
-
 /**
  * nymph_device_kobject() - where the device is in sysfs
  *
@@ -34,6 +33,47 @@ struct kobject *nymph_device_kobject(void)
 {
 	return &nymph_misc.this_device->kobj;
 }
+
+static int nymph_pm_event(struct notifier_block *nb, unsigned long event,
+			  void *unused)
+{
+	switch (event) {
+	case PM_SUSPEND_PREPARE:
+	case PM_HIBERNATION_PREPARE:
+		nymph_rings_pause(true);
+		break;
+	case PM_POST_SUSPEND:
+	case PM_POST_HIBERNATION:
+		nymph_rings_pause(false);
+		break;
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block nymph_pm_notifier = {
+	.notifier_call = nymph_pm_event,
+};
+
+static int __init nymph_init(void)
+{
+	int ret;
+
+	ret = register_pm_notifier(&nymph_pm_notifier);
+	if (ret)
+		return ret;
+	ret = misc_register(&nymph_misc);
+	if (ret)
+		unregister_pm_notifier(&nymph_pm_notifier);
+	return ret;
+}
+module_init(nymph_init);
+
+static void __exit nymph_exit(void)
+{
+	misc_deregister(&nymph_misc);
+	unregister_pm_notifier(&nymph_pm_notifier);
+}
+module_exit(nymph_exit);
 
 MODULE_DESCRIPTION("DMA rings for user space, with BLAKE3 digests");
 MODULE_LICENSE("GPL");

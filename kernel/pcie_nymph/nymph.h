@@ -414,6 +414,8 @@ struct nymph_region *nymph_ring_remove_region(struct nymph_ring *ring,
 					      u32 handle);
 struct nymph_region *nymph_ring_get_region(struct nymph_ring *ring, u32 handle);
 
+void nymph_rings_pause(bool pause);
+
 /* transfer.c: one entry */
 
 /* The flags there is code for; QUERY tells them. */

@@ -26,7 +26,22 @@
 
 static atomic_t nymph_last_ring_id = ATOMIC_INIT(0);
 
+/* The machine is about to be suspended, or is. */
+static bool nymph_all_paused;
+static DECLARE_WAIT_QUEUE_HEAD(nymph_resumed);
+
 static int nymph_ring_work(void *data);
+
+/**
+ * nymph_rings_pause() - let all rings rest between two pieces, or go on
+ * @pause: which of them
+ */
+void nymph_rings_pause(bool pause)
+{
+	WRITE_ONCE(nymph_all_paused, pause);
+	if (!pause)
+		wake_up_all(&nymph_resumed);
+}
 
 static struct nymph_estate *nymph_estate_create(void)
 {
@@ -459,7 +474,10 @@ void nymph_ring_execute(struct nymph_ring *ring,
 		}
 		cond_resched();
 		/* suspend shall not have to wait for the whole queue */
-		try_to_freeze();
+		if (READ_ONCE(nymph_all_paused))
+			wait_event_state(nymph_resumed,
+					 !READ_ONCE(nymph_all_paused),
+					 (TASK_KILLABLE | TASK_FREEZABLE));
 	}
 
 	clear_bit_unlock(NYMPH_RING_EXECUTING, &ring->state);

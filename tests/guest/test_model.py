@@ -293,7 +293,7 @@ class Both(RuleBasedStateMachine):
     def enter_and_collect(self, rng: random.Random, rounds: int) -> None:
         for _ in range(rounds):
             self.enter(rng, rng.randint(1, BATCH), True)
-            self.collect(2 * BATCH, 0)
+            self.collect(2 * BATCH, 0, 0)
 
     @rule(rng=randoms)
     def submit_dma(self, rng: random.Random) -> None:
