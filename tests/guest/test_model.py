@@ -31,7 +31,7 @@ from pynymph import abi
 from pynymph.abi import address, ffi, lib
 from pynymph.model import Model
 
-OPERATIONS = 100_000 if os.environ.get("NYMPH_LONG") else 3_000
+OPERATIONS = 100_000 if os.environ.get("NYMPH_LONG") else 1_000
 STEPS = 30
 BATCH = 60
 PAGE = mmap.PAGESIZE

@@ -13,10 +13,10 @@ SKIPPED = 77
 
 # How often each; the second number is for --long.
 ROUNDS = {
-    "kill": (30, 1000),
-    **dict.fromkeys(["exit", "close", "fork", "exec", "pass"], (10, 50)),
-    **dict.fromkeys(["unmap", "truncate", "remap", "pageout"], (10, 50)),
-    **dict.fromkeys(["userfaultfd", "fuse", "rmmod"], (10, 50)),
+    "kill": (20, 1000),
+    **dict.fromkeys(["exit", "close", "fork", "exec", "pass"], (5, 50)),
+    **dict.fromkeys(["unmap", "truncate", "remap", "pageout"], (5, 50)),
+    **dict.fromkeys(["userfaultfd", "fuse", "rmmod"], (5, 50)),
     "suspend": (2, 10),
 }
 
