@@ -24,6 +24,7 @@ static struct miscdevice nymph_misc = {
 	.mode = 0660,
 	.groups = nymph_attr_groups,
 };
+
 /**
  * nymph_device_kobject() - where the device is in sysfs
  *
