@@ -41,10 +41,12 @@ static int nymph_pm_event(struct notifier_block *nb, unsigned long event,
 	switch (event) {
 	case PM_SUSPEND_PREPARE:
 	case PM_HIBERNATION_PREPARE:
+	case PM_RESTORE_PREPARE:
 		nymph_rings_pause(true);
 		break;
 	case PM_POST_SUSPEND:
 	case PM_POST_HIBERNATION:
+	case PM_POST_RESTORE:
 		nymph_rings_pause(false);
 		break;
 	}
