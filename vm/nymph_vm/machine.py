@@ -217,12 +217,12 @@ class Machine:
             self._connected.add(user)
         return self.state.ssh(user, command, ["-t"] * tty)
 
-    def copy_in(self, path: str, user: str = "root") -> None:
-        """Copy a file or folder into the user's home: a/b to a/b, but ../a/b and /a/b to b."""
+    def copy_in(self, path: str, user: str = "root", to: str = ".") -> None:
+        """Copy a file or folder into a folder, or the user's home: a/b to a/b, but ../a/b and /a/b to b."""
         inside = not (os.path.isabs(path) or ".." in Path(path).parts)
         parent, name = (".", path) if inside else os.path.split(os.path.abspath(path))
         pack = [tool("tar"), "-C", parent, "--exclude=__pycache__", "-cf", "-", name]
-        unpack = self.command(["tar", "--no-same-owner", "-xf", "-"], user)
+        unpack = self.command(["tar", "-C", to, "--no-same-owner", "-xf", "-"], user)
         self._pipe(pack, unpack, f"copying {path} to the guest")
 
     def copy_out(self, path: str, user: str = "root") -> None:

@@ -23,6 +23,9 @@ from nymph_vm.state import VMLost
 MACHINE = pytest.StashKey[Machine]()
 EXIT_STATUS = pytest.StashKey[int]()
 
+# Where the guest has the tests: the same for all users, so that pytest compiles them once.
+FOLDER = "/srv"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -110,9 +113,9 @@ def run_guest_tests(request: pytest.FixtureRequest, vm: Machine) -> Callable[...
     capture = config.pluginmanager.getplugin("capturemanager")
 
     def run(user: str, path: str, *options: str) -> None:
-        vm.copy_in(path, user)
+        vm.copy_in(path, to=FOLDER)
         # Reports go to stdout, and what pytest itself prints to stderr.
-        script = 'exec 3>&1 >&2; NYMPH_REPORTS=3 exec python3 -m pytest -p no:cacheprovider "$@"'
+        script = f'cd {FOLDER}; exec 3>&1 >&2; NYMPH_REPORTS=3 exec python3 -m pytest -p no:cacheprovider "$@"'
         if config.getoption("long"):
             script = f"export NYMPH_LONG=1; {script}"
         command = vm.command(["sh", "-c", script, "tests", path, *options], user=user)
