@@ -55,7 +55,7 @@ def make_memory() -> int:
     assert _libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(END), mmap.MADV_NOHUGEPAGE) == 0
     ctypes.memmove(at, random.Random(1).randbytes(READABLE), READABLE)
     assert _libc.mprotect(ctypes.c_void_p(at + WRITABLE), ctypes.c_size_t(PAGE), mmap.PROT_READ) == 0
-    assert _libc.mprotect(ctypes.c_void_p(at + READABLE), ctypes.c_size_t(PAGE), mmap.PROT_NONE) == 0
+    assert _libc.mprotect(ctypes.c_void_p(at + READABLE), ctypes.c_size_t(PAGE), 0) == 0
     return at
 
 
