@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import mmap
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -29,9 +26,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 import pynymph
+import report as reports
+from report import human, size_argument
 
-RESULT = Path("dist/dma_vs_copy.json")
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 COMPLEMENT = bytes(255 - value for value in range(256))
 
 libc = ctypes.CDLL(None)
@@ -168,21 +165,7 @@ def check_ring(ring: pynymph.Ring, moved: int) -> tuple[dict[str, str], list[str
 
 def run(sizes: list[int], repeats: int, min_ratio: float | None, console: Console) -> dict[str, Any]:
     """Measure and check all of it. Returns what goes into the JSON."""
-    accelerator = os.environ.get("NYMPH_ACCEL")
-    report: dict[str, Any] = {
-        "status": "FAIL",
-        "failures": [],
-        "engine": None,
-        "kernel": platform.release(),
-        "accelerator": accelerator,
-        "accelerator_unknown_because": None
-        if accelerator
-        else "NYMPH_ACCEL is not set: nymph-vm did not start this",
-        "cpu": cpu_model(),
-        "min_ratio": min_ratio,
-        "sizes": [],
-        "ring_hash": None,
-    }
+    report = reports.new(engine=None, min_ratio=min_ratio, sizes=[], ring_hash=None)
     failures: list[str] = report["failures"]
     results: list[Result] = []
     try:
@@ -212,9 +195,7 @@ def run(sizes: list[int], repeats: int, min_ratio: float | None, console: Consol
     return report
 
 
-def show(report: dict[str, Any]) -> None:
-    """The table and the verdict, on stdout."""
-    console = Console()
+def show(report: dict[str, Any]) -> str:
     if report["sizes"]:
         table = Table(title=f"engine {report['engine']} on Linux {report['kernel']}", box=SIMPLE)
         rates = ("memcpy\nMB/s", "driver\nMB/s", "verified\nMB/s")
@@ -226,20 +207,13 @@ def show(report: dict[str, Any]) -> None:
                 *(rate(row[way]) for way in ("memcpy", "driver", "verified")),
                 *(f"{row[way]['ratio_to_memcpy']:.3f}" for way in ("driver", "verified")),
             )
-        console.print(table)
+        Console().print(table)
         print("MB/s: by the median time; ± is how far the slowest and the fastest repeat are apart.")
-        print(f"CPU: {report['cpu']}, {report['accelerator'] or 'accelerator unknown'}.")
-        if report["accelerator"] == "tcg":
-            print("The CPU is emulated: these figures and ratios say nothing about hardware.")
+        reports.print_measured_on(report)
     if report["ring_hash"]:
         print(f"ring hash: {report['ring_hash']['kernel']}")
-    for failure in report["failures"]:
-        print(f"FAIL: {failure}", file=sys.stderr)
-    if report["status"] == "PASS":
-        checked = sum(row["bytes_checked"] for row in report["sizes"])
-        print(f"PASS: all {checked} bytes copied are right, payload digests and ring hash agree")
-    else:
-        print("FAIL")
+    checked = sum(row["bytes_checked"] for row in report["sizes"])
+    return f"all {checked} bytes copied are right, payload digests and ring hash agree"
 
 
 def rate(figures: dict[str, float]) -> str:
@@ -249,30 +223,8 @@ def rate(figures: dict[str, float]) -> str:
     return f"{median} ±{(figures['max_s'] - figures['min_s']) / figures['median_s']:.0%}"
 
 
-def human(size: int) -> str:
-    for unit, factor in reversed(UNITS.items()):
-        if size % factor == 0:
-            return f"{size // factor} {unit}iB"
-    return f"{size} B"
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "Model"):
-            return value.strip()
-    return platform.machine()
-
-
 def sizes_argument(text: str) -> list[int]:
-    sizes = []
-    for part in text.upper().split(","):
-        number, unit = (part[:-1], part[-1]) if part[-1:] in UNITS else (part, "")
-        size = int(number) * UNITS.get(unit, 1) if number.isdecimal() else 0
-        if not 1 <= size <= UNITS["G"]:
-            raise argparse.ArgumentTypeError(f"{part!r} is no size from 1 to 1G; give some like 4K,1M")
-        sizes.append(size)
-    return sizes
+    return [size_argument(part) for part in text.split(",")]
 
 
 def arguments() -> argparse.Namespace:
@@ -303,19 +255,11 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     chosen = arguments()
-    try:
-        RESULT.parent.mkdir(exist_ok=True)
-        # A result of an earlier run is not to be taken for this one's.
-        RESULT.unlink(missing_ok=True)
-        report = run(chosen.sizes, chosen.repeats, chosen.min_ratio, Console(stderr=True))
-        RESULT.write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as e:
-        print(f"dma_vs_copy: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    show(report)
-    return 0 if report["status"] == "PASS" else 1
+
+    def make() -> dict[str, Any]:
+        return run(chosen.sizes, chosen.repeats, chosen.min_ratio, Console(stderr=True))
+
+    return reports.finish("dma_vs_copy", make, show)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ so. Writes dist/fairness.json.
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import multiprocessing
-import os
-import platform
 import random
 import sys
 import time
@@ -30,9 +27,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 import pynymph
+import report as reports
+from report import UNITS, human, size_argument
 
-RESULT = Path("dist/fairness.json")
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 SMALL = 4096
 PERCENTILES = (50, 95, 99)
 LARGE_QUEUED = 4
@@ -159,24 +156,9 @@ def measure(size: int, copies: int, turns: int, step: Callable[[], None]) -> tup
 
 def run(size: int, copies: int, turns: int, max_ratio: float | None, console: Console) -> dict[str, Any]:
     """Measure all of it. Returns what goes into the JSON."""
-    accelerator = os.environ.get("NYMPH_ACCEL")
-    report: dict[str, Any] = {
-        "status": "FAIL",
-        "failures": [],
-        "small_bytes": SMALL,
-        "large_bytes": size,
-        "kernel": platform.release(),
-        "accelerator": accelerator,
-        "accelerator_unknown_because": None
-        if accelerator
-        else "NYMPH_ACCEL is not set: nymph-vm did not start this",
-        "cpu": cpu_model(),
-        "cpus": os.cpu_count(),
-        "max_ratio": max_ratio,
-        "alone": None,
-        "beside": None,
-        "ratio": None,
-    }
+    report = reports.new(
+        small_bytes=SMALL, large_bytes=size, max_ratio=max_ratio, alone=None, beside=None, ratio=None
+    )
     failures: list[str] = report["failures"]
     try:
         with Progress(console=console, transient=True) as progress:
@@ -200,8 +182,7 @@ def run(size: int, copies: int, turns: int, max_ratio: float | None, console: Co
     return report
 
 
-def show(report: dict[str, Any]) -> None:
-    """The table and the verdict, on stdout."""
+def show(report: dict[str, Any]) -> str:
     if report["ratio"]:
         title = f"{human(report['small_bytes'])} copies, Linux {report['kernel']}"
         table = Table(title=title, box=SIMPLE)
@@ -214,38 +195,8 @@ def show(report: dict[str, Any]) -> None:
             table.add_row(name, f"{alone:.1f}", f"{beside:.1f}", f"{report['ratio'][name]:.2f}")
         Console().print(table)
         print(f"{report['alone']['copies']} copies each, from submit to record.")
-        print(f"CPU: {report['cpus']} of {report['cpu']}, {report['accelerator'] or 'accelerator unknown'}.")
-        if report["accelerator"] == "tcg":
-            print("The CPU is emulated: these figures and ratios say nothing about hardware.")
-    for failure in report["failures"]:
-        print(f"FAIL: {failure}", file=sys.stderr)
-    if report["status"] == "PASS":
-        print("PASS: every byte of every copy is right")
-    else:
-        print("FAIL")
-
-
-def human(size: int) -> str:
-    for unit, factor in reversed(UNITS.items()):
-        if size % factor == 0:
-            return f"{size // factor} {unit}iB"
-    return f"{size} B"
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "Model"):
-            return value.strip()
-    return platform.machine()
-
-
-def size_argument(text: str) -> int:
-    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in UNITS else (text, "")
-    size = int(number) * UNITS.get(unit, 1) if number.isdecimal() else 0
-    if not 1 <= size <= UNITS["G"]:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size from 1 to 1G; give one like 256M")
-    return size
+        reports.print_measured_on(report)
+    return "every byte of every copy is right"
 
 
 def arguments() -> argparse.Namespace:
@@ -278,20 +229,12 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     chosen = arguments()
-    try:
-        RESULT.parent.mkdir(exist_ok=True)
-        # A result of an earlier run is not to be taken for this one's.
-        RESULT.unlink(missing_ok=True)
+
+    def make() -> dict[str, Any]:
         size = chosen.large or large_size()
-        report = run(size, chosen.copies, chosen.turns, chosen.max_ratio, Console(stderr=True))
-        RESULT.write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as e:
-        print(f"fairness: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    show(report)
-    return 0 if report["status"] == "PASS" else 1
+        return run(size, chosen.copies, chosen.turns, chosen.max_ratio, Console(stderr=True))
+
+    return reports.finish("fairness", make, show)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 """tools/dma_vs_copy.py against rings that are not as they should be: it passes the right one alone."""
 
 import dataclasses
-import importlib.util
 import json
 import struct
 import sys
@@ -11,15 +10,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+import dma_vs_copy as tool
 import pynymph
 from pynymph import Completion, NymphError, Snapshot, VerifyError, digest
-
-TOOL = Path(__file__).parents[2] / "tools" / "dma_vs_copy.py"
-SPEC = importlib.util.spec_from_file_location("dma_vs_copy", TOOL)
-assert SPEC is not None and SPEC.loader is not None
-tool = importlib.util.module_from_spec(SPEC)
-sys.modules["dma_vs_copy"] = tool
-SPEC.loader.exec_module(tool)
 
 
 class RightRing:

@@ -115,7 +115,8 @@ def run_guest_tests(request: pytest.FixtureRequest, vm: Machine) -> Callable[...
     def run(user: str, path: str, *options: str) -> None:
         vm.copy_in(path, to=FOLDER)
         # Reports go to stdout, and what pytest itself prints to stderr.
-        script = f'cd {FOLDER}; exec 3>&1 >&2; NYMPH_REPORTS=3 exec python3 -m pytest -p no:cacheprovider "$@"'
+        script = 'exec 3>&1 >&2; NYMPH_REPORTS=3 exec python3 -m pytest -p no:cacheprovider "$@"'
+        script = f"cd {FOLDER}; {script}"
         if config.getoption("long"):
             script = f"export NYMPH_LONG=1; {script}"
         command = vm.command(["sh", "-c", script, "tests", path, *options], user=user)
