@@ -171,6 +171,7 @@ def test_memory_that_goes_away_leaves_what_arrived(ring: pynymph.Ring) -> None:
     assert dst == data[:MIB] + bytes(3 * MIB)
 
 
+@pytest.mark.usefixtures("driver")
 def test_a_destination_that_somebody_else_writes_is_noticed(ring: pynymph.Ring) -> None:
     src, dst = os.urandom(16 * MIB), bytearray(16 * MIB)
     stop = threading.Event()

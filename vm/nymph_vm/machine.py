@@ -37,6 +37,7 @@ QMP_SECONDS = 30
 CMDLINE = (
     "console=ttyS0 quiet net.ifnames=0 printk.devkmsg=on oops=panic panic=-1 softlockup_panic=1 "
     "cryptomgr.notests "
+    "maxcpus=1 noreplace-smp "  # initramfs-init turns the others on, and says why
     "transparent_hugepage=always "  # as in kernels of Debian; else large memory is slow in a debug kernel
     "kasan_multi_shot "  # else only the first bug is reported, and hides those of all tests behind it
     "unknown_nmi_panic "  # how a silent kernel is asked where it hangs
