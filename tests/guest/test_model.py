@@ -9,14 +9,16 @@ that runs is looked at twice: at once, when only its invariants are certain, and
 import ctypes
 import errno
 import mmap
+import multiprocessing
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import blake3
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -419,8 +421,8 @@ class Both(RuleBasedStateMachine):
         assert maps[0] == maps[1]
 
 
-@pytest.mark.usefixtures("driver")
-def test_the_driver_and_the_model_agree() -> None:
+def compare(operations: int, number: int) -> int:
+    """At least so many operations, other ones for each number. Returns how many it were."""
     chosen = settings(
         max_examples=20,
         stateful_step_count=STEPS,
@@ -428,10 +430,23 @@ def test_the_driver_and_the_model_agree() -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+    rng = random.Random(number)
     Both.operations = 0
-    while Both.operations < OPERATIONS:
-        run_state_machine_as_test(Both, settings=chosen)
-    print(f"{Both.operations} operations compared")
+    while Both.operations < operations:
+        run_state_machine_as_test(seed(rng.randrange(2**64))(Both), settings=chosen)
+    return Both.operations
+
+
+@pytest.mark.usefixtures("driver")
+def test_the_driver_and_the_model_agree() -> None:
+    """A process for each CPU; the seed makes a failure come back."""
+    first, processes = random.SystemRandom().randrange(2**32), os.cpu_count() or 1
+    print(f"numbers from {first} on")
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        numbers = range(first, first + processes)
+        counts = list(pool.map(compare, [OPERATIONS // processes] * processes, numbers))
+    print(f"{sum(counts)} operations compared")
+    assert sum(counts) >= OPERATIONS // processes * processes
 
 
 @pytest.mark.usefixtures("driver")
