@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The tests of Ring that run in the guest, here and on the model; and what the model says of itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pynymph
+from pynymph import model
 
 GUEST = Path(__file__).parents[1] / "guest"
 
@@ -29,3 +31,10 @@ def test_it_always_says_that_it_is_a_model() -> None:
     assert pynymph.query(device="model:").engines == {1: "model"}
     with pytest.raises(pynymph.NymphError, match="no engine 'cpu'; there are: model"):
         pynymph.Ring(engine="cpu", device="model:")
+
+
+def test_a_kernel_that_lets_no_process_reach_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another process, as one without CROSS_MEMORY_ATTACH refuses it for our own."""
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)  # nobody's
+    with pytest.raises(OSError, match=r"the model cannot do without process_vm_readv\(\): No such process"):
+        model._load(0, 1)
