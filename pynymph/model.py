@@ -106,7 +106,7 @@ def _transfer(call: Any, local: int, at: int, length: int) -> int:
         remote = (_Iovec * len(starts))(*(_Iovec(a, b - a) for a, b in zip(starts, ends, strict=True)))
         here = _Iovec(local + done, end - at - done)
         moved = call(os.getpid(), ctypes.byref(here), 1, remote, len(starts), 0)
-        if moved < 0 and (number := ctypes.get_errno()) != errno.EFAULT:  # no CROSS_MEMORY_ATTACH, or forbidden
+        if moved < 0 and (number := ctypes.get_errno()) != errno.EFAULT:  # no CROSS_MEMORY_ATTACH, say
             raise OSError(number, f"the model cannot do without {call.__name__}(): {os.strerror(number)}")
         done += max(moved, 0)
         if moved < here.length:
