@@ -112,6 +112,7 @@ def processes_of(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_stays_when_the_parent_goes(signum: signal.Signals) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
     name = f"test-{signum.name.lower()}"
     folder = runtime_folder() / name
     script = "echo started; sleep 1000"
