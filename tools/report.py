@@ -32,11 +32,11 @@ def size_argument(text: str) -> int:
 
 
 def new(**fields: Any) -> dict[str, Any]:
-    """A report: failed so far, with what the figures to come are measured on."""
+    """A report without failures so far, with what the figures to come are measured on."""
     accelerator = os.environ.get("NYMPH_ACCEL")
     unknown = None if accelerator else "NYMPH_ACCEL is not set: nymph-vm did not start this"
     return {
-        "status": "FAIL",
+        "status": None,  # finish() says
         "failures": [],
         "kernel": platform.release(),
         "accelerator": accelerator,
@@ -72,6 +72,7 @@ def finish(name: str, make: Callable[[], dict[str, Any]], show: Callable[[dict[s
         # A result of an earlier run is not to be taken for this one's.
         result.unlink(missing_ok=True)
         report = make()
+        report["status"] = "FAIL" if report["failures"] else "PASS"
         result.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as e:
         print(f"{name}: {e}", file=sys.stderr)
