@@ -27,6 +27,7 @@ def test_its_configuration(vm: Machine) -> None:
     assert {f"CONFIG_{option}" for option in OPTIONS} <= on
 
 
-def test_the_module_is_instrumented(vm: Machine) -> None:
-    module = build.prepare(vm.state.kernel).module.read_bytes()
-    assert [call for call in CALLS if call not in module] == []
+def test_the_modules_are_instrumented(vm: Machine) -> None:
+    for module in build.prepare(vm.state.kernel).modules:
+        code = module.read_bytes()
+        assert [call for call in CALLS if call not in code] == []

@@ -17,7 +17,7 @@ TESTS = """
 from nymph_vm import build
 
 def plant(vm):
-    vm.load(build.module(build.PLANTED, vm.state.kernel))
+    vm.load(*build.modules(build.PLANTED, vm.state.kernel))
 
 def commit(vm, bug):
     vm.run(["sh", "-c", f"printf {bug} > /sys/kernel/debug/planted"])

@@ -47,9 +47,9 @@ def test_ordinary_users_can_read_the_kernel_log(vm: Machine) -> None:
 
 
 def test_the_module_loads_and_unloads(vm: Machine) -> None:
-    vm.run(["rmmod", "pcie_nymph"])
+    vm.run(["rmmod", "pcie_nymph", "nymph_endpoint"])
     assert vm.run(["test", "-e", "/dev/pcie_nymph"], check=False).returncode == 1
-    vm.load(build.prepare(vm.state.kernel).module)
+    vm.load(*build.prepare(vm.state.kernel).modules)
     assert vm.run(["stat", "-c", "%G %a", "/dev/pcie_nymph"]).stdout == "nymph 660\n"
 
 

@@ -19,14 +19,14 @@ from nymph_vm import kernels, root
 from nymph_vm.host import CHECKOUT, HarnessError, call, console, locked, step
 
 BUILD = CHECKOUT / "build"
-MODULE = CHECKOUT / "kernel"  # the folder of pcie_nymph.ko
-HEADER = MODULE / "pcie_nymph.h"
+MODULES = CHECKOUT / "kernel"  # the folder of nymph_endpoint.ko and pcie_nymph.ko
+HEADER = MODULES / "pcie_nymph.h"
 PLANTED = CHECKOUT / "tests/planted"
 
 KDIR = "/usr/src/linux-headers-{release}"
 MAKE = f'make -s -j{os.cpu_count()} -C {KDIR} M="$PWD/{{folder}}" {{flags}} modules'
 
-BUILD_MODULE = f"{MAKE}\nmkdir out\ncp {{folder}}/*.ko out/"
+BUILD_MODULES = f"{MAKE}\nmkdir out\nfind {{folder}} -name '*.ko' -exec cp -t out {{{{}}}} +"
 
 # For a debug kernel: with what the kernel as a whole is spared. The .gcno files are gcov's half of the build.
 DEBUG_FLAGS = "NYMPH_KUNIT=y GCOV_PROFILE=y KCOV_INSTRUMENT=y UBSAN_SANITIZE=y"
@@ -46,29 +46,28 @@ class Built:
     """What a guest needs of this checkout."""
 
     kernel: kernels.Kernel
-    module: Path
+    modules: list[Path]
 
 
 def prepare(kernel_name: str) -> Built:
-    """The module for a kernel, and the Python package; built if their sources changed."""
-    built = Built(kernels.prepare(kernel_name), module(MODULE, kernel_name))
+    """The modules for a kernel, and the Python package; built if their sources changed."""
+    built = Built(kernels.prepare(kernel_name), modules(MODULES, kernel_name))
     sources = _from(CHECKOUT, _python_sources())
     _build("building pynymph for the guest", BUILD / "python", sources, BUILD_PYTHON)
     return built
 
 
-def module(folder: Path, kernel_name: str) -> Path:
-    """The one module that the Kbuild in a folder makes, for a kernel; built if its sources changed."""
+def modules(folder: Path, kernel_name: str) -> list[Path]:
+    """The modules that the Kbuild in a folder makes, for a kernel; built if their sources changed."""
     kernel = kernels.prepare(kernel_name)
     target = BUILD / kernel.name / folder.name
-    script = BUILD_MODULE + KEEP_GCNO * kernel.debug
+    script = BUILD_MODULES + KEEP_GCNO * kernel.debug
     script = script.format(
         release=kernel.release, folder=folder.name, flags=DEBUG_FLAGS if kernel.debug else ""
     )
-    doing = f"building the module in {folder.name}/ for {kernel.release}"
+    doing = f"building the modules in {folder.name}/ for {kernel.release}"
     _build(doing, target, _from(folder.parent, module_sources(folder)), script, kernel)
-    (built,) = target.glob("*.ko")
-    return built
+    return sorted(target.glob("*.ko"))
 
 
 def program(source: Path, *options: str) -> Path:
@@ -123,8 +122,8 @@ def checkpatch(*folders: Path) -> list[str]:
         return call(["perl", script, *options, *sources], "checkpatch.pl", allowed=(0, 1)).splitlines()
 
 
-def module_sources(folder: Path = MODULE) -> list[Path]:
-    """The files of a module's folder that a build needs."""
+def module_sources(folder: Path = MODULES) -> list[Path]:
+    """The files of a folder with modules that a build needs."""
     names = {"Kbuild", "Makefile"}
     found = folder.rglob("*")
     return sorted(path for path in found if path.name in names or path.suffix in {".c", ".h", ".S"})

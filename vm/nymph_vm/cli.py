@@ -151,14 +151,15 @@ def logs(name: str) -> None:
 @cli.command()
 @kernel_option
 def build(kernel: str) -> None:
-    """Build what is missing for a guest with this kernel, and say where the module is."""
-    click.echo(builder.prepare(kernel).module)
+    """Build what is missing for a guest with this kernel, and say where the modules are."""
+    for module in builder.prepare(kernel).modules:
+        click.echo(module)
 
 
 @cli.command()
 def lint() -> None:
     """Check the modules' sources: W=1 and sparse for Debian's kernels, checkpatch.pl --strict, padding."""
-    folders = (builder.MODULE, builder.PLANTED)
+    folders = (builder.MODULES, builder.PLANTED)
     found = [*builder.checkpatch(*folders), *builder.structs()]
     for kernel in kernels.STOCK:
         for folder in folders:

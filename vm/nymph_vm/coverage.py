@@ -43,7 +43,7 @@ class Coverage:
 
 def report(kernel: str, counts: Path) -> dict[str, Coverage]:
     """The coverage of each source file of the module, from the tar that Machine.gcov() made."""
-    built = build.BUILD / kernel / build.MODULE.name
+    built = build.BUILD / kernel / build.MODULES.name
     with tempfile.TemporaryFile() as archive, tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for path in build.module_sources():

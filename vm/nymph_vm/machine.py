@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from nymph_vm import accel, build, kernels, root
+from nymph_vm.endpoint import Endpoint
+from nymph_vm.faults import Fault
 from nymph_vm.host import CHECKOUT, HarnessError, tool
 from nymph_vm.kmsg import is_complaint, parse
 from nymph_vm.state import State, VMLost, claim, log_tail
@@ -33,6 +35,11 @@ PING_SECONDS = 2
 HANG_SECONDS = 30  # more than the 22 s after which a kernel finds itself locked up, and panics
 NMI_SECONDS = 10
 QMP_SECONDS = 30
+UNPLUG_SECONDS = 30
+
+# Of each endpoint.
+CHANNELS = 4
+CARD_SIZE = 31 << 20
 
 CMDLINE = (
     "console=ttyS0 quiet net.ifnames=0 printk.devkmsg=on oops=panic panic=-1 softlockup_panic=1 "
@@ -81,13 +88,16 @@ class Machine:
         *,
         kernel: str = kernels.DEFAULT,
         memory: str = "4G",
+        endpoints: int = 1,
+        faults: Sequence[Fault] = (),
         hang_seconds: float = HANG_SECONDS,
         on_complaint: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
 
-        memory: "512M" or "4G". hang_seconds: how long the guest may be silent. on_complaint: called with each
-        complaint of the guest's kernel as it comes, in a thread.
+        memory: "512M" or "4G". endpoints: how many, and the faults that each begins with. hang_seconds: how
+        long the guest may be silent. on_complaint: called with each complaint of the guest's kernel as it
+        comes, in a thread.
         """
         size = _bytes(memory)
         tool("qemu-system-x86_64")  # before anything that takes long
@@ -104,6 +114,10 @@ class Machine:
         self._record = -1  # the last one's number
         self._connected: set[str] = set()
         self._loaded: list[str] = []  # modules
+        self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
+        self._faults = faults
+        self._ram, self._size = os.memfd_create("guest-ram"), size
+        os.ftruncate(self._ram, size)
         self._folder, self._lock = claim(name)
         (self._folder / "console.log").touch()
         self._running = (self._folder / "running").open("w")  # locked as long as the guest runs
@@ -115,7 +129,7 @@ class Machine:
         )
         try:
             started = time.monotonic()
-            self._start(built.kernel, disk, accelerator, size)
+            self._start(built.kernel, disk, accelerator, [f"ep{i}" for i in range(endpoints)])
             self.qmp("qmp_capabilities")
             self._wait_for(lambda: self._ready)
             self.boot_seconds = time.monotonic() - started
@@ -124,24 +138,26 @@ class Machine:
             )
             self.state.write()
             self.sync()  # complaints count from here on
-            self.load(built.module)
+            self.load(*built.modules)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, kernel: kernels.Kernel, disk: root.Root, accelerator: str, size: int) -> None:
-        """Start QEMU, and the thread that watches it."""
-        ram = os.memfd_create("guest-ram")
+    def _start(self, kernel: kernels.Kernel, disk: root.Root, accelerator: str, endpoints: list[str]) -> None:
+        """Start the endpoints, QEMU, and the thread that watches it."""
+        for endpoint in endpoints:
+            self._start_endpoint(endpoint)
         self._agent, agent = socket.socketpair()
         ours, qmp = socket.socketpair()
         ours.settimeout(QMP_SECONDS)
         self._qmp, self._qmp_in_use = ours.makefile("rw"), threading.Lock()
-        files = {"ram": ram, "agent": agent.fileno(), "qmp": qmp.fileno()}
+        files = {"ram": self._ram, "agent": agent.fileno(), "qmp": qmp.fileno()}
+        sockets = {name: endpoint.socket for name, endpoint in self.endpoints.items()}
+        console = self._folder / "console.log"
         try:
-            os.ftruncate(ram, size)
             with (self._folder / "qemu.log").open("w") as log:
                 self._qemu = subprocess.Popen(
-                    _qemu_command(kernel, disk, accelerator, size, self._folder / "console.log", **files),
+                    _qemu_command(kernel, disk, accelerator, self._size, console, sockets, **files),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -149,7 +165,6 @@ class Machine:
                     start_new_session=True,
                 )
         finally:
-            os.close(ram)
             agent.close()
             qmp.close()
         self._watcher = threading.Thread(target=self._watch)
@@ -168,19 +183,23 @@ class Machine:
             self._qemu.kill()
             self._qemu.wait()
             self._watcher.join()
+        for endpoint in self.endpoints.values():
+            endpoint.close()
+        os.close(self._ram)
         assert self._tidy.stdin
         self._tidy.stdin.close()
         self._tidy.wait()
         self._lock.close()
 
-    def load(self, module: Path) -> None:
-        """Load a module that build.module() built for the guest's kernel."""
-        path = f"/nymph/repo/{module.relative_to(CHECKOUT)}"
-        done = self.run(["sh", "-c", 'insmod "$1" && udevadm settle', "load", path], check=False)
-        if done.returncode:
-            log = log_tail(self._folder, 10)
-            raise HarnessError(f"the guest's kernel refused {module.name}: {done.stderr.strip()}\n{log}")
-        self._loaded.append(module.stem)
+    def load(self, *modules: Path) -> None:
+        """Load modules that build.modules() built for the guest's kernel."""
+        for module in modules:
+            path = f"/nymph/repo/{module.relative_to(CHECKOUT)}"
+            done = self.run(["sh", "-c", 'insmod "$1" && udevadm settle', "load", path], check=False)
+            if done.returncode:
+                log = log_tail(self._folder, 10)
+                raise HarnessError(f"the guest's kernel refused {module.name}: {done.stderr.strip()}\n{log}")
+            self._loaded.append(module.stem)
 
     def run(
         self,
@@ -283,6 +302,36 @@ class Machine:
             raise HarnessError(f"QEMU refused {command}: {answer['error']['desc']}")
         return answer["return"]
 
+    def unplug(self, name: str) -> None:
+        """Take an endpoint out of its slot, as its driver in the guest agrees to. Raises HarnessError."""
+        endpoint = self.endpoints[name]
+        self.qmp("device_del", id=name)
+        deadline = time.monotonic() + UNPLUG_SECONDS
+        while any(each["name"] == name for each in self.qmp("qom-list", path="/machine/peripheral")):
+            if time.monotonic() > deadline:
+                raise HarnessError(f"the guest did not let go of {name} for {UNPLUG_SECONDS} s")
+            time.sleep(0.02)
+        self.qmp("chardev-remove", id=name)
+        endpoint.close()
+        del self.endpoints[name]
+
+    def plug(self, name: str) -> None:
+        """Put an endpoint, a new one with sound parts, into a slot that unplug() emptied."""
+        endpoint = self._start_endpoint(name)
+        address = {"type": "unix", "data": {"path": str(endpoint.socket)}}
+        self.qmp(
+            "chardev-add", id=name, backend={"type": "socket", "data": {"addr": address, "server": False}}
+        )
+        self.qmp("device_add", **_endpoint_device(name))
+
+    def _start_endpoint(self, name: str) -> Endpoint:
+        endpoint = Endpoint(
+            self._folder, name, ram=self._ram, ram_size=self._size, channels=CHANNELS, card_size=CARD_SIZE,
+            faults=self._faults, wrap=_with_us,
+        )  # fmt: skip
+        self.endpoints[name] = endpoint
+        return endpoint
+
     def _ask_port(self) -> int:
         """The port on the host that leads to the guest's sshd. QEMU chose it, so there is no race for it."""
         table = self.qmp("human-monitor-command", **{"command-line": "info usernet"})
@@ -364,12 +413,28 @@ def _bytes(memory: str) -> int:
     return int(found[1]) << {"M": 20, "G": 30}[found[2]]
 
 
+def _with_us(command: list[str]) -> list[str]:
+    """A command that is killed when the thread that starts it ends."""
+    return [tool("setpriv"), "--pdeathsig=KILL", *command]
+
+
+def _endpoint_device(name: str) -> dict[str, Any]:
+    """QEMU's device for an endpoint, `driver` first."""
+    identity = {"driver": "ivshmem-doorbell", "id": name, "chardev": name}
+    return {**identity, "vectors": CHANNELS, "bus": f"{name}-port"}
+
+
+def _option(device: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in device.items()).removeprefix("driver=")
+
+
 def _qemu_command(
     kernel: kernels.Kernel,
     disk: root.Root,
     accelerator: str,
     size: int,
     console: Path,
+    endpoints: dict[str, Path],
     *,
     ram: int,
     agent: int,
@@ -406,7 +471,15 @@ def _qemu_command(
         ("virtfs", f"local,mount_tag=repo,path={CHECKOUT},security_model=none,readonly=on"),
         ("device", "pvpanic-pci"),
     ]
-    command = [tool("setpriv"), "--pdeathsig=KILL", tool("qemu-system-x86_64"), "-nodefaults"]
+    for number, (name, socket_path) in enumerate(endpoints.items(), 1):
+        # With room for a device that comes later: firmware reserves little.
+        port = f"pcie-root-port,id={name}-port,chassis={number},slot={number},pref64-reserve=64M"
+        several += [
+            ("chardev", f"socket,id={name},path={socket_path}"),
+            ("device", port),
+            ("device", _option(_endpoint_device(name))),
+        ]
+    command = _with_us([tool("qemu-system-x86_64"), "-nodefaults"])
     for option, value in [*options.items(), *several]:
         command += [f"-{option}", value]
     return command
