@@ -9,7 +9,9 @@
 #include <linux/eventfd.h>
 #include <linux/minmax.h>
 #include <linux/mm.h>
+#include <linux/pagemap.h>
 #include <linux/sched.h>
+#include <linux/userfaultfd_k.h>
 
 #ifndef NYMPH_HAS_VM_FLAGS_SET
 static inline void vm_flags_set(struct vm_area_struct *vma,
@@ -29,29 +31,41 @@ static inline void nymph_eventfd_raise(struct eventfd_ctx *eventfd)
 }
 
 /*
- * What more pin_user_pages() needs to be told to pin @nr_pages pages at @addr of
- * current's memory for long and for reading; @nr_pages is lowered to what this
- * is true for. Memory that is copied once somebody writes to it has to be
- * copied now, or its owner's next write goes elsewhere: the pin would hold a
- * page of zeros, or one left over from fork(), for ever. Newer kernels do so.
+ * pin_user_pages_fast() of current's memory for long, for @nr_pages pages or
+ * less.
  */
-static inline unsigned int nymph_gup_read_flags(unsigned long addr,
-						unsigned long *nr_pages)
+static inline int nymph_pin_longterm(unsigned long addr, unsigned long nr_pages,
+				     bool write, struct page **pages)
 {
-	unsigned int flags = 0;
-#ifdef NYMPH_GUP_READS_STALE_PAGES
+	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0);
+#ifdef NYMPH_GUP_LONGTERM_IS_NARROW
 	struct vm_area_struct *vma;
+	bool armed = false;
 
 	mmap_read_lock(current->mm);
 	vma = vma_lookup(current->mm, addr);
 	if (vma) {
-		*nr_pages = min(*nr_pages, (vma->vm_end - addr) >> PAGE_SHIFT);
-		if (is_cow_mapping(vma->vm_flags))
-			flags = FOLL_WRITE | FOLL_FORCE;
+		nr_pages = min(nr_pages, (vma->vm_end - addr) >> PAGE_SHIFT);
+		/*
+		 * Memory that is copied once somebody writes to it has to be
+		 * copied now, or its owner's next write goes elsewhere: the pin
+		 * would hold a page of zeros, or one left over from fork(), for
+		 * ever.
+		 */
+		if (!write && is_cow_mapping(vma->vm_flags))
+			flags |= FOLL_WRITE | FOLL_FORCE;
+		armed = userfaultfd_armed(vma);
 	}
 	mmap_read_unlock(current->mm);
+	/* only a fault that may let go of mmap_lock can wait for userfaultfd */
+	if (armed) {
+		nr_pages = 1;
+		if (write ? fault_in_safe_writeable((char __user *)addr, 1) :
+			    fault_in_readable((char __user *)addr, 1))
+			return -EFAULT;
+	}
 #endif
-	return flags;
+	return pin_user_pages_fast(addr, nr_pages, flags, pages);
 }
 
 #endif /* _NYMPH_COMPAT_H */

@@ -171,12 +171,9 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 	while (pin->nr_pages < nr_pages) {
 		unsigned long at = (start & PAGE_MASK) +
 				   (pin->nr_pages << PAGE_SHIFT);
-		unsigned long nr = nr_pages - pin->nr_pages;
-		unsigned int flags = FOLL_LONGTERM;
 
-		flags |= write ? FOLL_WRITE : nymph_gup_read_flags(at, &nr);
-		ret = pin_user_pages_fast(at, nr, flags,
-					  pin->pages + pin->nr_pages);
+		ret = nymph_pin_longterm(at, nr_pages - pin->nr_pages, write,
+					 pin->pages + pin->nr_pages);
 		if (ret <= 0) {
 			ret = ret ?: -EFAULT;
 			goto err;

@@ -929,6 +929,14 @@ static void scene_fuse(void)
 	close(fd);
 }
 
+static void hold_open(void)
+{
+	start_work();
+	tell();
+	for (;;)
+		pause();
+}
+
 /* The module does not go while somebody holds it, and works as before. */
 static void scene_rmmod(void)
 {
@@ -937,7 +945,7 @@ static void scene_rmmod(void)
 	errno = EPERM;
 	if (geteuid() != 0)
 		skip("may not unload modules");
-	child = start(work_on);
+	child = start(hold_open);
 	until_told();
 	moment();
 	if (syscall(SYS_delete_module, "pcie_nymph", O_NONBLOCK) == 0)
