@@ -31,16 +31,14 @@ static inline void nymph_eventfd_raise(struct eventfd_ctx *eventfd)
 }
 
 /*
- * pin_user_pages_fast() of current's memory for long, for @nr_pages pages or
- * less.
+ * pin_user_pages_fast() of current's memory, for @nr_pages pages or less.
  */
-static inline int nymph_pin_longterm(unsigned long addr, unsigned long nr_pages,
-				     bool write, struct page **pages)
+static inline int nymph_pin_pages(unsigned long addr, unsigned long nr_pages,
+				  unsigned int flags, struct page **pages)
 {
-	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0);
-#ifdef NYMPH_GUP_LONGTERM_IS_NARROW
+#ifdef NYMPH_GUP_IS_NARROW
+	bool armed = false, write = flags & FOLL_WRITE;
 	struct vm_area_struct *vma;
-	bool armed = false;
 
 	mmap_read_lock(current->mm);
 	vma = vma_lookup(current->mm, addr);

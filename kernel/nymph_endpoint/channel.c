@@ -578,15 +578,19 @@ static enum dma_status nymph_ep_tx_status(struct dma_chan *chan,
 }
 
 /*
- * What was not handed over is over at once. What was stays in progress, as
- * tx_status has it, until the device has acknowledged a reset.
+ * All ends without a word, once the device has acknowledged a reset. Until then
+ * it stays in progress, as tx_status has it; and who terminates once more, when
+ * synchronize has waited in vain, gets -EBUSY.
  */
 static int nymph_ep_terminate_all(struct dma_chan *chan)
 {
 	struct nymph_ep_chan *ch = to_nymph_ep_chan(chan);
 	unsigned long flags;
+	int ret = 0;
 
 	spin_lock_irqsave(&ch->lock, flags);
+	if (!list_empty(&ch->zombies))
+		ret = -EBUSY;
 	list_splice_tail_init(&ch->running, &ch->zombies);
 	list_splice_tail_init(&ch->queued, &ch->zombies);
 	list_splice_tail_init(&ch->submitted, &ch->zombies);
@@ -597,7 +601,7 @@ static int nymph_ep_terminate_all(struct dma_chan *chan)
 			nymph_ep_abort(ch, &ch->zombies, &ch->free);
 	}
 	spin_unlock_irqrestore(&ch->lock, flags);
-	return 0;
+	return ret;
 }
 
 static bool nymph_ep_is_settled(struct nymph_ep_chan *ch)

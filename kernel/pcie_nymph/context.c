@@ -139,23 +139,19 @@ static int nymph_setup(struct nymph_context *ctx,
 		       const struct nymph_setup2 *arg)
 {
 	struct nymph_ring *ring, *old;
-	struct nymph_engine *engine;
 	int ret = 0;
 
 	if (arg->flags & ~NYMPH_SETUP_PAUSED ||
 	    !arg->entries || arg->entries > NYMPH_MAX_ENTRIES ||
 	    strnlen(arg->engine, sizeof(arg->engine)) == sizeof(arg->engine))
 		return -EINVAL;
-	engine = nymph_engine_find(arg->engine);
-	if (!engine)
-		return -ENODEV;
 	mutex_lock(&ctx->lock);
 	old = ctx->ring;
 	if (old && !READ_ONCE(old->dead) && old->mm != current->mm) {
 		ret = -EPERM;
 		goto unlock;
 	}
-	ring = nymph_ring_create(ctx, arg, engine, old);
+	ring = nymph_ring_create(ctx, arg, old);
 	if (IS_ERR(ring)) {
 		ret = PTR_ERR(ring);
 		goto unlock;
@@ -493,10 +489,8 @@ static int nymph_ioc_enter(struct nymph_context *ctx, void __user *uarg)
 
 static int nymph_ioc_query(void __user *uarg)
 {
-	struct nymph_engine_info __user *to;
-	struct nymph_engine_info info;
+	struct nymph_engine_info *infos;
 	struct nymph_query arg;
-	unsigned int i;
 	int ret;
 
 	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
@@ -512,15 +506,23 @@ static int nymph_ioc_query(void __user *uarg)
 	arg.max_length = NYMPH_MAX_LENGTH;
 	arg.max_entries = NYMPH_MAX_ENTRIES;
 	arg.setup_flags = NYMPH_SETUP_PAUSED;
-	arg.num_engines = nymph_engine_count();
 
-	to = u64_to_user_ptr(arg.engines);
-	for (i = 0; to && i < min(arg.max_engines, arg.num_engines); i++) {
-		nymph_engine_info(i, &info);
-		if (copy_to_user(to + i, &info, sizeof(info)))
-			return -EFAULT;
-	}
-	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+	infos = kcalloc(NYMPH_MAX_ENGINES, sizeof(*infos), GFP_KERNEL_ACCOUNT);
+	if (!infos)
+		return -ENOMEM;
+	ret = nymph_engine_infos(infos, NYMPH_MAX_ENGINES);
+	if (ret < 0)
+		goto free;
+	arg.num_engines = ret;
+	ret = 0;
+	if ((arg.engines && copy_to_user(u64_to_user_ptr(arg.engines), infos,
+					 min(arg.max_engines, arg.num_engines) *
+					 sizeof(*infos))) ||
+	    copy_to_user(uarg, &arg, sizeof(arg)))
+		ret = -EFAULT;
+free:
+	kfree(infos);
+	return ret;
 }
 
 static int nymph_ioc_cancel(struct nymph_context *ctx, void __user *uarg)

@@ -1,49 +1,259 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: the engines there are.
+ * pcie_nymph: the engines there are, and which of them a ring gets.
  */
+#include <linux/err.h>
 #include <linux/kernel.h>
+#include <linux/list.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 
 #include "nymph.h"
 
-static struct nymph_engine *const nymph_engines[] = {
-	&nymph_engine_cpu,
-};
+/*
+ * Serializes the list, ids and the engines' rings. Engines stay in the list for
+ * as long as the module does: one that went away may come back.
+ */
+static DEFINE_MUTEX(nymph_engines_lock);
+static LIST_HEAD(nymph_engines);
+static u32 nymph_last_engine_id = 1;
 
 /**
- * nymph_engine_find() - the engine of that name
- * @name: as user space gave it; "auto" or "" for the driver's choice
+ * nymph_bounce_create() - make a bounce buffer
  *
- * Return: the engine, or NULL.
+ * Return: the buffer, with one reference; or NULL.
  */
-struct nymph_engine *nymph_engine_find(const char *name)
+struct nymph_bounce *nymph_bounce_create(void)
 {
-	unsigned int i;
+	struct nymph_bounce *bounce;
 
-	if (!*name || !strcmp(name, "auto"))
-		return &nymph_engine_cpu;
+	bounce = kvmalloc(struct_size(bounce, data, NYMPH_PIECE),
+			  GFP_KERNEL_ACCOUNT);
+	if (bounce)
+		refcount_set(&bounce->refs, 1);
+	return bounce;
+}
 
-	for (i = 0; i < ARRAY_SIZE(nymph_engines); i++)
-		if (!strcmp(name, nymph_engines[i]->name))
-			return nymph_engines[i];
+/**
+ * nymph_bounce_put() - somebody is done with a bounce buffer
+ * @bounce: the buffer, or NULL
+ */
+void nymph_bounce_put(struct nymph_bounce *bounce)
+{
+	if (bounce && refcount_dec_and_test(&bounce->refs))
+		kvfree(bounce);
+}
+
+/**
+ * nymph_engine_lookup() - the DMA engine of that name, whether it is there or not
+ * @name: its name
+ *
+ * The engines' lock is held: for nymph_dma_scan().
+ */
+struct nymph_engine *nymph_engine_lookup(const char *name)
+{
+	struct nymph_engine *engine;
+
+	lockdep_assert_held(&nymph_engines_lock);
+	list_for_each_entry(engine, &nymph_engines, list)
+		if (!strcmp(engine->name, name))
+			return engine;
 	return NULL;
 }
 
-unsigned int nymph_engine_count(void)
+/**
+ * nymph_engine_add() - a DMA engine that nobody knew
+ * @engine: with its name
+ *
+ * The engines' lock is held: for nymph_dma_scan().
+ */
+void nymph_engine_add(struct nymph_engine *engine)
 {
-	return ARRAY_SIZE(nymph_engines);
+	lockdep_assert_held(&nymph_engines_lock);
+	engine->id = ++nymph_last_engine_id;
+	list_add_tail(&engine->list, &nymph_engines);
 }
 
 /**
- * nymph_engine_info() - what user space is told of an engine
- * @i: which, less than nymph_engine_count()
- * @info: filled
+ * nymph_engines_each_locked() - do something with every DMA engine
+ * @visit: what
+ * @param: for it
+ *
+ * The engines' lock is held.
  */
-void nymph_engine_info(unsigned int i, struct nymph_engine_info *info)
+void nymph_engines_each_locked(void (*visit)(struct nymph_engine *engine,
+					     void *param), void *param)
+{
+	struct nymph_engine *engine;
+
+	lockdep_assert_held(&nymph_engines_lock);
+	list_for_each_entry(engine, &nymph_engines, list)
+		visit(engine, param);
+}
+
+/**
+ * nymph_engines_each() - do something with every DMA engine
+ * @visit: what
+ * @param: for it
+ */
+void nymph_engines_each(void (*visit)(struct nymph_engine *engine, void *param),
+			void *param)
+{
+	mutex_lock(&nymph_engines_lock);
+	nymph_engines_each_locked(visit, param);
+	mutex_unlock(&nymph_engines_lock);
+}
+
+/* The DMA engine with the fewest rings that can be had, or else the CPU. */
+static struct nymph_engine *nymph_engine_choose(void)
+{
+	struct nymph_engine *engine, *best = NULL;
+
+	list_for_each_entry(engine, &nymph_engines, list) {
+		if (!nymph_dma_is_there(engine) || !engine->ready(engine))
+			continue;
+		if (!best || engine->rings < best->rings)
+			best = engine;
+	}
+	return best ?: &nymph_engine_cpu;
+}
+
+static int nymph_engine_start(struct nymph_engine *engine)
+{
+	int ret;
+
+	if (engine->start) {
+		ret = engine->start(engine);
+		if (ret)
+			return ret;
+	}
+	engine->rings++;
+	return 0;
+}
+
+/**
+ * nymph_engine_get() - an engine for a ring
+ * @name: as user space gave it; "auto" or "" for the driver's choice
+ * @is_auto: whether it is that
+ *
+ * Return: the engine, until nymph_engine_put(); -ENODEV if none of that name is
+ * there, or somebody else has it; -EIO if it does not work; -ENOMEM.
+ */
+struct nymph_engine *nymph_engine_get(const char *name, bool *is_auto)
+{
+	struct nymph_engine *engine;
+	int ret;
+
+	*is_auto = !*name || !strcmp(name, "auto");
+	mutex_lock(&nymph_engines_lock);
+	ret = nymph_dma_scan();
+	if (ret)
+		goto unlock;
+	if (*is_auto)
+		engine = nymph_engine_choose();
+	else if (!strcmp(name, nymph_engine_cpu.name))
+		engine = &nymph_engine_cpu;
+	else
+		engine = nymph_engine_lookup(name);
+	ret = -ENODEV;
+	if (engine && (engine == &nymph_engine_cpu ||
+		       nymph_dma_is_there(engine)))
+		ret = nymph_engine_start(engine);
+	if (ret && *is_auto) {
+		engine = &nymph_engine_cpu;
+		ret = nymph_engine_start(engine);
+	}
+unlock:
+	mutex_unlock(&nymph_engines_lock);
+	return ret ? ERR_PTR(ret) : engine;
+}
+
+/**
+ * nymph_engine_put() - a ring does not need its engine any more
+ * @engine: what nymph_engine_get() returned
+ */
+void nymph_engine_put(struct nymph_engine *engine)
+{
+	mutex_lock(&nymph_engines_lock);
+	if (!--engine->rings && engine->stop)
+		engine->stop(engine);
+	mutex_unlock(&nymph_engines_lock);
+}
+
+static void nymph_engine_describe(const struct nymph_engine *engine,
+				  struct nymph_engine_info *info)
 {
 	memset(info, 0, sizeof(*info));
 	info->size = sizeof(*info);
-	info->id = nymph_engines[i]->id;
-	strscpy(info->name, nymph_engines[i]->name, sizeof(info->name));
+	info->id = engine->id;
+	strscpy(info->name, engine->name, sizeof(info->name));
+}
+
+/**
+ * nymph_engine_infos() - what user space is told of the engines
+ * @infos: filled
+ * @max: elements in it, at least 1
+ *
+ * Return: how many there are, at most @max; or -ENOMEM.
+ */
+int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max)
+{
+	struct nymph_engine *engine;
+	int ret, n = 0;
+
+	nymph_engine_describe(&nymph_engine_cpu, &infos[n++]);
+	mutex_lock(&nymph_engines_lock);
+	ret = nymph_dma_scan();
+	list_for_each_entry(engine, &nymph_engines, list)
+		if (n < max && nymph_dma_is_there(engine))
+			nymph_engine_describe(engine, &infos[n++]);
+	mutex_unlock(&nymph_engines_lock);
+	return ret ?: n;
+}
+
+/**
+ * nymph_engine_move() - have a ring's engine move bytes
+ * @ring: current is its executor
+ * @move: what is to be moved; all but @len, @done and @adrift stay as they are
+ *
+ * If the driver chose the engine, the CPU does what the engine could not, unless
+ * the engine may be at it still: then it would write later what nobody expects.
+ *
+ * Return: 0, -EFAULT, or how the engine failed: -EIO, -ETIMEDOUT, -ENODEV.
+ */
+int nymph_engine_move(struct nymph_ring *ring, struct nymph_move *move)
+{
+	struct nymph_engine *engine = ring->engine;
+	bool may_fall_back = ring->auto_engine && engine != &nymph_engine_cpu;
+	int ret = -EIO;
+
+	move->done = 0;
+	move->adrift = false;
+	if (!may_fall_back || engine->ready(engine)) {
+		ring->transfer.engine = engine->id;
+		ret = engine->move(engine, move);
+		if (!ret || ret == -EFAULT)
+			return ret;
+		nymph_count(NYMPH_COUNT_ENGINE_FAILURES, 1);
+	}
+	if (!may_fall_back || move->adrift)
+		return ret;
+	nymph_count(NYMPH_COUNT_FALLBACKS, 1);
+	move->done = 0;
+	ring->transfer.engine = nymph_engine_cpu.id;
+	return nymph_engine_cpu.move(&nymph_engine_cpu, move);
+}
+
+/**
+ * nymph_engines_exit() - forget all DMA engines
+ *
+ * No ring is left.
+ */
+void nymph_engines_exit(void)
+{
+	struct nymph_engine *engine, *next;
+
+	list_for_each_entry_safe(engine, next, &nymph_engines, list)
+		nymph_dma_forget(engine);
+	INIT_LIST_HEAD(&nymph_engines);
 }

@@ -395,35 +395,40 @@ static void cpu_copy_scattered_test(struct kunit *test)
 	static const unsigned int offsets[] = { 0, 1, 63, 64, 2048, 4095 };
 	static const size_t lens[] = { 1, 64, 4095, 4096, 4097, 12289 };
 	struct nymph_engine *cpu = &nymph_engine_cpu;
-	struct nymph_pin src, dst;
+	struct nymph_region src = {}, dst = {};
+	const struct nymph_operand from = { .region = &src };
+	const struct nymph_operand to = { .region = &dst };
 	unsigned int s, d, l;
-	size_t i, done, all;
+	size_t i, all;
 
 	all = (SCATTER_PAGES - 1) * PAGE_SIZE;
 	for (s = 0; s < ARRAY_SIZE(offsets); s++) {
-		scatter(test, &src, offsets[s]);
+		scatter(test, &src.pin, offsets[s]);
 		for (i = 0; i < all; i++)
-			*scatter_at(&src, i) = i % 251;
+			*scatter_at(&src.pin, i) = i % 251;
 		for (d = 0; d < ARRAY_SIZE(offsets); d++) {
-			scatter(test, &dst, offsets[d]);
+			scatter(test, &dst.pin, offsets[d]);
 			for (l = 0; l < ARRAY_SIZE(lens); l++) {
 				size_t len = lens[l], skip = offsets[l];
+				struct nymph_move move = {
+					.dst = &to,
+					.dst_off = skip,
+					.src = &from,
+					.src_off = 7,
+					.len = len,
+				};
 				size_t bad = 0;
 
 				for (i = 0; i < all; i++)
-					*scatter_at(&dst, i) = 0xff;
-				done = 0;
-				KUNIT_ASSERT_EQ(test,
-						cpu->ops->copy(cpu, &dst, skip,
-							       &src, 7, len,
-							       &done), 0);
-				KUNIT_ASSERT_EQ(test, done, len);
+					*scatter_at(&dst.pin, i) = 0xff;
+				KUNIT_ASSERT_EQ(test, cpu->move(cpu, &move), 0);
+				KUNIT_ASSERT_EQ(test, move.done, len);
 				for (i = 0; i < all; i++) {
 					bool in = i >= skip && i < skip + len;
 					u8 want = in ? (i - skip + 7) % 251 :
 						       0xff;
 
-					bad += *scatter_at(&dst, i) != want;
+					bad += *scatter_at(&dst.pin, i) != want;
 				}
 				KUNIT_EXPECT_EQ_MSG(test, bad, (size_t)0,
 						    "offsets %u, %u, %zu bytes",

@@ -64,9 +64,18 @@ static int __init nymph_init(void)
 	ret = register_pm_notifier(&nymph_pm_notifier);
 	if (ret)
 		return ret;
+	ret = nymph_dma_init();
+	if (ret)
+		goto pm;
 	ret = misc_register(&nymph_misc);
 	if (ret)
-		unregister_pm_notifier(&nymph_pm_notifier);
+		goto dma;
+	return 0;
+
+dma:
+	nymph_dma_exit();
+pm:
+	unregister_pm_notifier(&nymph_pm_notifier);
 	return ret;
 }
 module_init(nymph_init);
@@ -74,6 +83,7 @@ module_init(nymph_init);
 static void __exit nymph_exit(void)
 {
 	misc_deregister(&nymph_misc);
+	nymph_dma_exit();
 	unregister_pm_notifier(&nymph_pm_notifier);
 }
 module_exit(nymph_exit);

@@ -62,6 +62,9 @@ enum nymph_counter {
 	NYMPH_COUNT_RINGS,
 	NYMPH_COUNT_PINNED_PAGES,
 	NYMPH_COUNT_ALLOCATED_PAGES,
+	NYMPH_COUNT_ENGINE_FAILURES,
+	NYMPH_COUNT_FALLBACKS,
+	NYMPH_COUNT_QUARANTINED,
 	NYMPH_NR_COUNTERS
 };
 
@@ -98,40 +101,89 @@ u64 nymph_latency_quantile(const struct nymph_histogram *h,
 
 struct nymph_engine;
 struct nymph_operand;
-struct nymph_pin;
 
 /**
- * struct nymph_engine_ops - how an engine moves bytes
- * @store: move @len bytes from kernel memory @src to @dst_off in @dst. Returns
- *	when the engine is done with both.
- * @copy: move @len bytes from @src_off in the pinned @src to @dst_off in the
- *	pinned @dst. Returns when the engine is done with both.
- *
- * @len is at most NYMPH_PIECE. Both may sleep, run for one ring at a time,
- * return 0 or a negative errno, and leave in @done how many bytes arrived, from
- * the start on.
+ * struct nymph_bounce - what a ring moves by way of
+ * @refs: the ring's, and one for each transfer an engine may still be at
+ * @data: NYMPH_PIECE bytes
  */
-struct nymph_engine_ops {
-	int (*store)(struct nymph_engine *engine,
-		     const struct nymph_operand *dst, u64 dst_off,
-		     const void *src, size_t len, size_t *done);
-	int (*copy)(struct nymph_engine *engine,
-		    const struct nymph_pin *dst, u64 dst_off,
-		    const struct nymph_pin *src, u64 src_off,
-		    size_t len, size_t *done);
+struct nymph_bounce {
+	refcount_t refs;
+	u8 data[];
 };
 
+struct nymph_bounce *nymph_bounce_create(void);
+void nymph_bounce_put(struct nymph_bounce *bounce);
+
+/**
+ * struct nymph_move - bytes to be moved
+ * @dst: where to
+ * @dst_off: where in it
+ * @src: where from, which has a pin, and @dst then too; or NULL
+ * @src_off: where in it
+ * @bounce: where from, if @src is NULL
+ * @len: how many, at most NYMPH_PIECE
+ * @done: how many arrived, from the start on
+ * @adrift: the engine failed, and may be at it still: until it is known not to
+ *	be, it keeps a reference to the regions, or the bounce buffer
+ */
+struct nymph_move {
+	const struct nymph_operand *dst;
+	u64 dst_off;
+	const struct nymph_operand *src;
+	u64 src_off;
+	struct nymph_bounce *bounce;
+	size_t len;
+	size_t done;
+	bool adrift;
+};
+
+/**
+ * struct nymph_engine - something that moves bytes
+ * @list: in the list of all
+ * @name: what SETUP2 takes
+ * @id: what records say
+ * @rings: rings that have it; under the engines' lock
+ * @start: a ring is to have it; returns 0 or a negative errno
+ * @stop: the last one is gone
+ * @ready: whether it is worth trying; NULL if always
+ * @move: returns 0 or a negative errno: -EFAULT is the memory's fault, all
+ *	others are the engine's. Sleeps, for no longer than the engine's own
+ *	deadline. Called for one ring at a time of each, but for many rings.
+ */
 struct nymph_engine {
-	const char *name;
+	struct list_head list;
+	char name[NYMPH_ENGINE_NAME_SIZE];
 	u32 id;
-	const struct nymph_engine_ops *ops;
+	unsigned int rings;
+	int (*start)(struct nymph_engine *engine);
+	void (*stop)(struct nymph_engine *engine);
+	bool (*ready)(struct nymph_engine *engine);
+	int (*move)(struct nymph_engine *engine, struct nymph_move *move);
 };
 
 extern struct nymph_engine nymph_engine_cpu;
 
-struct nymph_engine *nymph_engine_find(const char *name);
-unsigned int nymph_engine_count(void);
-void nymph_engine_info(unsigned int i, struct nymph_engine_info *info);
+/* More than any machine has. */
+#define NYMPH_MAX_ENGINES	128
+
+struct nymph_engine *nymph_engine_get(const char *name, bool *is_auto);
+void nymph_engine_put(struct nymph_engine *engine);
+int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max);
+int nymph_engine_move(struct nymph_ring *ring, struct nymph_move *move);
+struct nymph_engine *nymph_engine_lookup(const char *name);
+void nymph_engine_add(struct nymph_engine *engine);
+void nymph_engines_each(void (*visit)(struct nymph_engine *engine, void *param),
+			void *param);
+void nymph_engines_each_locked(void (*visit)(struct nymph_engine *engine,
+					     void *param), void *param);
+void nymph_engines_exit(void);
+
+int nymph_dma_scan(void);
+bool nymph_dma_is_there(struct nymph_engine *engine);
+void nymph_dma_forget(struct nymph_engine *engine);
+int nymph_dma_init(void);
+void nymph_dma_exit(void);
 
 /* pin.c: memory that stays where it is */
 
@@ -188,6 +240,8 @@ struct nymph_region {
 
 struct nymph_region *nymph_region_create(struct user_struct *user,
 					 const struct nymph_buffer *arg);
+struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
+				      u64 length, bool write);
 void nymph_region_put(struct nymph_region *region);
 int nymph_region_map(struct nymph_region *region, struct vm_area_struct *vma);
 
@@ -222,23 +276,17 @@ struct nymph_waiter {
 	int status;
 };
 
-/* What a ZERO_COPY entry has pinned by itself. */
-struct nymph_pins {
-	struct nymph_pin src;
-	struct nymph_pin dst;
-};
-
 /**
  * struct nymph_operand - one side of an entry
  * @used: the entry has such a side
- * @region: what @pin belongs to, if that is a buffer
- * @pin: where the memory is; NULL if it is borrowed of ring->mm
- * @at: offset into @pin, or user address
+ * @own: @region is this entry's alone, pinned for it
+ * @region: the memory; NULL if it is borrowed of ring->mm
+ * @at: offset into @region, or user address
  */
 struct nymph_operand {
 	bool used;
+	bool own;
 	struct nymph_region *region;
-	const struct nymph_pin *pin;
 	u64 at;
 };
 
@@ -247,7 +295,6 @@ struct nymph_operand {
  * @entry: as it was accepted
  * @src: what it reads
  * @dst: what it writes, or compares with
- * @pins: of a ZERO_COPY entry
  * @waiter: the caller that waits for it, or NULL
  * @queued_ns: when it was accepted
  * @canceled: CANCEL named it
@@ -256,7 +303,6 @@ struct nymph_slot {
 	struct nymph_entry entry;
 	struct nymph_operand src;
 	struct nymph_operand dst;
-	struct nymph_pins *pins;
 	struct nymph_waiter *waiter;
 	u64 queued_ns;
 	bool canceled;
@@ -267,6 +313,7 @@ struct nymph_slot {
  * @active: it was started
  * @done: bytes that reached the destination, or were hashed or found equal
  * @checked: bytes of the destination read back by VERIFY_HASH
+ * @engine: id of the engine that moved the last of them
  * @record_flags: NYMPH_RECORD_*, which of the digests are whole
  *
  * It belongs to the executor. An executor that has to stop between two
@@ -277,6 +324,7 @@ struct nymph_transfer {
 	u64 started_ns;
 	u64 done;
 	u64 checked;
+	u32 engine;
 	u32 record_flags;
 	struct nymph_blake3 src_hash;
 	struct nymph_blake3 dst_hash;
@@ -313,13 +361,14 @@ struct nymph_estate {
  * @owner: that process
  * @user: who is charged for pinned memory, and for the ring
  * @engine: moves the bytes
+ * @auto_engine: the driver chose it, and may let the CPU do its work
  * @id: number of the ring in traces and sysfs
  * @dir: its directory in sysfs
  * @worker: runs what no caller waits for; stopped by nymph_ring_destroy()
  * @work_wait: where @worker sleeps
  * @state: NYMPH_RING_EXECUTING, taken with nymph_ring_claim()
  * @transfer: the executor's
- * @bounce: the executor's, NYMPH_PIECE bytes
+ * @bounce: the executor's
  * @reap_lock: one reader of records at a time; taken before @lock
  * @lock: serializes everything below; never held over user memory
  * @dead: RESET or close came: nothing is accepted, what is queued is canceled
@@ -342,13 +391,14 @@ struct nymph_ring {
 	struct pid *owner;
 	struct nymph_user *user;
 	struct nymph_engine *engine;
+	bool auto_engine;
 	unsigned int id;
 	struct nymph_ring_dir *dir;
 	struct task_struct *worker;
 	wait_queue_head_t work_wait;
 	unsigned long state;
 	struct nymph_transfer transfer;
-	void *bounce;
+	struct nymph_bounce *bounce;
 
 	struct mutex reap_lock;	/* one reader of records at a time */
 	struct mutex lock;	/* everything below */
@@ -382,7 +432,6 @@ struct nymph_limits {
 
 struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 				     const struct nymph_setup2 *setup,
-				     struct nymph_engine *engine,
 				     const struct nymph_ring *old);
 void nymph_ring_put(struct nymph_ring *ring);
 bool nymph_ring_retire_idle(struct nymph_ring *ring, struct nymph_ring *heir);

@@ -145,6 +145,7 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 {
 	unsigned long start = untagged_addr((unsigned long)addr);
 	unsigned long nr_pages, weight;
+	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0);
 	bool charge = !capable(CAP_IPC_LOCK);
 	int ret;
 
@@ -172,8 +173,8 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 		unsigned long at = (start & PAGE_MASK) +
 				   (pin->nr_pages << PAGE_SHIFT);
 
-		ret = nymph_pin_longterm(at, nr_pages - pin->nr_pages, write,
-					 pin->pages + pin->nr_pages);
+		ret = nymph_pin_pages(at, nr_pages - pin->nr_pages, flags,
+				      pin->pages + pin->nr_pages);
 		if (ret <= 0) {
 			ret = ret ?: -EFAULT;
 			goto err;

@@ -15,6 +15,31 @@
 #include "compat.h"
 #include "nymph.h"
 
+static struct nymph_region *nymph_region_new(struct user_struct *user,
+					     u64 length)
+{
+	struct nymph_region *region;
+
+	region = kzalloc(sizeof(*region), GFP_KERNEL_ACCOUNT);
+	if (!region)
+		return NULL;
+	refcount_set(&region->refs, 1);
+	region->user = get_uid(user);
+	region->length = length;
+	return region;
+}
+
+/* A region is one if it got its memory. */
+static struct nymph_region *nymph_region_filled(struct nymph_region *region,
+						int error)
+{
+	if (!error)
+		return region;
+	free_uid(region->user);
+	kfree(region);
+	return ERR_PTR(error);
+}
+
 /**
  * nymph_region_create() - allocate or pin memory
  * @user: who is charged
@@ -30,27 +55,40 @@ struct nymph_region *nymph_region_create(struct user_struct *user,
 	struct nymph_region *region;
 	int ret;
 
-	region = kzalloc(sizeof(*region), GFP_KERNEL_ACCOUNT);
-	if (!region)
-		return ERR_PTR(-ENOMEM);
-	if (arg->op == NYMPH_BUFFER_ALLOC) {
-		ret = nymph_pin_alloc(&region->pin, user, arg->length);
-	} else {
+	if (arg->op == NYMPH_BUFFER_REGISTER) {
 		ret = nymph_check_mapped(arg->addr, arg->length,
 					 write ? VM_READ | VM_WRITE : VM_READ,
 					 true);
-		if (!ret)
-			ret = nymph_pin_user(&region->pin, user, arg->addr,
-					     arg->length, write);
+		if (ret)
+			return ERR_PTR(ret);
+		return nymph_region_pin(user, arg->addr, arg->length, write);
 	}
-	if (ret) {
-		kfree(region);
-		return ERR_PTR(ret);
-	}
-	refcount_set(&region->refs, 1);
-	region->user = get_uid(user);
-	region->length = arg->length;
-	return region;
+
+	region = nymph_region_new(user, arg->length);
+	if (!region)
+		return ERR_PTR(-ENOMEM);
+	return nymph_region_filled(region, nymph_pin_alloc(&region->pin, user,
+							   arg->length));
+}
+
+/**
+ * nymph_region_pin() - pin current's memory
+ * @user: who is charged
+ * @addr: start, checked with nymph_check_mapped()
+ * @length: bytes, not 0
+ * @write: whether an engine will write to it
+ *
+ * Return: the region, with one reference; or what nymph_pin_user() says.
+ */
+struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
+				      u64 length, bool write)
+{
+	struct nymph_region *region = nymph_region_new(user, length);
+
+	if (!region)
+		return ERR_PTR(-ENOMEM);
+	return nymph_region_filled(region, nymph_pin_user(&region->pin, user,
+							  addr, length, write));
 }
 
 /**

@@ -81,13 +81,15 @@ static void nymph_ring_free(struct nymph_ring *ring)
 	kvfree(ring->estate);
 	kvfree(ring->records);
 	kvfree(ring->slots);
-	kvfree(ring->bounce);
+	nymph_bounce_put(ring->bounce);
 	put_pid(ring->owner);
 	mmdrop(ring->mm);
 	nymph_context_put(ring->ctx);
 	mutex_destroy(&ring->lock);
 	mutex_destroy(&ring->reap_lock);
 	nymph_user_drop_ring(ring->user);
+	if (ring->engine)
+		nymph_engine_put(ring->engine);
 	kfree(ring);
 	nymph_count(NYMPH_COUNT_RINGS, -1);
 }
@@ -96,18 +98,17 @@ static void nymph_ring_free(struct nymph_ring *ring)
  * nymph_ring_create() - make a ring that belongs to current's memory
  * @ctx: the context it is for
  * @setup: checked
- * @engine: what @setup names
  * @old: the ring whose place it takes if that is idle, or NULL
  *
  * Return: the ring, to be ended by nymph_ring_destroy() or
- * nymph_ring_release(); -ENFILE, -EMFILE, -ENOMEM, or -EINTR if current was
- * killed.
+ * nymph_ring_release(); -ENODEV or what starting the engine says; -ENFILE,
+ * -EMFILE, -ENOMEM, or -EINTR if current was killed.
  */
 struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 				     const struct nymph_setup2 *setup,
-				     struct nymph_engine *engine,
 				     const struct nymph_ring *old)
 {
+	struct nymph_engine *engine;
 	struct nymph_user *user;
 	struct nymph_ring *ring;
 	int ret = -ENOMEM;
@@ -132,7 +133,6 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 	ring->mm = current->mm;
 	ring->owner = get_pid(task_tgid(current));
 	ring->user = user;
-	ring->engine = engine;
 	ring->id = atomic_inc_return(&nymph_last_ring_id);
 	ring->paused = setup->flags & NYMPH_SETUP_PAUSED;
 	ring->active.size = setup->entries;
@@ -144,9 +144,16 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 			       GFP_KERNEL_ACCOUNT);
 	ring->records = kvcalloc(setup->records, sizeof(*ring->records),
 				 GFP_KERNEL_ACCOUNT);
-	ring->bounce = kvmalloc(NYMPH_PIECE, GFP_KERNEL_ACCOUNT);
+	ring->bounce = nymph_bounce_create();
 	if (!ring->estate || !ring->slots || !ring->records || !ring->bounce)
 		goto err;
+
+	engine = nymph_engine_get(setup->engine, &ring->auto_engine);
+	if (IS_ERR(engine)) {
+		ret = PTR_ERR(engine);
+		goto err;
+	}
+	ring->engine = engine;
 
 	ret = nymph_ring_publish(ring);
 	if (ret)
@@ -349,7 +356,7 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 	r->completed_ns = now;
 	if (t->active) {
 		r->bytes_done = t->done;
-		r->engine = ring->engine->id;
+		r->engine = t->engine ?: ring->engine->id;
 		r->flags = t->record_flags;
 		r->started_ns = t->started_ns;
 		if (r->flags & NYMPH_RECORD_SRC_DIGEST)

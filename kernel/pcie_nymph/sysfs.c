@@ -54,6 +54,9 @@ NYMPH_COUNTER_ATTR(contexts, NYMPH_COUNT_CONTEXTS);
 NYMPH_COUNTER_ATTR(rings, NYMPH_COUNT_RINGS);
 NYMPH_COUNTER_ATTR(pinned_pages, NYMPH_COUNT_PINNED_PAGES);
 NYMPH_COUNTER_ATTR(allocated_pages, NYMPH_COUNT_ALLOCATED_PAGES);
+NYMPH_COUNTER_ATTR(engine_failures, NYMPH_COUNT_ENGINE_FAILURES);
+NYMPH_COUNTER_ATTR(fallbacks, NYMPH_COUNT_FALLBACKS);
+NYMPH_COUNTER_ATTR(quarantined, NYMPH_COUNT_QUARANTINED);
 
 static struct attribute *nymph_counter_attrs[] = {
 	&dev_attr_submitted.attr,
@@ -66,6 +69,9 @@ static struct attribute *nymph_counter_attrs[] = {
 	&dev_attr_rings.attr,
 	&dev_attr_pinned_pages.attr,
 	&dev_attr_allocated_pages.attr,
+	&dev_attr_engine_failures.attr,
+	&dev_attr_fallbacks.attr,
+	&dev_attr_quarantined.attr,
 	NULL
 };
 

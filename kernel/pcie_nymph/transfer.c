@@ -139,7 +139,6 @@ static int nymph_operand_find(struct nymph_ring *ring,
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	o->region = region;
-	o->pin = &region->pin;
 	return 0;
 }
 
@@ -151,24 +150,35 @@ static int nymph_operand_check(const struct nymph_operand *o, u64 len,
 	if (!o->region)
 		return nymph_check_mapped(o->at, len, vm_flags, long_term);
 	if (o->at > o->region->length || len > o->region->length - o->at ||
-	    (vm_flags & VM_WRITE && !o->pin->write))
+	    (vm_flags & VM_WRITE && !o->region->pin.write))
 		return -EFAULT;
 	return 0;
 }
 
-static int nymph_operand_pin(struct nymph_operand *o, struct nymph_pin *pin,
-			     struct user_struct *user, u64 len, bool write)
+static int nymph_operand_pin(struct nymph_ring *ring, struct nymph_operand *o,
+			     u64 len, bool write)
 {
-	int ret;
+	struct nymph_region *region;
 
 	if (!o->used || o->region)
 		return 0;
-	ret = nymph_pin_user(pin, user, o->at, len, write);
-	if (ret)
-		return ret;
-	o->pin = pin;
+	region = nymph_region_pin(ring->user->account, o->at, len, write);
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+	atomic_long_add(region->pin.nr_pages, &ring->pinned_pages);
+	o->region = region;
+	o->own = true;
 	o->at = 0;
 	return 0;
+}
+
+static void nymph_operand_release(struct nymph_ring *ring,
+				  struct nymph_operand *o)
+{
+	if (o->own)
+		atomic_long_sub(o->region->pin.nr_pages, &ring->pinned_pages);
+	nymph_region_put(o->region);
+	memset(o, 0, sizeof(*o));
 }
 
 /**
@@ -207,22 +217,10 @@ int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot)
 	if (!ret)
 		ret = nymph_operand_check(&slot->dst, e->length, dst_flags,
 					  zero_copy);
-	if (!ret && zero_copy) {
-		slot->pins = kzalloc(sizeof(*slot->pins), GFP_KERNEL_ACCOUNT);
-		if (!slot->pins)
-			ret = -ENOMEM;
-		if (!ret)
-			ret = nymph_operand_pin(&slot->src, &slot->pins->src,
-						ring->user->account, e->length,
-						false);
-		if (!ret)
-			ret = nymph_operand_pin(&slot->dst, &slot->pins->dst,
-						ring->user->account, e->length,
-						op->moves);
-	}
-	if (slot->pins)
-		atomic_long_add(slot->pins->src.nr_pages +
-				slot->pins->dst.nr_pages, &ring->pinned_pages);
+	if (!ret && zero_copy)
+		ret = nymph_operand_pin(ring, &slot->src, e->length, false);
+	if (!ret && zero_copy)
+		ret = nymph_operand_pin(ring, &slot->dst, e->length, op->moves);
 	if (ret)
 		nymph_entry_release(ring, slot);
 	return ret;
@@ -235,18 +233,8 @@ int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot)
  */
 void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot)
 {
-	if (slot->pins) {
-		atomic_long_sub(slot->pins->src.nr_pages +
-				slot->pins->dst.nr_pages, &ring->pinned_pages);
-		nymph_unpin(&slot->pins->dst, ring->user->account);
-		nymph_unpin(&slot->pins->src, ring->user->account);
-		kfree(slot->pins);
-	}
-	nymph_region_put(slot->dst.region);
-	nymph_region_put(slot->src.region);
-	slot->pins = NULL;
-	memset(&slot->src, 0, sizeof(slot->src));
-	memset(&slot->dst, 0, sizeof(slot->dst));
+	nymph_operand_release(ring, &slot->dst);
+	nymph_operand_release(ring, &slot->src);
 }
 
 /**
@@ -259,6 +247,7 @@ void nymph_transfer_start(struct nymph_transfer *t)
 	t->started_ns = ktime_get_ns();
 	t->done = 0;
 	t->checked = 0;
+	t->engine = 0;
 	t->record_flags = 0;
 	nymph_blake3_init(&t->src_hash);
 	nymph_blake3_init(&t->dst_hash);
@@ -277,8 +266,8 @@ static int nymph_fault(void)
 static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
 			 size_t len)
 {
-	if (o->pin) {
-		nymph_pin_load(o->pin, o->at + offset, to, len);
+	if (o->region) {
+		nymph_pin_load(&o->region->pin, o->at + offset, to, len);
 		return len;
 	}
 	return len - copy_from_user(to, u64_to_user_ptr(o->at + offset), len);
@@ -289,19 +278,24 @@ static int nymph_copy_direct(struct nymph_ring *ring, struct nymph_slot *slot,
 {
 	const struct nymph_operand *src = &slot->src, *dst = &slot->dst;
 	struct nymph_transfer *t = &ring->transfer;
+	struct nymph_move move = {
+		.dst = dst,
+		.dst_off = dst->at + t->done,
+		.src = src,
+		.src_off = src->at + t->done,
+		.len = len,
+	};
 	u32 flags = slot->entry.flags;
-	size_t moved = 0;
 	int ret;
 
-	ret = ring->engine->ops->copy(ring->engine, dst->pin, dst->at + t->done,
-				      src->pin, src->at + t->done, len, &moved);
+	ret = nymph_engine_move(ring, &move);
 	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH)
-		nymph_pin_hash(src->pin, src->at + t->done, moved,
+		nymph_pin_hash(&src->region->pin, move.src_off, move.done,
 			       &t->src_hash);
 	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY)
-		nymph_pin_hash(dst->pin, dst->at + t->done, moved,
+		nymph_pin_hash(&dst->region->pin, move.dst_off, move.done,
 			       &t->dst_hash);
-	t->done += moved;
+	t->done += move.done;
 	return ret;
 }
 
@@ -311,25 +305,30 @@ static int nymph_copy_bounced(struct nymph_ring *ring, struct nymph_slot *slot,
 {
 	const struct nymph_entry *e = &slot->entry;
 	struct nymph_transfer *t = &ring->transfer;
-	size_t loaded = len, moved = 0;
+	struct nymph_move move = {
+		.dst = &slot->dst,
+		.dst_off = slot->dst.at + t->done,
+		.bounce = ring->bounce,
+	};
+	void *bounce = ring->bounce->data;
+	size_t loaded = len;
 	int ret = 0;
 
 	/* every piece but the last is a multiple of the pattern */
 	if (e->opcode == NYMPH_OP_FILL)
-		memset64(ring->bounce, (__force u64)cpu_to_le64(e->src),
+		memset64(bounce, (__force u64)cpu_to_le64(e->src),
 			 DIV_ROUND_UP(len, sizeof(u64)));
 	else
-		loaded = nymph_load(&slot->src, t->done, ring->bounce, len);
+		loaded = nymph_load(&slot->src, t->done, bounce, len);
 	if (loaded < len) {
 		ret = nymph_fault();
 		if (ret == NYMPH_STEP_INTERRUPTED)
 			return ret;
 	}
 
+	move.len = loaded;
 	if (loaded) {
-		int err = ring->engine->ops->store(ring->engine, &slot->dst,
-						   t->done, ring->bounce,
-						   loaded, &moved);
+		int err = nymph_engine_move(ring, &move);
 
 		if (err == -EFAULT)
 			err = nymph_fault();
@@ -341,17 +340,17 @@ static int nymph_copy_bounced(struct nymph_ring *ring, struct nymph_slot *slot,
 	}
 
 	if (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH)
-		nymph_blake3_update(&t->src_hash, ring->bounce, moved);
-	if (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY) {
-		if (nymph_load(&slot->dst, t->done, ring->bounce,
-			       moved) < moved) {
+		nymph_blake3_update(&t->src_hash, bounce, move.done);
+	if (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY && !move.adrift) {
+		if (nymph_load(&slot->dst, t->done, bounce,
+			       move.done) < move.done) {
 			ret = nymph_fault();
 			if (ret == NYMPH_STEP_INTERRUPTED)
 				return ret;
 		}
-		nymph_blake3_update(&t->dst_hash, ring->bounce, moved);
+		nymph_blake3_update(&t->dst_hash, bounce, move.done);
 	}
-	t->done += moved;
+	t->done += move.done;
 	return ret;
 }
 
@@ -360,13 +359,15 @@ static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
 {
 	struct nymph_transfer *t = &ring->transfer;
 
-	if (slot->dst.pin) {
-		nymph_pin_hash(slot->dst.pin, slot->dst.at + t->checked, len,
-			       &t->dst_hash);
+	if (slot->dst.region) {
+		nymph_pin_hash(&slot->dst.region->pin,
+			       slot->dst.at + t->checked, len, &t->dst_hash);
 	} else {
-		if (nymph_load(&slot->dst, t->checked, ring->bounce, len) < len)
+		void *bounce = ring->bounce->data;
+
+		if (nymph_load(&slot->dst, t->checked, bounce, len) < len)
 			return nymph_fault();
-		nymph_blake3_update(&t->dst_hash, ring->bounce, len);
+		nymph_blake3_update(&t->dst_hash, bounce, len);
 	}
 	t->checked += len;
 	return 0;
@@ -380,16 +381,17 @@ static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 	int ret = 0;
 
 	if (slot->entry.flags & NYMPH_DMA_FLAG_ZERO_COPY) {
-		nymph_pin_hash(slot->src.pin, slot->src.at + t->done, len,
-			       &t->src_hash);
+		nymph_pin_hash(&slot->src.region->pin, slot->src.at + t->done,
+			       len, &t->src_hash);
 	} else {
-		loaded = nymph_load(&slot->src, t->done, ring->bounce, len);
+		loaded = nymph_load(&slot->src, t->done, ring->bounce->data,
+				    len);
 		if (loaded < len) {
 			ret = nymph_fault();
 			if (ret == NYMPH_STEP_INTERRUPTED)
 				return ret;
 		}
-		nymph_blake3_update(&t->src_hash, ring->bounce, loaded);
+		nymph_blake3_update(&t->src_hash, ring->bounce->data, loaded);
 	}
 	t->done += loaded;
 	return ret;
@@ -398,15 +400,14 @@ static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 static int nymph_compare_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 			       size_t len)
 {
-	const u8 *src = ring->bounce, *dst = src + NYMPH_PIECE / 2;
+	u8 *src = ring->bounce->data, *dst = src + NYMPH_PIECE / 2;
 	struct nymph_transfer *t = &ring->transfer;
 	size_t n, equal = 0;
 	int ret = 0;
 
 	len = min_t(size_t, len, NYMPH_PIECE / 2);
-	n = nymph_load(&slot->src, t->done, ring->bounce, len);
-	n = min(n, nymph_load(&slot->dst, t->done,
-			      ring->bounce + NYMPH_PIECE / 2, len));
+	n = nymph_load(&slot->src, t->done, src, len);
+	n = min(n, nymph_load(&slot->dst, t->done, dst, len));
 	if (n < len) {
 		ret = nymph_fault();
 		if (ret == NYMPH_STEP_INTERRUPTED)
@@ -464,7 +465,22 @@ static int nymph_transfer_finish(struct nymph_transfer *t,
 
 static bool nymph_is_borrowed(const struct nymph_operand *o)
 {
-	return o->used && !o->pin;
+	return o->used && !o->region;
+}
+
+/* An engine that is adrift may read what is in the bounce buffer for ever. */
+static int nymph_transfer_renew_bounce(struct nymph_ring *ring)
+{
+	struct nymph_bounce *bounce;
+
+	if (refcount_read(&ring->bounce->refs) == 1)
+		return 0;
+	bounce = nymph_bounce_create();
+	if (!bounce)
+		return -ENOMEM;
+	nymph_bounce_put(ring->bounce);
+	ring->bounce = bounce;
+	return 0;
 }
 
 /**
@@ -483,6 +499,9 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 
 	if (e->opcode == NYMPH_OP_NOP)
 		return 0;
+	ret = nymph_transfer_renew_bounce(ring);
+	if (ret)
+		return ret;
 
 	/* the process is gone, and its memory with it */
 	if (current->mm != ring->mm &&

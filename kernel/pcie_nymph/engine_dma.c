@@ -1,0 +1,891 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pcie_nymph: any dmaengine channel that can copy, as an engine.
+ *
+ * A piece is an operation: it holds the memory it is about, its mappings, and a
+ * transaction for each run of neighbouring bytes. Whoever waits for it does so
+ * until a deadline. Then the channel is told to stop; as long as it is not known
+ * to have, the operation is in quarantine: what it holds is neither unmapped nor
+ * given back, and the channel is not used.
+ */
+#include <linux/completion.h>
+#include <linux/delay.h>
+#include <linux/device.h>
+#include <linux/dma-map-ops.h>
+#include <linux/dma-mapping.h>
+#include <linux/dmaengine.h>
+#include <linux/err.h>
+#include <linux/highmem.h>
+#include <linux/jiffies.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/platform_device.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/vmalloc.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
+
+#include "compat.h"
+#include "nymph.h"
+#include "runs.h"
+
+/* Transactions an operation can have; a piece in the most scattered memory. */
+#define NYMPH_DMA_MAX_RUNS	(2 * (NYMPH_PIECE / PAGE_SIZE + 1))
+#define NYMPH_DMA_MAX_PAGES	(NYMPH_PIECE / PAGE_SIZE + 1)
+
+/* When a channel that did not stop is told to again. */
+#define NYMPH_DMA_RETRY		HZ
+/* How long it may take to be told. */
+#define NYMPH_DMA_STOP_TIMEOUT	(5 * HZ)
+/* How long one that failed is spared by rings that can do without. */
+#define NYMPH_DMA_PENANCE	HZ
+
+static char *nymph_dma_channels = "nymph_endpoint";
+module_param_named(dma_channels, nymph_dma_channels, charp, 0444);
+MODULE_PARM_DESC(dma_channels, "DMA channels that may be used: names of channels, of devices, or of drivers, separated by commas");
+
+static unsigned int nymph_dma_timeout_ms = 3000;
+module_param_named(dma_timeout_ms, nymph_dma_timeout_ms, uint, 0644);
+MODULE_PARM_DESC(dma_timeout_ms, "how long a DMA channel may take for 64 KiB");
+
+/**
+ * struct nymph_dma_engine - a channel
+ * @engine: as the rest of the module has it
+ * @seen: the last scan found that it can be had; under the engines' lock
+ * @lock: serializes what follows; taken before @ops_lock
+ * @wanted: a ring has the engine
+ * @chan: the channel, if it is ours
+ * @failed: it did, at @failed_at
+ * @failed_at: when, in jiffies
+ * @stopping: it was told to stop, and is not known to have
+ * @stops: how often it was told
+ * @stop_work: tells it
+ * @stopped: woken when that was done
+ * @ops_lock: serializes @ops, and what becomes of them
+ * @ops: operations that the channel may be at
+ */
+struct nymph_dma_engine {
+	struct nymph_engine engine;
+	bool seen;
+	struct mutex lock;	/* wanted to stops */
+	bool wanted;
+	struct dma_chan *chan;
+	bool failed;
+	unsigned long failed_at;
+	bool stopping;
+	unsigned int stops;
+	struct delayed_work stop_work;
+	wait_queue_head_t stopped;
+	spinlock_t ops_lock;	/* ops */
+	struct list_head ops;
+};
+
+/**
+ * struct nymph_dma_run - bytes that are neighbours on either side
+ * @op: what it belongs to
+ * @src: where they are mapped
+ * @dst: where they are mapped
+ * @len: how many
+ */
+struct nymph_dma_run {
+	struct nymph_dma_op *op;
+	dma_addr_t src;
+	dma_addr_t dst;
+	size_t len;
+};
+
+/**
+ * struct nymph_dma_op - a piece that is being moved
+ * @list: in the engine's ops
+ * @dma: the engine
+ * @dev: what the mappings are for, held
+ * @pending: transactions that the channel has; under ops_lock
+ * @status: of the first that failed; under ops_lock
+ * @abandoned: nobody waits any more; under ops_lock
+ * @ended: the channel is done with all it was given
+ * @dst: held, or NULL if @pages are the destination
+ * @src: held, or NULL
+ * @bounce: held, or NULL
+ * @nr_pages: how many
+ * @pages: of the caller's memory, pinned for this
+ * @nr_runs: how many are mapped
+ * @runs: what is to be moved
+ */
+struct nymph_dma_op {
+	struct list_head list;
+	struct nymph_dma_engine *dma;
+	struct device *dev;
+	unsigned int pending;
+	int status;
+	bool abandoned;
+	struct completion ended;
+	struct nymph_region *dst;
+	struct nymph_region *src;
+	struct nymph_bounce *bounce;
+	unsigned int nr_pages;
+	struct page *pages[NYMPH_DMA_MAX_PAGES];
+	unsigned int nr_runs;
+	struct nymph_dma_run runs[NYMPH_DMA_MAX_RUNS];
+};
+
+static struct workqueue_struct *nymph_dma_wq;
+
+/* Devices that are being unbound from their drivers: not to be touched. */
+static DEFINE_XARRAY(nymph_dma_unbinding);
+
+static struct nymph_dma_engine *to_nymph_dma(struct nymph_engine *engine)
+{
+	return container_of(engine, struct nymph_dma_engine, engine);
+}
+
+/* --- an operation, and the memory it holds --- */
+
+static struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
+						const struct nymph_move *move)
+{
+	struct nymph_dma_op *op;
+
+	op = kzalloc(sizeof(*op), GFP_KERNEL_ACCOUNT);
+	if (!op)
+		return NULL;
+	op->dma = dma;
+	init_completion(&op->ended);
+	if (move->dst->region) {
+		op->dst = move->dst->region;
+		refcount_inc(&op->dst->refs);
+	}
+	if (move->src) {
+		op->src = move->src->region;
+		refcount_inc(&op->src->refs);
+	} else {
+		op->bounce = move->bounce;
+		refcount_inc(&op->bounce->refs);
+	}
+	return op;
+}
+
+/* The channel is known to be done with it, or never had it. May sleep. */
+static void nymph_dma_op_free(struct nymph_dma_op *op)
+{
+	while (op->nr_runs) {
+		struct nymph_dma_run *run = &op->runs[--op->nr_runs];
+
+		dma_unmap_page(op->dev, run->src, run->len, DMA_TO_DEVICE);
+		dma_unmap_page(op->dev, run->dst, run->len, DMA_FROM_DEVICE);
+	}
+	if (op->dev)
+		put_device(op->dev);
+	if (op->nr_pages)
+		unpin_user_pages_dirty_lock(op->pages, op->nr_pages, true);
+	nymph_region_put(op->dst);
+	nymph_region_put(op->src);
+	nymph_bounce_put(op->bounce);
+	if (op->abandoned) {
+		nymph_count(NYMPH_COUNT_QUARANTINED, -1);
+		module_put(THIS_MODULE);
+	}
+	kfree(op);
+}
+
+/* Pins the caller's memory; returns how many bytes of it. */
+static size_t nymph_dma_op_pin(struct nymph_dma_op *op, u64 addr, size_t len)
+{
+	unsigned long start = untagged_addr((unsigned long)addr);
+	unsigned int offset = offset_in_page(start);
+	unsigned int nr_pages = DIV_ROUND_UP(offset + len, PAGE_SIZE);
+
+	while (op->nr_pages < nr_pages) {
+		int got = nymph_pin_pages((start & PAGE_MASK) +
+					  op->nr_pages * PAGE_SIZE,
+					  nr_pages - op->nr_pages, FOLL_WRITE,
+					  op->pages + op->nr_pages);
+
+		if (got <= 0)
+			break;
+		op->nr_pages += got;
+	}
+	if (op->nr_pages == nr_pages)
+		return len;
+	return op->nr_pages ? op->nr_pages * PAGE_SIZE - offset : 0;
+}
+
+/* Where bytes are, and how many of @max are neighbours. */
+struct nymph_place {
+	struct page *page;
+	unsigned int offset;
+	size_t len;
+};
+
+static struct nymph_place nymph_place_in(struct page *const *pages, u64 offset,
+					 size_t max)
+{
+	return (struct nymph_place) {
+		.page = pages[offset >> PAGE_SHIFT],
+		.offset = offset_in_page(offset),
+		.len = nymph_neighbours(pages, offset, max),
+	};
+}
+
+static struct nymph_place nymph_place_in_bounce(struct nymph_bounce *bounce,
+						size_t at, size_t max)
+{
+	void *address = bounce->data + at;
+	struct nymph_place place = {
+		.offset = offset_in_page(address),
+		.len = max,
+	};
+
+	if (is_vmalloc_addr(address)) {
+		place.page = vmalloc_to_page(address);
+		place.len = min_t(size_t, max, PAGE_SIZE - place.offset);
+	} else {
+		place.page = virt_to_page(address);
+	}
+	return place;
+}
+
+static struct nymph_place nymph_dma_op_dst(const struct nymph_dma_op *op,
+					   const struct nymph_move *move,
+					   size_t at, size_t max)
+{
+	if (op->dst)
+		return nymph_place_in(op->dst->pin.pages, op->dst->pin.offset +
+				      move->dst_off + at, max);
+	return nymph_place_in(op->pages, offset_in_page(move->dst_off) + at,
+			      max);
+}
+
+static struct nymph_place nymph_dma_op_src(const struct nymph_dma_op *op,
+					   const struct nymph_move *move,
+					   size_t at, size_t max)
+{
+	if (op->src)
+		return nymph_place_in(op->src->pin.pages, op->src->pin.offset +
+				      move->src_off + at, max);
+	return nymph_place_in_bounce(op->bounce, at, max);
+}
+
+/* What the CPU can't leave to the channel is within one page of either side. */
+static size_t nymph_dma_by_cpu(const struct nymph_place *dst,
+			       const struct nymph_place *src, size_t len)
+{
+	len = min3(len, PAGE_SIZE - dst->offset, PAGE_SIZE - src->offset);
+	memcpy_page(dst->page, dst->offset, src->page, src->offset, len);
+	flush_dcache_page(dst->page);
+	return len;
+}
+
+static int nymph_dma_map_run(struct nymph_dma_op *op,
+			     const struct nymph_place *dst,
+			     const struct nymph_place *src, size_t len)
+{
+	struct nymph_dma_run *run = &op->runs[op->nr_runs];
+
+	run->op = op;
+	run->len = len;
+	run->src = dma_map_page(op->dev, src->page, src->offset, len,
+				DMA_TO_DEVICE);
+	if (dma_mapping_error(op->dev, run->src))
+		return -EIO;
+	run->dst = dma_map_page(op->dev, dst->page, dst->offset, len,
+				DMA_FROM_DEVICE);
+	if (dma_mapping_error(op->dev, run->dst)) {
+		dma_unmap_page(op->dev, run->src, len, DMA_TO_DEVICE);
+		return -EIO;
+	}
+	op->nr_runs++;
+	return 0;
+}
+
+/*
+ * What a channel's addresses and lengths have to be multiples of. Where caches
+ * are not coherent, no line may be shared with what the CPU writes meanwhile.
+ */
+static size_t nymph_dma_alignment(struct dma_chan *chan, struct device *dev)
+{
+	size_t align = 1UL << chan->device->copy_align;
+
+	if (!dev_is_dma_coherent(dev))
+		align = max_t(size_t, align, dma_get_cache_alignment());
+	return align;
+}
+
+/* Cuts the move into runs. @op->dma->lock is held, and there is a channel. */
+static int nymph_dma_op_map(struct nymph_dma_op *op,
+			    const struct nymph_move *move, size_t len)
+{
+	struct dma_chan *chan = op->dma->chan;
+	size_t align, longest, at = 0;
+	int ret;
+
+	op->dev = get_device(dmaengine_get_dma_device(chan));
+	align = nymph_dma_alignment(chan, op->dev);
+	longest = min_t(size_t, dma_get_max_seg_size(op->dev),
+			dma_max_mapping_size(op->dev));
+	longest = max(longest & ~(align - 1), align);
+
+	while (at < len) {
+		size_t left = min(len - at, longest);
+		struct nymph_place dst = nymph_dma_op_dst(op, move, at, left);
+		struct nymph_place src = nymph_dma_op_src(op, move, at, left);
+		struct nymph_cut cut;
+
+		cut = nymph_cut(dst.offset, src.offset, min(dst.len, src.len),
+				align);
+		if (cut.by_cpu) {
+			at += nymph_dma_by_cpu(&dst, &src, cut.by_cpu);
+			continue;
+		}
+		ret = nymph_dma_map_run(op, &dst, &src, cut.by_dma);
+		if (ret)
+			return ret;
+		at += cut.by_dma;
+	}
+	return 0;
+}
+
+/* --- the channel --- */
+
+static int nymph_dma_status(const struct dmaengine_result *result)
+{
+	switch (result ? result->result : DMA_TRANS_NOERROR) {
+	case DMA_TRANS_NOERROR:
+		return 0;
+	case DMA_TRANS_ABORTED:
+		return -ETIMEDOUT;
+	default:
+		return -EIO;
+	}
+}
+
+/*
+ * The provider may hold its lock, and call from an interrupt: nothing is done
+ * here but to say so.
+ */
+static void nymph_dma_callback(void *param,
+			       const struct dmaengine_result *result)
+{
+	struct nymph_dma_run *run = param;
+	struct nymph_dma_op *op = run->op;
+	unsigned long flags;
+
+	spin_lock_irqsave(&op->dma->ops_lock, flags);
+	if (!op->status)
+		op->status = nymph_dma_status(result);
+	/* the waiter may free it as soon as the lock is gone */
+	if (!--op->pending)
+		complete(&op->ended);
+	spin_unlock_irqrestore(&op->dma->ops_lock, flags);
+}
+
+/*
+ * Hands over as many runs from @first on as the channel has room for. Returns
+ * how many, or why it can't be.
+ */
+static int nymph_dma_submit(struct nymph_dma_op *op, unsigned int first)
+{
+	struct nymph_dma_engine *dma = op->dma;
+	struct dma_chan *chan = dma->chan;
+	unsigned int i;
+
+	lockdep_assert_held(&dma->lock);
+	if (!chan || dmaengine_get_dma_device(chan) != op->dev)
+		return -ENODEV;
+	if (dma->stopping)
+		return -EIO;
+
+	/* one more, so that it can't end before all of it is handed over */
+	op->pending = 1;
+	spin_lock_irq(&dma->ops_lock);
+	list_add_tail(&op->list, &dma->ops);
+	spin_unlock_irq(&dma->ops_lock);
+
+	for (i = first; i < op->nr_runs; i++) {
+		struct nymph_dma_run *run = &op->runs[i];
+		struct dma_async_tx_descriptor *tx;
+
+		spin_lock_irq(&dma->ops_lock);
+		op->pending++;
+		spin_unlock_irq(&dma->ops_lock);
+		/* until it is submitted, the provider may hold a spinlock */
+		tx = dmaengine_prep_dma_memcpy(chan, run->dst, run->src,
+					       run->len, DMA_PREP_INTERRUPT |
+					       DMA_CTRL_ACK);
+		if (tx) {
+			tx->callback_result = nymph_dma_callback;
+			tx->callback_param = run;
+			dmaengine_submit(tx);
+			continue;
+		}
+		spin_lock_irq(&dma->ops_lock);
+		op->pending--;
+		spin_unlock_irq(&dma->ops_lock);
+		break;
+	}
+
+	dma_async_issue_pending(chan);
+	spin_lock_irq(&dma->ops_lock);
+	if (!--op->pending)
+		complete(&op->ended);
+	spin_unlock_irq(&dma->ops_lock);
+	return i - first;
+}
+
+/*
+ * Ends operations: all, if the channel is known to have stopped, else those it
+ * was done with by itself.
+ */
+static void nymph_dma_end_ops(struct nymph_dma_engine *dma, bool all)
+{
+	struct nymph_dma_op *op, *next;
+	LIST_HEAD(abandoned);
+
+	spin_lock_irq(&dma->ops_lock);
+	list_for_each_entry_safe(op, next, &dma->ops, list) {
+		if (op->pending && !all)
+			continue;
+		if (op->pending) {
+			op->pending = 0;
+			if (!op->status)
+				op->status = -ETIMEDOUT;
+			complete(&op->ended);
+		}
+		if (op->abandoned)
+			list_move_tail(&op->list, &abandoned);
+		else
+			list_del_init(&op->list);
+	}
+	spin_unlock_irq(&dma->ops_lock);
+
+	list_for_each_entry_safe(op, next, &abandoned, list)
+		nymph_dma_op_free(op);
+}
+
+static void nymph_dma_release(struct nymph_dma_engine *dma)
+{
+	dma_release_channel(dma->chan);
+	dma->chan = NULL;
+	dma->stopping = false;
+}
+
+/*
+ * Has the channel stop, and ends what it is known to be done with. All rings'
+ * operations are: it can't be told to stop only some.
+ */
+static void nymph_dma_stop_locked(struct nymph_dma_engine *dma)
+{
+	bool idle;
+
+	lockdep_assert_held(&dma->lock);
+	if (!dma->chan)
+		return;
+	dmaengine_terminate_async(dma->chan);
+	dmaengine_synchronize(dma->chan);
+	/*
+	 * A provider that could not make sure says so the second time; and one
+	 * that can't stop at all, each time.
+	 */
+	nymph_dma_end_ops(dma, !dmaengine_terminate_async(dma->chan));
+
+	spin_lock_irq(&dma->ops_lock);
+	idle = list_empty(&dma->ops);
+	spin_unlock_irq(&dma->ops_lock);
+	dma->stops++;
+	dma->stopping = !idle;
+	if (!idle)
+		queue_delayed_work(nymph_dma_wq, &dma->stop_work,
+				   NYMPH_DMA_RETRY);
+	else if (!dma->wanted)
+		nymph_dma_release(dma);
+}
+
+static void nymph_dma_stop_work(struct work_struct *work)
+{
+	struct nymph_dma_engine *dma;
+
+	dma = container_of(to_delayed_work(work), struct nymph_dma_engine,
+			   stop_work);
+	mutex_lock(&dma->lock);
+	nymph_dma_stop_locked(dma);
+	mutex_unlock(&dma->lock);
+	wake_up_all(&dma->stopped);
+}
+
+/* Waits for what was handed over. Returns 0, or how it failed. */
+static int nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *move)
+{
+	struct nymph_dma_engine *dma = op->dma;
+	unsigned int stops;
+	int ret = 0;
+
+	if (!wait_for_completion_timeout(&op->ended,
+					 msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms)))) {
+		/* other rings' operations go on with it, if it is not so bad */
+		stops = READ_ONCE(dma->stops);
+		mod_delayed_work(nymph_dma_wq, &dma->stop_work, 0);
+		wait_event_timeout(dma->stopped,
+				   READ_ONCE(dma->stops) != stops,
+				   NYMPH_DMA_STOP_TIMEOUT);
+	}
+
+	spin_lock_irq(&dma->ops_lock);
+	if (op->pending) {
+		/* from now on it is end_ops()'s to free */
+		op->abandoned = true;
+		move->adrift = true;
+		nymph_count(NYMPH_COUNT_QUARANTINED, 1);
+		__module_get(THIS_MODULE);
+		ret = -ETIMEDOUT;
+	} else {
+		list_del_init(&op->list);
+		ret = op->status;
+	}
+	spin_unlock_irq(&dma->ops_lock);
+	return ret;
+}
+
+/* Whether this channel may be used, as the administrator has it. */
+static bool nymph_dma_is_allowed(struct dma_chan *chan)
+{
+	struct device *dev = chan->device->dev;
+	const char *names[] = {
+		dma_chan_name(chan), dev_name(dev), dev_driver_string(dev),
+	};
+	const char *at = nymph_dma_channels;
+
+	while (*at) {
+		size_t len = strcspn(at, ",");
+		unsigned int i;
+
+		for (i = 0; i < ARRAY_SIZE(names); i++)
+			if (strlen(names[i]) == len &&
+			    !strncmp(names[i], at, len))
+				return true;
+		at += len;
+		if (*at)
+			at++;
+	}
+	return false;
+}
+
+static bool nymph_dma_is_ours(struct dma_chan *chan, void *param)
+{
+	struct nymph_dma_engine *dma = param;
+
+	return !strcmp(dma_chan_name(chan), dma->engine.name) &&
+	       nymph_dma_is_allowed(chan) &&
+	       !xa_load(&nymph_dma_unbinding,
+			(unsigned long)chan->device->dev >> 1);
+}
+
+/* Makes the channel ours. The engine's lock is held. */
+static int nymph_dma_acquire(struct nymph_dma_engine *dma)
+{
+	dma_cap_mask_t mask;
+
+	lockdep_assert_held(&dma->lock);
+	if (dma->chan)
+		return dma->stopping ? -EIO : 0;
+	dma_cap_zero(mask);
+	dma_cap_set(DMA_MEMCPY, mask);
+	dma->chan = dma_request_channel(mask, nymph_dma_is_ours, dma);
+	return dma->chan ? 0 : -ENODEV;
+}
+
+static int nymph_dma_start(struct nymph_engine *engine)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+	int ret;
+
+	mutex_lock(&dma->lock);
+	ret = nymph_dma_acquire(dma);
+	if (!ret)
+		dma->wanted = true;
+	mutex_unlock(&dma->lock);
+	return ret;
+}
+
+static void nymph_dma_stop(struct nymph_engine *engine)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+	bool idle;
+
+	mutex_lock(&dma->lock);
+	dma->wanted = false;
+	spin_lock_irq(&dma->ops_lock);
+	idle = list_empty(&dma->ops);
+	spin_unlock_irq(&dma->ops_lock);
+	/* else when the last operation is known to have ended */
+	if (dma->chan && idle)
+		nymph_dma_release(dma);
+	mutex_unlock(&dma->lock);
+}
+
+static bool nymph_dma_ready(struct nymph_engine *engine)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+
+	if (READ_ONCE(dma->stopping))
+		return false;
+	return !READ_ONCE(dma->failed) ||
+	       time_after(jiffies, READ_ONCE(dma->failed_at) +
+			  NYMPH_DMA_PENANCE);
+}
+
+/* Maps the operation, and hands over what there is room for. */
+static int nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *move,
+			   size_t len, unsigned int *handed_over)
+{
+	struct nymph_dma_engine *dma = op->dma;
+	int ret;
+
+	mutex_lock(&dma->lock);
+	/* its device may have come back */
+	ret = nymph_dma_acquire(dma);
+	if (!ret && !op->dev)
+		ret = nymph_dma_op_map(op, move, len);
+	if (!ret && *handed_over < op->nr_runs) {
+		ret = nymph_dma_submit(op, *handed_over);
+		if (ret > 0)
+			*handed_over += ret;
+	}
+	mutex_unlock(&dma->lock);
+	return ret;
+}
+
+static int nymph_dma_carry_out(struct nymph_dma_op *op,
+			       struct nymph_move *move, size_t len)
+{
+	unsigned long deadline = jiffies +
+			msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms));
+	unsigned int handed_over = 0;
+	int ret;
+
+	do {
+		reinit_completion(&op->ended);
+		ret = nymph_dma_begin(op, move, len, &handed_over);
+		if (ret < 0)
+			return ret;
+		if (!op->nr_runs)
+			return 0;
+		ret = nymph_dma_wait(op, move);
+		if (ret)
+			return ret;
+		if (handed_over < op->nr_runs) {
+			/* others have it full */
+			if (time_after(jiffies, deadline))
+				return -ETIMEDOUT;
+			usleep_range(50, 200);
+		}
+	} while (handed_over < op->nr_runs);
+	return 0;
+}
+
+static int nymph_dma_move(struct nymph_engine *engine, struct nymph_move *move)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+	size_t len = move->len;
+	struct nymph_dma_op *op;
+	int ret = 0;
+
+	op = nymph_dma_op_create(dma, move);
+	if (!op)
+		return -ENOMEM;
+	if (!op->dst)
+		len = nymph_dma_op_pin(op, move->dst_off, move->len);
+	if (len)
+		ret = nymph_dma_carry_out(op, move, len);
+	if (!move->adrift)
+		nymph_dma_op_free(op);
+	if (ret) {
+		WRITE_ONCE(dma->failed_at, jiffies);
+		WRITE_ONCE(dma->failed, true);
+		return ret;
+	}
+	if (READ_ONCE(dma->failed))
+		WRITE_ONCE(dma->failed, false);
+	move->done = len;
+	return len == move->len ? 0 : -EFAULT;
+}
+
+/* --- which channels there are --- */
+
+static void nymph_dma_unsee(struct nymph_engine *engine, void *unused)
+{
+	to_nymph_dma(engine)->seen = false;
+}
+
+/* Takes no channel, but sees all that nobody has. */
+static bool nymph_dma_see(struct dma_chan *chan, void *param)
+{
+	struct nymph_engine *engine;
+	struct nymph_dma_engine *dma;
+	int *error = param;
+
+	if (!nymph_dma_is_allowed(chan) ||
+	    strlen(dma_chan_name(chan)) >= NYMPH_ENGINE_NAME_SIZE)
+		return false;
+	engine = nymph_engine_lookup(dma_chan_name(chan));
+	if (!engine) {
+		dma = kzalloc(sizeof(*dma), GFP_KERNEL_ACCOUNT);
+		if (!dma) {
+			*error = -ENOMEM;
+			return false;
+		}
+		mutex_init(&dma->lock);
+		spin_lock_init(&dma->ops_lock);
+		INIT_LIST_HEAD(&dma->ops);
+		init_waitqueue_head(&dma->stopped);
+		INIT_DELAYED_WORK(&dma->stop_work, nymph_dma_stop_work);
+		engine = &dma->engine;
+		strscpy(engine->name, dma_chan_name(chan),
+			sizeof(engine->name));
+		engine->start = nymph_dma_start;
+		engine->stop = nymph_dma_stop;
+		engine->ready = nymph_dma_ready;
+		engine->move = nymph_dma_move;
+		nymph_engine_add(engine);
+	}
+	to_nymph_dma(engine)->seen = true;
+	return false;
+}
+
+/**
+ * nymph_dma_scan() - look which channels can be had
+ *
+ * The engines' lock is held; new ones are added.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int nymph_dma_scan(void)
+{
+	dma_cap_mask_t mask;
+	int error = 0;
+
+	nymph_engines_each_locked(nymph_dma_unsee, NULL);
+	dma_cap_zero(mask);
+	dma_cap_set(DMA_MEMCPY, mask);
+	dma_request_channel(mask, nymph_dma_see, &error);
+	return error;
+}
+
+/**
+ * nymph_dma_is_there() - whether a ring can have the engine
+ * @engine: after nymph_dma_scan(), with the engines' lock held
+ */
+bool nymph_dma_is_there(struct nymph_engine *engine)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+
+	return dma->seen || READ_ONCE(dma->chan);
+}
+
+/**
+ * nymph_dma_forget() - the module goes
+ * @engine: no ring has it
+ */
+void nymph_dma_forget(struct nymph_engine *engine)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+
+	cancel_delayed_work_sync(&dma->stop_work);
+	mutex_destroy(&dma->lock);
+	kfree(dma);
+}
+
+/* --- devices that leave --- */
+
+/*
+ * Gives the channel up, if the device it is of is @param. Whatever was under way
+ * has ended then.
+ */
+static void nymph_dma_give_up(struct nymph_engine *engine, void *param)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+	struct device *dev = param;
+
+	mutex_lock(&dma->lock);
+	if (dma->chan && dma->chan->device->dev == dev) {
+		nymph_dma_stop_locked(dma);
+		if (dma->chan && dma->stopping && dev_is_pci(dev)) {
+			/* who is not bus master does not write */
+			pci_clear_master(to_pci_dev(dev));
+			nymph_dma_end_ops(dma, true);
+		}
+		if (dma->chan)
+			nymph_dma_release(dma);
+	}
+	mutex_unlock(&dma->lock);
+	wake_up_all(&dma->stopped);
+}
+
+static int nymph_dma_bus_event(struct notifier_block *nb, unsigned long event,
+			       void *data)
+{
+	unsigned long key = (unsigned long)data >> 1;
+
+	switch (event) {
+	case BUS_NOTIFY_UNBIND_DRIVER:
+		/* only so that nobody takes a channel of it before it is gone */
+		xa_store(&nymph_dma_unbinding, key, data, GFP_KERNEL);
+		nymph_engines_each(nymph_dma_give_up, data);
+		break;
+	case BUS_NOTIFY_UNBOUND_DRIVER:
+		xa_erase(&nymph_dma_unbinding, key);
+		break;
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block nymph_dma_pci_notifier = {
+	.notifier_call = nymph_dma_bus_event,
+};
+
+static struct notifier_block nymph_dma_platform_notifier = {
+	.notifier_call = nymph_dma_bus_event,
+};
+
+/**
+ * nymph_dma_init() - the module comes
+ *
+ * Return: 0 or a negative errno.
+ */
+int nymph_dma_init(void)
+{
+	int ret;
+
+	nymph_dma_wq = alloc_workqueue("nymph_dma", WQ_UNBOUND, 0);
+	if (!nymph_dma_wq)
+		return -ENOMEM;
+	ret = bus_register_notifier(&pci_bus_type, &nymph_dma_pci_notifier);
+	if (ret)
+		goto wq;
+	ret = bus_register_notifier(&platform_bus_type,
+				    &nymph_dma_platform_notifier);
+	if (ret)
+		goto pci;
+	return 0;
+
+pci:
+	bus_unregister_notifier(&pci_bus_type, &nymph_dma_pci_notifier);
+wq:
+	destroy_workqueue(nymph_dma_wq);
+	return ret;
+}
+
+/**
+ * nymph_dma_exit() - the module goes
+ *
+ * No operation is left: what is in quarantine keeps the module.
+ */
+void nymph_dma_exit(void)
+{
+	bus_unregister_notifier(&platform_bus_type,
+				&nymph_dma_platform_notifier);
+	bus_unregister_notifier(&pci_bus_type, &nymph_dma_pci_notifier);
+	nymph_engines_exit();
+	destroy_workqueue(nymph_dma_wq);
+	xa_destroy(&nymph_dma_unbinding);
+}
