@@ -57,6 +57,8 @@ def test_run_reports_the_end_of_qemu() -> None:
         (("run", "--copy", "no/such", "--", "true"), "--copy no/such: there is no such file or folder"),
         (("run", "--kernel", "linux-0.1", "--", "true"), "linux-0.1"),
         (("run", "--memory", "much", "--", "true"), "'much' is no amount of memory"),
+        (("run", "--board", "--endpoints", "2", "--", "true"), "leave out --endpoints"),
+        (("up", "--endpoints", "9"), "9 is not in the range 0<=x<=8"),
         (("run", "--name", "../x", "--", "true"), "'../x' cannot be a machine's name"),
         (("ssh", "--name", "nobody"), "there is no machine 'nobody'"),
         (("down", "--name", "nobody"), "there is no machine 'nobody'"),

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nymph_vm import build as builder
-from nymph_vm import coverage, kernels, root, suite
+from nymph_vm import coverage, kernels, root, slots, suite
 from nymph_vm.host import CHECKOUT, HarnessError, console
 from nymph_vm.machine import Machine
+from nymph_vm.slots import Slots
 from nymph_vm.state import COMPLAINED, State, VMLost, log_tail, states
 
 COVERAGE_KERNEL = "debug-6.1"
@@ -25,6 +26,14 @@ kernel_option = click.option(
     "--kernel", type=click.Choice(list(kernels.KERNELS)), default=kernels.DEFAULT, show_default=True
 )
 memory_option = click.option("--memory", default="4G", show_default=True, help="The guest's memory.")
+endpoints_option = click.option(
+    "--endpoints",
+    type=click.IntRange(0, 8),
+    help="How many endpoints, each on a root port of its own; left out: 1.",
+)
+board_option = click.option(
+    "--board", is_flag=True, help="The NYMPH board instead: a switch with an NVMe drive and four endpoints."
+)
 name_option = click.option("--name", default="nymph", show_default=True, help="Which machine.")
 command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED)
 
@@ -41,22 +50,31 @@ def cli() -> None:
 @cli.command()
 @kernel_option
 @memory_option
+@endpoints_option
+@board_option
 @click.option("--name", help="The machine's name, for others to find it.")
 @click.option("--copy", "copies", multiple=True, metavar="PATH", help="Copy it into the working directory.")
 @command_argument
 def run(
-    kernel: str, memory: str, name: str | None, copies: tuple[str, ...], command: tuple[str, ...]
+    kernel: str,
+    memory: str,
+    endpoints: int | None,
+    board: bool,
+    name: str | None,
+    copies: tuple[str, ...],
+    command: tuple[str, ...],
 ) -> None:
     """Boot, load the module, and run COMMAND as root; without COMMAND, a shell.
 
     COMMAND can import pynymph, and has the copied paths in its working directory. What it leaves in dist/
     there is copied to dist/ here.
     """
+    layout = _slots(endpoints, board)
     for path in copies:
         if not Path(path).exists():
             raise HarnessError(f"--copy {path}: there is no such file or folder")
     name = name or f"run-{os.getpid()}"
-    with Machine(name, kernel=kernel, memory=memory, on_complaint=_show_complaint) as machine:
+    with Machine(name, kernel=kernel, memory=memory, slots=layout, on_complaint=_show_complaint) as machine:
         for path in copies:
             machine.copy_in(path)
         status = machine.run(command, check=False, tty=_on_terminal(), stdout=None).returncode
@@ -74,14 +92,17 @@ def run(
 @cli.command()
 @kernel_option
 @memory_option
+@endpoints_option
+@board_option
 @name_option
-def up(kernel: str, memory: str, name: str) -> None:
+def up(kernel: str, memory: str, endpoints: int | None, board: bool, name: str) -> None:
     """Boot a machine that stays, with the module loaded."""
+    layout = _slots(endpoints, board)
     builder.prepare(kernel)  # here, where its progress can be seen
     ours, its = os.pipe()
     if os.fork() == 0:
         os.close(ours)
-        _serve(kernel, memory, name, its)
+        _serve(kernel, memory, layout, name, its)
     os.close(its)
     with open(ours) as answer:
         said = answer.read()
@@ -92,7 +113,13 @@ def up(kernel: str, memory: str, name: str) -> None:
     )
 
 
-def _serve(kernel: str, memory: str, name: str, answer: int) -> None:
+def _slots(endpoints: int | None, board: bool) -> Slots:
+    if board and endpoints is not None:
+        raise HarnessError("--board has four endpoints of its own: leave out --endpoints")
+    return slots.board() if board else slots.root_ports(1 if endpoints is None else endpoints)
+
+
+def _serve(kernel: str, memory: str, layout: Slots, name: str, answer: int) -> None:
     """Be the process a machine lives in, until `down`. Does not return."""
     os.setsid()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -100,7 +127,7 @@ def _serve(kernel: str, memory: str, name: str, answer: int) -> None:
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     try:
-        with Machine(name, kernel=kernel, memory=memory):
+        with Machine(name, kernel=kernel, memory=memory, slots=layout):
             os.write(answer, b"ready")
             os.close(answer)
             signal.pause()

@@ -23,11 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from nymph_vm import accel, build, kernels, root
+from nymph_vm import accel, build, kernels, root, slots
 from nymph_vm.endpoint import Endpoint
 from nymph_vm.faults import Fault
 from nymph_vm.host import CHECKOUT, HarnessError, tool
 from nymph_vm.kmsg import is_complaint, parse
+from nymph_vm.slots import Slots
 from nymph_vm.state import State, VMLost, claim, log_tail
 
 BOOT_SECONDS = 120  # a sanitizer kernel under TCG on a busy host needs most of it
@@ -88,15 +89,15 @@ class Machine:
         *,
         kernel: str = kernels.DEFAULT,
         memory: str = "4G",
-        endpoints: int = 1,
+        slots: Slots = slots.DEFAULT,
         faults: Sequence[Fault] = (),
         hang_seconds: float = HANG_SECONDS,
         on_complaint: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
 
-        memory: "512M" or "4G". endpoints: how many, and the faults that each begins with. hang_seconds: how
-        long the guest may be silent. on_complaint: called with each complaint of the guest's kernel as it
+        memory: "512M" or "4G". slots: where endpoints are. faults: those that each begins with. hang_seconds:
+        how long the guest may be silent. on_complaint: called with each complaint of the guest's kernel as it
         comes, in a thread.
         """
         size = _bytes(memory)
@@ -115,7 +116,7 @@ class Machine:
         self._connected: set[str] = set()
         self._loaded: list[str] = []  # modules
         self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
-        self._faults = faults
+        self._slots, self._faults = slots, faults
         self._ram, self._size = os.memfd_create("guest-ram"), size
         os.ftruncate(self._ram, size)
         self._folder, self._lock = claim(name)
@@ -129,7 +130,7 @@ class Machine:
         )
         try:
             started = time.monotonic()
-            self._start(built.kernel, disk, accelerator, [f"ep{i}" for i in range(endpoints)])
+            self._start(built.kernel, disk, accelerator)
             self.qmp("qmp_capabilities")
             self._wait_for(lambda: self._ready)
             self.boot_seconds = time.monotonic() - started
@@ -138,15 +139,17 @@ class Machine:
             )
             self.state.write()
             self.sync()  # complaints count from here on
+            for module in slots.modules:
+                self.run(["modprobe", module], check=False)  # a debug kernel may have no such driver
             self.load(*built.modules)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, kernel: kernels.Kernel, disk: root.Root, accelerator: str, endpoints: list[str]) -> None:
+    def _start(self, kernel: kernels.Kernel, disk: root.Root, accelerator: str) -> None:
         """Start the endpoints, QEMU, and the thread that watches it."""
-        for endpoint in endpoints:
-            self._start_endpoint(endpoint)
+        for name in self._slots.buses:
+            self._start_endpoint(name)
         self._agent, agent = socket.socketpair()
         ours, qmp = socket.socketpair()
         ours.settimeout(QMP_SECONDS)
@@ -157,7 +160,9 @@ class Machine:
         try:
             with (self._folder / "qemu.log").open("w") as log:
                 self._qemu = subprocess.Popen(
-                    _qemu_command(kernel, disk, accelerator, self._size, console, sockets, **files),
+                    _qemu_command(
+                        kernel, disk, accelerator, self._size, console, self._slots, sockets, **files
+                    ),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -322,7 +327,7 @@ class Machine:
         self.qmp(
             "chardev-add", id=name, backend={"type": "socket", "data": {"addr": address, "server": False}}
         )
-        self.qmp("device_add", **_endpoint_device(name))
+        self.qmp("device_add", **_endpoint_device(name, self._slots.buses[name]))
 
     def _start_endpoint(self, name: str) -> Endpoint:
         endpoint = Endpoint(
@@ -418,10 +423,10 @@ def _with_us(command: list[str]) -> list[str]:
     return [tool("setpriv"), "--pdeathsig=KILL", *command]
 
 
-def _endpoint_device(name: str) -> dict[str, Any]:
+def _endpoint_device(name: str, bus: str) -> dict[str, Any]:
     """QEMU's device for an endpoint, `driver` first."""
     identity = {"driver": "ivshmem-doorbell", "id": name, "chardev": name}
-    return {**identity, "vectors": CHANNELS, "bus": f"{name}-port"}
+    return {**identity, "vectors": CHANNELS, "bus": bus}
 
 
 def _option(device: dict[str, Any]) -> str:
@@ -434,7 +439,8 @@ def _qemu_command(
     accelerator: str,
     size: int,
     console: Path,
-    endpoints: dict[str, Path],
+    slots: Slots,
+    sockets: dict[str, Path],
     *,
     ram: int,
     agent: int,
@@ -470,14 +476,12 @@ def _qemu_command(
         ("virtfs", f"local,mount_tag=kernel,path={kernel.modules},security_model=none,readonly=on"),
         ("virtfs", f"local,mount_tag=repo,path={CHECKOUT},security_model=none,readonly=on"),
         ("device", "pvpanic-pci"),
+        *slots.options,
     ]
-    for number, (name, socket_path) in enumerate(endpoints.items(), 1):
-        # With room for a device that comes later: firmware reserves little.
-        port = f"pcie-root-port,id={name}-port,chassis={number},slot={number},pref64-reserve=64M"
+    for name, socket_path in sockets.items():
         several += [
             ("chardev", f"socket,id={name},path={socket_path}"),
-            ("device", port),
-            ("device", _option(_endpoint_device(name))),
+            ("device", _option(_endpoint_device(name, slots.buses[name]))),
         ]
     command = _with_us([tool("qemu-system-x86_64"), "-nodefaults"])
     for option, value in [*options.items(), *several]:
