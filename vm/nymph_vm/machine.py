@@ -312,11 +312,17 @@ class Machine:
         endpoint = self.endpoints[name]
         self.qmp("device_del", id=name)
         deadline = time.monotonic() + UNPLUG_SECONDS
-        while any(each["name"] == name for each in self.qmp("qom-list", path="/machine/peripheral")):
-            if time.monotonic() > deadline:
-                raise HarnessError(f"the guest did not let go of {name} for {UNPLUG_SECONDS} s")
+        while True:
+            try:
+                self.qmp("chardev-remove", id=name)
+                break
+            except HarnessError as refused:  # as busy, also for a while after the guest let go of the device
+                if self.lost:
+                    raise self.lost from None
+                if time.monotonic() > deadline:
+                    message = f"{name} is still in its slot after {UNPLUG_SECONDS} s: {refused}"
+                    raise HarnessError(message) from None
             time.sleep(0.02)
-        self.qmp("chardev-remove", id=name)
         endpoint.close()
         del self.endpoints[name]
 
