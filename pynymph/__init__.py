@@ -20,6 +20,7 @@ from pynymph.errors import (
 from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Nop, Operation
 from pynymph.ring import Ring, Transfer, query
 from pynymph.state import Entry, Latency, Query, Snapshot, Status
+from pynymph.topology import PciFunction, PciLink, topology
 
 __all__ = [
     "ArgumentError",
@@ -37,6 +38,8 @@ __all__ = [
     "Nop",
     "NymphError",
     "Operation",
+    "PciFunction",
+    "PciLink",
     "Query",
     "Ring",
     "RingBuffer",
@@ -47,4 +50,5 @@ __all__ = [
     "VerifyError",
     "digest",
     "query",
+    "topology",
 ]
