@@ -90,14 +90,15 @@ class Machine:
         memory: str = "4G",
         endpoints: int = 1,
         faults: Sequence[Fault] = (),
+        append: str = "",
         hang_seconds: float = HANG_SECONDS,
         on_complaint: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
 
-        memory: "512M" or "4G". endpoints: how many, and the faults that each begins with. hang_seconds: how
-        long the guest may be silent. on_complaint: called with each complaint of the guest's kernel as it
-        comes, in a thread.
+        memory: "512M" or "4G". endpoints: how many, and the faults that each begins with. append: more for
+        the kernel's command line. hang_seconds: how long the guest may be silent. on_complaint: called with
+        each complaint of the guest's kernel as it comes, in a thread.
         """
         size = _bytes(memory)
         tool("qemu-system-x86_64")  # before anything that takes long
@@ -115,7 +116,7 @@ class Machine:
         self._connected: set[str] = set()
         self._loaded: list[str] = []  # modules
         self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
-        self._faults = faults
+        self._faults, self._append = faults, append
         self._ram, self._size = os.memfd_create("guest-ram"), size
         os.ftruncate(self._ram, size)
         self._folder, self._lock = claim(name)
@@ -157,7 +158,9 @@ class Machine:
         try:
             with (self._folder / "qemu.log").open("w") as log:
                 self._qemu = subprocess.Popen(
-                    _qemu_command(kernel, disk, accelerator, self._size, console, sockets, **files),
+                    _qemu_command(
+                        kernel, disk, accelerator, self._append, self._size, console, sockets, **files
+                    ),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -311,7 +314,14 @@ class Machine:
             if time.monotonic() > deadline:
                 raise HarnessError(f"the guest did not let go of {name} for {UNPLUG_SECONDS} s")
             time.sleep(0.02)
-        self.qmp("chardev-remove", id=name)
+        while True:  # the device is gone for the guest; QEMU itself needs a little longer
+            try:
+                self.qmp("chardev-remove", id=name)
+                break
+            except HarnessError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
         endpoint.close()
         del self.endpoints[name]
 
@@ -421,7 +431,8 @@ def _with_us(command: list[str]) -> list[str]:
 def _endpoint_device(name: str) -> dict[str, Any]:
     """QEMU's device for an endpoint, `driver` first."""
     identity = {"driver": "ivshmem-doorbell", "id": name, "chardev": name}
-    return {**identity, "vectors": CHANNELS, "bus": f"{name}-port"}
+    # As many as either side has doorbells: QEMU 7.2 writes past its array for one that is rung beyond.
+    return {**identity, "vectors": CHANNELS + 1, "bus": f"{name}-port"}
 
 
 def _option(device: dict[str, Any]) -> str:
@@ -432,6 +443,7 @@ def _qemu_command(
     kernel: kernels.Kernel,
     disk: root.Root,
     accelerator: str,
+    append: str,
     size: int,
     console: Path,
     endpoints: dict[str, Path],
@@ -453,7 +465,7 @@ def _qemu_command(
         "display": "none",
         "kernel": str(kernel.image),
         "initrd": str(kernel.initramfs()),
-        "append": f"{CMDLINE} NYMPH_ACCEL={accelerator}",
+        "append": f"{CMDLINE} NYMPH_ACCEL={accelerator} {append}",
         "serial": f"file:{console}",
         "mon": "chardev=qmp,mode=control",
         "action": "panic=exit-failure,reboot=shutdown",
