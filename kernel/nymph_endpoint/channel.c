@@ -274,6 +274,12 @@ static void nymph_ep_push(struct nymph_ep_chan *ch)
 	if (ch->state != NYMPH_EP_WORKING || list_empty(&ch->queued))
 		return;
 	if (list_empty(&ch->running)) {
+		/* it may have died while it had nothing to do */
+		if (readl(&ch->regs->state) != NYMPH_EP_RUNNING) {
+			nymph_ep_count(ch->ep, NYMPH_EP_ERRORS);
+			nymph_ep_start_recovery(ch);
+			return;
+		}
 		ch->progress = jiffies;
 		ch->beat_changed = jiffies;
 		queue_delayed_work(ch->ep->wq, &ch->work, NYMPH_EP_TICK);

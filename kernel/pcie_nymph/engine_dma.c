@@ -550,7 +550,7 @@ static int nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *move)
 static bool nymph_dma_is_allowed(struct dma_chan *chan)
 {
 	struct device *dev = chan->device->dev;
-	const char *names[] = {
+	const char *const names[] = {
 		dma_chan_name(chan), dev_name(dev), dev_driver_string(dev),
 	};
 	const char *at = nymph_dma_channels;

@@ -166,7 +166,7 @@ def snapshot(side: Side) -> tuple[Any, bytes]:
 def without_times(record: Any) -> tuple[Any, ...]:
     if record.started_ns:
         assert record.queued_ns <= record.started_ns <= record.completed_ns
-        assert record.engine == 1
+        assert record.engine
     return (
         record.cookie, record.size, record.status, record.bytes_done, record.flags, bool(record.started_ns),
         bytes(record.src_digest), bytes(record.dst_digest), record.reserved,

@@ -326,6 +326,6 @@ def test_refusals(host: Host) -> None:
         host.endpoint.ask(faults=[{"kind": "flop"}])
     with pytest.raises(EndpointError, match="more than the 16"):
         host.endpoint.set_faults(*[Fault("flip")] * 17)
-    with pytest.raises(EndpointError):
+    with pytest.raises(EndpointError, match="no channel 5 is alive"):
         host.endpoint.kill_channel(5)
     assert host.endpoint.injected() == {}

@@ -1,13 +1,37 @@
 # SPDX-License-Identifier: MIT
-"""The tests in tests/guest, in the guest: as root, and as an ordinary user in the group nymph."""
+"""The tests in tests/guest, in the guest: as root, and as an ordinary user in the group nymph.
 
-from collections.abc import Callable
+On the endpoint's channels, and on the CPU, which is the engine that `auto` takes if there are none.
+"""
+
+from collections.abc import Callable, Iterator
 
 import pytest
+from nymph_vm import build
+from nymph_vm.machine import Machine
 
 
-@pytest.mark.parametrize("user", ["root", "nymph-user"])
-def test_guest_suite(run_guest_tests: Callable[..., None], user: str) -> None:
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, vm: Machine) -> Iterator[str]:
+    """What rings get that ask for none: a channel of the endpoint ("dma"), or "cpu"."""
+    engine: str = request.param
+    if engine == "cpu":
+        vm.run(["rmmod", "nymph_endpoint"])
+    said = vm.run(["python3", "-c", "import pynymph; print(pynymph.Ring().snapshot().engine)"]).stdout.strip()
+    assert said.startswith(engine)
+    yield engine
+    if engine == "cpu":
+        vm.load(*(path for path in build.prepare(vm.state.kernel).modules if path.stem == "nymph_endpoint"))
+
+
+@pytest.mark.parametrize("user,engine,always", [
+    ("root", "dma", True), ("nymph-user", "cpu", True), ("nymph-user", "dma", False), ("root", "cpu", False),
+], indirect=["engine"])  # fmt: skip
+def test_guest_suite(
+    request: pytest.FixtureRequest, run_guest_tests: Callable[..., None], user: str, engine: str, always: bool
+) -> None:
+    if not always and not request.config.getoption("long"):
+        pytest.skip("needs --long: every user on every engine")
     run_guest_tests(user, "tests/guest")
 
 

@@ -359,6 +359,11 @@ class Supervisor:
         self._restarts += 1
         regs["reset_ack"] = number
 
+    def _kill(self, channel: int) -> None:
+        if channel not in self._workers:
+            raise ValueError(f"no channel {channel} is alive")
+        os.kill(self._workers[channel][0], signal.SIGKILL)
+
     def _answer(self, control: socket.socket) -> None:
         """One question, one answer, both a line of JSON."""
         asked, _ = control.accept()
@@ -370,10 +375,10 @@ class Supervisor:
                 if "faults" in question:
                     self._board.set([Fault(**fault) for fault in question["faults"]])
                 if "kill" in question:
-                    os.kill(self._workers[question["kill"]][0], signal.SIGKILL)
+                    self._kill(question["kill"])
                 answer = {"injected": self._board.injected(), "resets": self._restarts}
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                answer = {"error": str(error) or repr(error)}
+            except (OSError, ValueError, TypeError) as error:
+                answer = {"error": str(error)}
             with contextlib.suppress(OSError):
                 print(json.dumps(answer), file=file, flush=True)
 
@@ -448,7 +453,7 @@ class Endpoint:
         return int(self.ask()["resets"])
 
     def kill_channel(self, channel: int) -> None:
-        """Have a channel die, as if it had crashed."""
+        """Have a channel die, as if it had crashed. Raises EndpointError if it is dead already."""
         self.ask(kill=channel)
 
     def close(self) -> None:

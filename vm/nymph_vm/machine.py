@@ -91,14 +91,15 @@ class Machine:
         memory: str = "4G",
         slots: Slots = slots.DEFAULT,
         faults: Sequence[Fault] = (),
+        append: str = "",
         hang_seconds: float = HANG_SECONDS,
         on_complaint: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
 
-        memory: "512M" or "4G". slots: where endpoints are. faults: those that each begins with. hang_seconds:
-        how long the guest may be silent. on_complaint: called with each complaint of the guest's kernel as it
-        comes, in a thread.
+        memory: "512M" or "4G". slots: where endpoints are. faults: those that each begins with. append: more
+        for the kernel's command line. hang_seconds: how long the guest may be silent. on_complaint: called
+        with each complaint of the guest's kernel as it comes, in a thread.
         """
         size = _bytes(memory)
         tool("qemu-system-x86_64")  # before anything that takes long
@@ -116,7 +117,7 @@ class Machine:
         self._connected: set[str] = set()
         self._loaded: list[str] = []  # modules
         self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
-        self._slots, self._faults = slots, faults
+        self._slots, self._faults, self._append = slots, faults, append
         self._ram, self._size = os.memfd_create("guest-ram"), size
         os.ftruncate(self._ram, size)
         self._folder, self._lock = claim(name)
@@ -161,7 +162,8 @@ class Machine:
             with (self._folder / "qemu.log").open("w") as log:
                 self._qemu = subprocess.Popen(
                     _qemu_command(
-                        kernel, disk, accelerator, self._size, console, self._slots, sockets, **files
+                        *(kernel, disk, accelerator, self._append, self._size, console, self._slots, sockets),
+                        **files,
                     ),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -432,7 +434,8 @@ def _with_us(command: list[str]) -> list[str]:
 def _endpoint_device(name: str, bus: str) -> dict[str, Any]:
     """QEMU's device for an endpoint, `driver` first."""
     identity = {"driver": "ivshmem-doorbell", "id": name, "chardev": name}
-    return {**identity, "vectors": CHANNELS, "bus": bus}
+    # As many as either side has doorbells: QEMU 7.2 writes past its array for one that is rung beyond.
+    return {**identity, "vectors": CHANNELS + 1, "bus": bus}
 
 
 def _option(device: dict[str, Any]) -> str:
@@ -443,6 +446,7 @@ def _qemu_command(
     kernel: kernels.Kernel,
     disk: root.Root,
     accelerator: str,
+    append: str,
     size: int,
     console: Path,
     slots: Slots,
@@ -465,7 +469,7 @@ def _qemu_command(
         "display": "none",
         "kernel": str(kernel.image),
         "initrd": str(kernel.initramfs()),
-        "append": f"{CMDLINE} NYMPH_ACCEL={accelerator}",
+        "append": f"{CMDLINE} NYMPH_ACCEL={accelerator} {append}",
         "serial": f"file:{console}",
         "mon": "chardev=qmp,mode=control",
         "action": "panic=exit-failure,reboot=shutdown",

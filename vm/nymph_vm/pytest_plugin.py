@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel", choices=list(kernels.KERNELS), default=kernels.DEFAULT, help="The guest's (fixture vm)."
     )
     parser.addoption("--long", action="store_true", help="Do far more often what is done many times.")
+    parser.addoption("--append", default="", help="More for the command line of the guest's kernel.")
     parser.addoption("--gcov", type=Path, help="A tar for what a debug kernel counted of the module's code.")
 
 
@@ -42,8 +43,8 @@ def vm(
     """A machine with the module loaded, one for the whole session."""
     complained: list[str] = []
     try:
-        name = request.config.getoption("kernel")
-        machine = Machine(f"pytest-{os.getpid()}", kernel=name, on_complaint=complained.append)
+        name, more = (request.config.getoption(option) for option in ("kernel", "append"))
+        machine = Machine(f"pytest-{os.getpid()}", kernel=name, append=more, on_complaint=complained.append)
     except HarnessError as error:
         _give_up(request.config, error)
     with machine:

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: MIT
+"""The endpoint and its driver under load, and under every fault there is: what a user of the ring sees."""
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nymph_vm import build, kernels
+from nymph_vm.endpoint import Endpoint, EndpointError
+from nymph_vm.faults import KINDS, Fault
+from nymph_vm.machine import Machine
+
+LOAD = Path(__file__).with_name("endpoint_load.py")
+NAME = "ep0"
+CHANNELS = "/sys/class/dma"
+COUNTERS = "/sys/bus/pci/drivers/nymph_endpoint/0*/counters"
+
+# What is found by hashing, each time; and what costs a channel its reset, so that others in flight end too.
+FOUND = ("flip", "short", "misplaced", "skipped")
+RESETS = ("lost", "doubled", "unknown", "reordered", "stall", "garbage-ring", "death")
+# Statuses of transfers that a channel's reset ends.
+ENDED_BY_RESET = {"ETIMEDOUT", "EIO"}
+
+
+@pytest.fixture
+def endpoint(vm: Machine) -> Iterator[Endpoint]:
+    """Sound before and after; with the load in root's home folder."""
+    vm.copy_in(str(LOAD))
+    yield vm.endpoints[NAME]
+    vm.endpoints[NAME].set_faults()
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("long"))
+
+
+def load(vm: Machine, *options: str) -> Any:
+    return json.loads(vm.run(["python3", LOAD.name, *options], stdout=subprocess.PIPE).stdout)
+
+
+@contextlib.contextmanager
+def endless_load(vm: Machine, *options: str) -> Iterator[Callable[[], Any]]:
+    """What it yields ends the load, and returns what came of it."""
+    command = vm.command(["python3", LOAD.name, *options])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+
+        assert running.stdout
+        assert running.stdout.readline() == "copying\n"
+
+        def end() -> Any:
+            said, _ = running.communicate(timeout=60)
+            assert running.returncode == 0
+            return json.loads(said)
+
+        yield end
+        running.kill()
+
+
+def channels(vm: Machine) -> list[str]:
+    return vm.run(["ls", CHANNELS]).stdout.split()
+
+
+def engines(vm: Machine) -> list[str]:
+    script = "import pynymph; print(*pynymph.query().engines.values())"
+    return vm.run(["python3", "-c", script]).stdout.split()
+
+
+def counter(vm: Machine, name: str) -> int:
+    return int(vm.run(["sh", "-c", f"cat {COUNTERS}/{name}"]).stdout)
+
+
+def is_harmless(found: dict[str, Any]) -> bool:
+    """Whether nothing that was reported good is wrong, and nothing else was written to."""
+    return all(each["wrong"] == each["stray"] == 0 for each in found.values())
+
+
+def test_every_channel_is_an_engine(vm: Machine) -> None:
+    assert engines(vm) == ["cpu", *channels(vm)]
+    assert len(channels(vm)) == vm.endpoints[NAME].channels
+
+
+def test_auto_spreads_over_the_channels(vm: Machine) -> None:
+    script = "import pynymph as p; r = [p.Ring() for _ in range(8)]; print(*(x.snapshot().engine for x in r))"
+    assert sorted(vm.run(["python3", "-c", script]).stdout.split()) == sorted(2 * channels(vm))
+
+
+def test_sound(vm: Machine, endpoint: Endpoint) -> None:
+    first, second = channels(vm)[:2]
+    found = load(vm, f"--engine={first}", f"--beside={second}", "--bytes=70000", "--count=200")
+    assert is_harmless(found)
+    assert found["load"]["ended"] == {"ok": 200}
+    assert found["load"]["engines"] == {first: 200}
+    assert set(found["beside"]["ended"]) == {"ok"}
+
+
+def fault_of(kind: str, long: bool) -> Fault:
+    if kind in FOUND or kind == "no-interrupt":
+        return Fault(kind, rate=0.1, seed=1, channel=0)
+    return Fault(kind, rate=0.1, seed=1, count=20 if long else 3, channel=0)
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest, vm: Machine) -> Iterator[list[str]]:
+    """Lines of dist/faults.md: what came of each fault."""
+    rows: list[str] = []
+    yield rows
+    head = ["fault", "what it is", "injected", "of copies", "user saw", "slowest copy"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]
+    on = f"{vm.state.kernel} ({vm.state.accel}); a copy is of 4 KiB, with VERIFY_HASH, up to 32 in flight."
+    target = Path("dist/faults.md")
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(f"Measured on {on}\n\n" + "\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fault(vm: Machine, endpoint: Endpoint, long: bool, table: list[str], kind: str) -> None:
+    """Under VERIFY_HASH: a clear error or a correct copy, never a wrong one; other rings do not notice."""
+    first, second = channels(vm)[:2]
+    before = counter(vm, "resets")
+    endpoint.set_faults(fault_of(kind, long))
+    found = load(vm, f"--engine={first}", f"--beside={second}", f"--count={2000 if long else 400}")
+    injected = endpoint.injected()[kind]
+    assert injected
+    assert is_harmless(found)
+    assert set(found["beside"]["ended"]) == {"ok"}
+    ended = found["load"]["ended"]
+    seen = ", ".join(f"{number} {name}" for name, number in sorted(ended.items()))
+    slowest = f"{found['load']['slowest_s']:.2f} s"
+    table.append(f"| {kind} | {KINDS[kind]} | {injected} | {found['load']['copies']} | {seen} | {slowest} |")
+
+    failed = {name: number for name, number in ended.items() if name != "ok"}
+    if kind in FOUND:
+        assert failed == {"EBADMSG": injected}
+    elif kind in RESETS:
+        assert set(failed) <= ENDED_BY_RESET
+        assert counter(vm, "resets") > before
+    elif kind == "garbage-register":
+        assert set(failed) <= ENDED_BY_RESET
+    else:
+        assert not failed
+    # And then all is well again.
+    endpoint.set_faults()
+    found = load(vm, f"--engine={first}", "--count=64")
+    assert found["load"]["ended"] == {"ok": 64}
+    assert vm.run(["cat", "/sys/class/misc/pcie_nymph/counters/quarantined"]).stdout == "0\n"
+
+
+def test_every_flip_is_found(vm: Machine, endpoint: Endpoint, long: bool) -> None:
+    count = 10_000 if long else 500
+    endpoint.set_faults(Fault("flip"))
+    found = load(vm, f"--engine={channels(vm)[0]}", f"--count={count}")
+    assert endpoint.injected() == {"flip": count}
+    assert found["load"]["ended"] == {"EBADMSG": count}
+    assert is_harmless(found)
+
+
+def test_auto_falls_back_to_the_cpu(vm: Machine, endpoint: Endpoint) -> None:
+    fallbacks = "/sys/class/misc/pcie_nymph/counters/fallbacks"
+    before = int(vm.run(["cat", fallbacks]).stdout)
+    endpoint.set_faults(Fault("stall", rate=0.05, count=2))
+    found = load(vm, "--engine=auto", "--count=500")
+    assert found["load"]["ended"] == {"ok": 500}
+    assert is_harmless(found)
+    assert found["load"]["engines"]["cpu"] >= 1
+    assert int(vm.run(["cat", fallbacks]).stdout) >= before + found["load"]["engines"]["cpu"]
+
+
+def test_kill_and_restart_under_load(vm: Machine, endpoint: Endpoint, long: bool) -> None:
+    first, second = channels(vm)[:2]
+    rounds = 100 if long else 8
+    with endless_load(vm, f"--engine={first}", f"--beside={second}") as end:
+        for _ in range(rounds):
+            time.sleep(0.25)
+            wait_for(lambda: kills(endpoint, 0))
+        time.sleep(0.5)
+        found = end()
+    assert is_harmless(found)
+    assert set(found["beside"]["ended"]) == {"ok"}
+    assert found["load"]["ended"].pop("ok")
+    assert set(found["load"]["ended"]) <= ENDED_BY_RESET
+    assert load(vm, f"--engine={first}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
+@pytest.mark.parametrize("engine", ["auto", "named"])
+def test_unplug_and_replug_under_load(vm: Machine, endpoint: Endpoint, long: bool, engine: str) -> None:
+    rounds = 50 if long else 2
+    name = engine if engine == "auto" else channels(vm)[0]
+    with endless_load(vm, f"--engine={name}") as end:
+        for _ in range(rounds):
+            time.sleep(0.5)
+            vm.unplug(NAME)
+            time.sleep(0.2)
+            vm.plug(NAME)
+            wait_for(lambda: len(channels(vm)) == vm.endpoints[NAME].channels)
+        time.sleep(1.5)
+        found = end()
+    assert is_harmless(found)
+    ended = found["load"]["ended"]
+    assert ended.pop("ok")
+    if engine == "auto":
+        assert not ended
+    else:
+        assert set(ended) <= ENDED_BY_RESET | {"ENODEV"}
+    assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
+def kills(endpoint: Endpoint, channel: int) -> bool:
+    """Whether the channel was alive, and is not any more."""
+    try:
+        endpoint.kill_channel(channel)
+    except EndpointError as error:
+        assert "is alive" in str(error)
+        return False
+    return True
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_unbind_and_bind(vm: Machine, endpoint: Endpoint) -> None:
+    """The channel is given up at once though a ring has it; the ring goes on once it is back."""
+    script = """
+import errno, glob, os, pynymph
+driver = "/sys/bus/pci/drivers/nymph_endpoint/"
+(function,) = (os.path.basename(path) for path in glob.glob(driver + "0*"))
+ring = pynymph.Ring(engine="dma0chan0")
+src, dst = b"x" * 100000, bytearray(100000)
+ring.copy(src=src, dst=dst, verify=True)
+open(driver + "unbind", "w").write(function)
+try:
+    ring.copy(src=src, dst=dst)
+except pynymph.NymphError as error:
+    print(errno.errorcode[error.errno])
+print(len(pynymph.query().engines))
+open(driver + "bind", "w").write(function)
+import time; time.sleep(1.1)
+print(ring.copy(src=src, dst=dst, verify=True).engine)
+"""
+    said = vm.run(["python3", "-c", script]).stdout.split()
+    assert said == ["ENODEV", "1", "dma0chan0"]
+
+
+def test_the_driver_unloads_when_no_ring_has_a_channel(vm: Machine) -> None:
+    script = "import pynymph, subprocess as s; r = pynymph.Ring(); print(s.call(['rmmod', 'nymph_endpoint']))"
+    assert vm.run(["python3", "-c", script]).stdout == "1\n"
+    vm.run(["rmmod", "nymph_endpoint"])
+    assert engines(vm) == ["cpu"]
+    vm.load(*(path for path in build.prepare(vm.state.kernel).modules if path.stem == "nymph_endpoint"))
+
+
+DMATEST = """
+modprobe dmatest || exit 77
+cd /sys/module/dmatest/parameters
+echo 4 > threads_per_chan; echo 16384 > test_buf_size; echo 10000 > timeout; echo $1 > iterations
+for channel in $(ls /sys/class/dma); do echo $channel > channel; done
+dmesg --clear
+echo 1 > run
+cat wait > /dev/null
+dmesg | grep -o 'dmatest: .* summary .*'
+rmmod dmatest
+"""
+
+
+def test_dmatest(vm: Machine, long: bool) -> None:
+    """The kernel's own test of providers: 4 threads on each channel; 100,000 copies with --long."""
+    if not kernels.KERNELS[vm.state.kernel].debug:
+        pytest.skip("needs a kernel with dmatest: pytest --kernel debug-6.1")
+    iterations = 6250 if long else 50
+    said = vm.run(["sh", "-c", DMATEST, "dmatest", str(iterations)]).stdout.splitlines()
+    assert len(said) == 4 * vm.endpoints[NAME].channels
+    assert [line for line in said if f"summary {iterations} tests, 0 failures" not in line] == []
