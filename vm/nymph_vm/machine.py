@@ -117,9 +117,9 @@ class Machine:
         self._loaded: list[str] = []  # modules
         self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
         self._faults, self._append = faults, append
+        self._folder, self._lock = claim(name)
         self._ram, self._size = os.memfd_create("guest-ram"), size
         os.ftruncate(self._ram, size)
-        self._folder, self._lock = claim(name)
         (self._folder / "console.log").touch()
         self._running = (self._folder / "running").open("w")  # locked as long as the guest runs
         fcntl.flock(self._running, fcntl.LOCK_EX)
