@@ -559,6 +559,18 @@ static int nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *move)
 	return ret;
 }
 
+/*
+ * Whether the channel's device is there to stay. If it leaves, its channels are
+ * in the kernel's list for longer than their names are.
+ */
+static bool nymph_dma_is_live(struct dma_chan *chan)
+{
+	struct device *dev = chan->device->dev;
+
+	return READ_ONCE(dev->driver) &&
+	       !xa_load(&nymph_dma_unbinding, (unsigned long)dev);
+}
+
 /* Whether this channel may be used, as the administrator has it. */
 static bool nymph_dma_is_allowed(struct dma_chan *chan)
 {
@@ -587,10 +599,9 @@ static bool nymph_dma_is_ours(struct dma_chan *chan, void *param)
 {
 	struct nymph_dma_engine *dma = param;
 
-	return !strcmp(dma_chan_name(chan), dma->engine.name) &&
-	       nymph_dma_is_allowed(chan) &&
-	       !xa_load(&nymph_dma_unbinding,
-			(unsigned long)chan->device->dev);
+	return nymph_dma_is_live(chan) &&
+	       !strcmp(dma_chan_name(chan), dma->engine.name) &&
+	       nymph_dma_is_allowed(chan);
 }
 
 /* Makes the channel ours. The engine's lock is held. */
@@ -737,7 +748,7 @@ static bool nymph_dma_see(struct dma_chan *chan, void *param)
 	struct nymph_dma_engine *dma;
 	int *error = param;
 
-	if (!nymph_dma_is_allowed(chan) ||
+	if (!nymph_dma_is_live(chan) || !nymph_dma_is_allowed(chan) ||
 	    strlen(dma_chan_name(chan)) >= NYMPH_ENGINE_NAME_SIZE)
 		return false;
 	engine = nymph_engine_lookup(dma_chan_name(chan));
