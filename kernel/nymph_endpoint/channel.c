@@ -625,6 +625,8 @@ static void nymph_ep_synchronize(struct dma_chan *chan)
 
 	wait_event_timeout(ch->settled, nymph_ep_is_settled(ch),
 			   2 * msecs_to_jiffies(NYMPH_EP_RESET_MS));
+	/* these call back, too */
+	flush_work(&ch->work.work);
 	tasklet_disable(&ch->tasklet);
 	tasklet_enable(&ch->tasklet);
 }

@@ -254,7 +254,13 @@ static void nymph_ep_remove(struct pci_dev *pdev)
 	pci_clear_master(pdev);
 	nymph_ep_free_irqs(ep, ep->nr_channels);
 	destroy_workqueue(ep->wq);
-	/* clients may hold channels still; the last one's end frees all */
+	/*
+	 * Clients may hold channels still; the last one's end frees all. Until
+	 * then the other channels are in the kernel's list, without the devices
+	 * that have their names: nobody is to look at them there.
+	 */
+	dma_cap_clear(DMA_MEMCPY, ep->dma.cap_mask);
+	dma_cap_clear(DMA_INTERRUPT, ep->dma.cap_mask);
 	dma_async_device_unregister(&ep->dma);
 }
 

@@ -228,6 +228,12 @@ static struct nymph_place nymph_place_in(struct page *const *pages, u64 offset,
 	};
 }
 
+static struct nymph_place nymph_place_in_region(const struct nymph_region *in,
+						u64 offset, size_t max)
+{
+	return nymph_place_in(in->pin.pages, in->pin.offset + offset, max);
+}
+
 static struct nymph_place nymph_place_in_bounce(struct nymph_bounce *bounce,
 						size_t at, size_t max)
 {
@@ -251,8 +257,7 @@ static struct nymph_place nymph_dma_op_dst(const struct nymph_dma_op *op,
 					   size_t at, size_t max)
 {
 	if (op->dst)
-		return nymph_place_in(op->dst->pin.pages, op->dst->pin.offset +
-				      move->dst_off + at, max);
+		return nymph_place_in_region(op->dst, move->dst_off + at, max);
 	return nymph_place_in(op->pages, offset_in_page(move->dst_off) + at,
 			      max);
 }
@@ -262,8 +267,7 @@ static struct nymph_place nymph_dma_op_src(const struct nymph_dma_op *op,
 					   size_t at, size_t max)
 {
 	if (op->src)
-		return nymph_place_in(op->src->pin.pages, op->src->pin.offset +
-				      move->src_off + at, max);
+		return nymph_place_in_region(op->src, move->src_off + at, max);
 	return nymph_place_in_bounce(op->bounce, at, max);
 }
 
@@ -283,6 +287,9 @@ static int nymph_dma_map_run(struct nymph_dma_op *op,
 {
 	struct nymph_dma_run *run = &op->runs[op->nr_runs];
 
+	/* the channel takes less at a time than there are pages to */
+	if (op->nr_runs == NYMPH_DMA_MAX_RUNS)
+		return -EIO;
 	run->op = op;
 	run->len = len;
 	run->src = dma_map_page(op->dev, src->page, src->offset, len,
@@ -434,17 +441,19 @@ static int nymph_dma_submit(struct nymph_dma_op *op, unsigned int first)
 }
 
 /*
- * Ends operations: all, if the channel is known to have stopped, else those it
- * was done with by itself.
+ * Ends operations: those that the channel was done with by itself, and all those
+ * of @stopped, if that is not NULL: it is known not to be at them, and not to
+ * call back.
  */
-static void nymph_dma_end_ops(struct nymph_dma_engine *dma, bool all)
+static void nymph_dma_end_ops(struct nymph_dma_engine *dma,
+			      const struct device *stopped)
 {
 	struct nymph_dma_op *op, *next;
 	LIST_HEAD(abandoned);
 
 	spin_lock_irq(&dma->ops_lock);
 	list_for_each_entry_safe(op, next, &dma->ops, list) {
-		if (op->pending && !all)
+		if (op->pending && op->dev != stopped)
 			continue;
 		if (op->pending) {
 			op->pending = 0;
@@ -476,9 +485,11 @@ static void nymph_dma_release(struct nymph_dma_engine *dma)
  */
 static void nymph_dma_stop_locked(struct nymph_dma_engine *dma)
 {
+	struct device *stopped = NULL;
 	bool idle;
 
 	lockdep_assert_held(&dma->lock);
+	/* then BUS_NOTIFY_UNBOUND_DRIVER ends what is left */
 	if (!dma->chan)
 		return;
 	dmaengine_terminate_async(dma->chan);
@@ -487,7 +498,9 @@ static void nymph_dma_stop_locked(struct nymph_dma_engine *dma)
 	 * A provider that could not make sure says so the second time; and one
 	 * that can't stop at all, each time.
 	 */
-	nymph_dma_end_ops(dma, !dmaengine_terminate_async(dma->chan));
+	if (!dmaengine_terminate_async(dma->chan))
+		stopped = dmaengine_get_dma_device(dma->chan);
+	nymph_dma_end_ops(dma, stopped);
 
 	spin_lock_irq(&dma->ops_lock);
 	idle = list_empty(&dma->ops);
@@ -546,6 +559,18 @@ static int nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *move)
 	return ret;
 }
 
+/*
+ * Whether the channel's device is there to stay. If it leaves, its channels are
+ * in the kernel's list for longer than their names are.
+ */
+static bool nymph_dma_is_live(struct dma_chan *chan)
+{
+	struct device *dev = chan->device->dev;
+
+	return READ_ONCE(dev->driver) &&
+	       !xa_load(&nymph_dma_unbinding, (unsigned long)dev);
+}
+
 /* Whether this channel may be used, as the administrator has it. */
 static bool nymph_dma_is_allowed(struct dma_chan *chan)
 {
@@ -574,10 +599,9 @@ static bool nymph_dma_is_ours(struct dma_chan *chan, void *param)
 {
 	struct nymph_dma_engine *dma = param;
 
-	return !strcmp(dma_chan_name(chan), dma->engine.name) &&
-	       nymph_dma_is_allowed(chan) &&
-	       !xa_load(&nymph_dma_unbinding,
-			(unsigned long)chan->device->dev >> 1);
+	return nymph_dma_is_live(chan) &&
+	       !strcmp(dma_chan_name(chan), dma->engine.name) &&
+	       nymph_dma_is_allowed(chan);
 }
 
 /* Makes the channel ours. The engine's lock is held. */
@@ -704,7 +728,7 @@ static int nymph_dma_move(struct nymph_engine *engine, struct nymph_move *move)
 		WRITE_ONCE(dma->failed, true);
 		return ret;
 	}
-	if (READ_ONCE(dma->failed))
+	if (len && READ_ONCE(dma->failed))
 		WRITE_ONCE(dma->failed, false);
 	move->done = len;
 	return len == move->len ? 0 : -EFAULT;
@@ -724,7 +748,7 @@ static bool nymph_dma_see(struct dma_chan *chan, void *param)
 	struct nymph_dma_engine *dma;
 	int *error = param;
 
-	if (!nymph_dma_is_allowed(chan) ||
+	if (!nymph_dma_is_live(chan) || !nymph_dma_is_allowed(chan) ||
 	    strlen(dma_chan_name(chan)) >= NYMPH_ENGINE_NAME_SIZE)
 		return false;
 	engine = nymph_engine_lookup(dma_chan_name(chan));
@@ -798,8 +822,8 @@ void nymph_dma_forget(struct nymph_engine *engine)
 /* --- devices that leave --- */
 
 /*
- * Gives the channel up, if the device it is of is @param. Whatever was under way
- * has ended then.
+ * Gives the channel up, if the device it is of is @param. What is not known to
+ * have ended stays: the driver may call back for it on its way out.
  */
 static void nymph_dma_give_up(struct nymph_engine *engine, void *param)
 {
@@ -809,11 +833,6 @@ static void nymph_dma_give_up(struct nymph_engine *engine, void *param)
 	mutex_lock(&dma->lock);
 	if (dma->chan && dma->chan->device->dev == dev) {
 		nymph_dma_stop_locked(dma);
-		if (dma->chan && dma->stopping && dev_is_pci(dev)) {
-			/* who is not bus master does not write */
-			pci_clear_master(to_pci_dev(dev));
-			nymph_dma_end_ops(dma, true);
-		}
 		if (dma->chan)
 			nymph_dma_release(dma);
 	}
@@ -821,10 +840,20 @@ static void nymph_dma_give_up(struct nymph_engine *engine, void *param)
 	wake_up_all(&dma->stopped);
 }
 
+/* A driver that is unbound has stopped its device, and calls nobody any more. */
+static void nymph_dma_let_go(struct nymph_engine *engine, void *param)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+
+	mutex_lock(&dma->lock);
+	nymph_dma_end_ops(dma, param);
+	mutex_unlock(&dma->lock);
+}
+
 static int nymph_dma_bus_event(struct notifier_block *nb, unsigned long event,
 			       void *data)
 {
-	unsigned long key = (unsigned long)data >> 1;
+	unsigned long key = (unsigned long)data;
 
 	switch (event) {
 	case BUS_NOTIFY_UNBIND_DRIVER:
@@ -833,6 +862,7 @@ static int nymph_dma_bus_event(struct notifier_block *nb, unsigned long event,
 		nymph_engines_each(nymph_dma_give_up, data);
 		break;
 	case BUS_NOTIFY_UNBOUND_DRIVER:
+		nymph_engines_each(nymph_dma_let_go, data);
 		xa_erase(&nymph_dma_unbinding, key);
 		break;
 	}

@@ -243,7 +243,6 @@ except pynymph.NymphError as error:
     print(errno.errorcode[error.errno])
 print(len(pynymph.query().engines))
 open(driver + "bind", "w").write(function)
-import time; time.sleep(1.1)
 print(ring.copy(src=src, dst=dst, verify=True).engine)
 """
     said = vm.run(["python3", "-c", script]).stdout.split()

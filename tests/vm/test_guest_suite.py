@@ -14,7 +14,9 @@ from nymph_vm.machine import Machine
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, vm: Machine) -> Iterator[str]:
     """What rings get that ask for none: a channel of the endpoint ("dma"), or "cpu"."""
-    engine: str = request.param
+    engine, always = request.param
+    if not always and not request.config.getoption("long"):
+        pytest.skip("needs --long: every user on every engine")
     if engine == "cpu":
         vm.run(["rmmod", "nymph_endpoint"])
     said = vm.run(["python3", "-c", "import pynymph; print(pynymph.Ring().snapshot().engine)"]).stdout.strip()
@@ -24,14 +26,17 @@ def engine(request: pytest.FixtureRequest, vm: Machine) -> Iterator[str]:
         vm.load(*(path for path in build.prepare(vm.state.kernel).modules if path.stem == "nymph_endpoint"))
 
 
-@pytest.mark.parametrize("user,engine,always", [
-    ("root", "dma", True), ("nymph-user", "cpu", True), ("nymph-user", "dma", False), ("root", "cpu", False),
-], indirect=["engine"])  # fmt: skip
-def test_guest_suite(
-    request: pytest.FixtureRequest, run_guest_tests: Callable[..., None], user: str, engine: str, always: bool
-) -> None:
-    if not always and not request.config.getoption("long"):
-        pytest.skip("needs --long: every user on every engine")
+@pytest.mark.parametrize(
+    "user,engine",
+    [
+        ("root", ("dma", True)),
+        ("nymph-user", ("cpu", True)),
+        ("nymph-user", ("dma", False)),
+        ("root", ("cpu", False)),
+    ],
+    indirect=["engine"],
+)
+def test_guest_suite(run_guest_tests: Callable[..., None], user: str, engine: str) -> None:
     run_guest_tests(user, "tests/guest")
 
 

@@ -86,7 +86,7 @@ def test_machines_that_stay() -> None:
         for name in names:
             assert re.search(rf"{name} .*running", status)
             assert nymph_vm("ssh", "--name", name, "--", "cat", "file").stdout == f"{name}\n"
-            assert "pcie_nymph" in nymph_vm("logs", "--name", name).stdout
+            assert "nymph_endpoint" in nymph_vm("logs", "--name", name).stdout
         assert nymph_vm("ssh", "--name", names[0], "--", "sh", "-c", PANIC).returncode == 121
         assert re.search(rf"{names[0]} .*panicked", nymph_vm("status").stdout)
         assert "sysrq triggered crash" in nymph_vm("logs", "--name", names[0]).stdout

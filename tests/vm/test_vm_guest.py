@@ -43,7 +43,7 @@ def test_a_user_s_surroundings(vm: Machine, user: str) -> None:
 
 
 def test_ordinary_users_can_read_the_kernel_log(vm: Machine) -> None:
-    assert "pcie_nymph" in vm.run(["dmesg"], user="nymph-user").stdout
+    assert "nymph_endpoint" in vm.run(["dmesg"], user="nymph-user").stdout
 
 
 def test_the_module_loads_and_unloads(vm: Machine) -> None:

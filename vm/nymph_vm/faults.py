@@ -105,9 +105,11 @@ class Board:
         return found
 
     def faults(self) -> list[Fault]:
-        version = self._words[0]
+        version, length = self._words[0], self._words[1]
+        if not length:
+            return []  # set() is at it, or was never called
         if version != self._seen_version:
-            text = self._memory[_TEXT : _TEXT + self._words[1]]
+            text = self._memory[_TEXT : _TEXT + length]
             self._faults = [Fault(**each) for each in json.loads(text)]
             self._seen_version = version
         return self._faults

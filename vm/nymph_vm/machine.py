@@ -118,9 +118,9 @@ class Machine:
         self._loaded: list[str] = []  # modules
         self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
         self._slots, self._faults, self._append = slots, faults, append
+        self._folder, self._lock = claim(name)
         self._ram, self._size = os.memfd_create("guest-ram"), size
         os.ftruncate(self._ram, size)
-        self._folder, self._lock = claim(name)
         (self._folder / "console.log").touch()
         self._running = (self._folder / "running").open("w")  # locked as long as the guest runs
         fcntl.flock(self._running, fcntl.LOCK_EX)
@@ -156,15 +156,10 @@ class Machine:
         ours.settimeout(QMP_SECONDS)
         self._qmp, self._qmp_in_use = ours.makefile("rw"), threading.Lock()
         files = {"ram": self._ram, "agent": agent.fileno(), "qmp": qmp.fileno()}
-        sockets = {name: endpoint.socket for name, endpoint in self.endpoints.items()}
-        console = self._folder / "console.log"
         try:
             with (self._folder / "qemu.log").open("w") as log:
                 self._qemu = subprocess.Popen(
-                    _qemu_command(
-                        *(kernel, disk, accelerator, self._append, self._size, console, self._slots, sockets),
-                        **files,
-                    ),
+                    self._qemu_command(kernel, disk, accelerator, **files),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -176,6 +171,51 @@ class Machine:
             qmp.close()
         self._watcher = threading.Thread(target=self._watch)
         self._watcher.start()
+
+    def _qemu_command(
+        self, kernel: kernels.Kernel, disk: root.Root, accelerator: str, *, ram: int, agent: int, qmp: int
+    ) -> list[str]:
+        """QEMU's command line; `ram`, `agent` and `qmp` are open files it inherits."""
+        options = {
+            "accel": accelerator,
+            # TCG emulates the `rep movsb` that ERMS and FSRM recommend byte by byte, many times slower.
+            "cpu": "host" if accelerator == "kvm" else "max,-erms,-fsrm",
+            "smp": "2",
+            "m": f"{self._size >> 20}M",
+            # In a file, though one without a name, so that a device model can share it.
+            "object": f"memory-backend-file,id=ram,size={self._size},mem-path=/proc/self/fd/{ram},share=on",
+            "machine": "q35,memory-backend=ram",
+            "display": "none",
+            "kernel": str(kernel.image),
+            "initrd": str(kernel.initramfs()),
+            "append": f"{CMDLINE} NYMPH_ACCEL={accelerator} {self._append}",
+            "serial": f"file:{self._folder / 'console.log'}",
+            "mon": "chardev=qmp,mode=control",
+            "action": "panic=exit-failure,reboot=shutdown",
+        }
+        several = [
+            ("blockdev", f"driver=file,node-name=disk,filename={disk.image},read-only=on"),
+            ("device", "virtio-blk-pci,drive=disk"),
+            ("chardev", f"socket,id=qmp,fd={qmp}"),
+            ("chardev", f"socket,id=agent,fd={agent}"),
+            ("device", "virtio-serial-pci"),
+            ("device", "virtserialport,chardev=agent"),
+            ("netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
+            ("device", "virtio-net-pci,netdev=net,romfile="),
+            ("virtfs", f"local,mount_tag=kernel,path={kernel.modules},security_model=none,readonly=on"),
+            ("virtfs", f"local,mount_tag=repo,path={CHECKOUT},security_model=none,readonly=on"),
+            ("device", "pvpanic-pci"),
+            *self._slots.options,
+        ]
+        for name, endpoint in self.endpoints.items():
+            several += [
+                ("chardev", f"socket,id={name},path={endpoint.socket}"),
+                ("device", _option(_endpoint_device(name, self._slots.buses[name]))),
+            ]
+        command = _with_us([tool("qemu-system-x86_64"), "-nodefaults"])
+        for option, value in [*options.items(), *several]:
+            command += [f"-{option}", value]
+        return command
 
     def __enter__(self) -> Self:
         return self
@@ -440,60 +480,3 @@ def _endpoint_device(name: str, bus: str) -> dict[str, Any]:
 
 def _option(device: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in device.items()).removeprefix("driver=")
-
-
-def _qemu_command(
-    kernel: kernels.Kernel,
-    disk: root.Root,
-    accelerator: str,
-    append: str,
-    size: int,
-    console: Path,
-    slots: Slots,
-    sockets: dict[str, Path],
-    *,
-    ram: int,
-    agent: int,
-    qmp: int,
-) -> list[str]:
-    """QEMU's command line; `ram`, `agent` and `qmp` are open files it inherits."""
-    options = {
-        "accel": accelerator,
-        # TCG emulates the `rep movsb` that ERMS and FSRM recommend byte by byte, many times slower.
-        "cpu": "host" if accelerator == "kvm" else "max,-erms,-fsrm",
-        "smp": "2",
-        "m": f"{size >> 20}M",
-        # In a file, though one without a name, so that a device model can share it.
-        "object": f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{ram},share=on",
-        "machine": "q35,memory-backend=ram",
-        "display": "none",
-        "kernel": str(kernel.image),
-        "initrd": str(kernel.initramfs()),
-        "append": f"{CMDLINE} NYMPH_ACCEL={accelerator} {append}",
-        "serial": f"file:{console}",
-        "mon": "chardev=qmp,mode=control",
-        "action": "panic=exit-failure,reboot=shutdown",
-    }
-    several = [
-        ("blockdev", f"driver=file,node-name=disk,filename={disk.image},read-only=on"),
-        ("device", "virtio-blk-pci,drive=disk"),
-        ("chardev", f"socket,id=qmp,fd={qmp}"),
-        ("chardev", f"socket,id=agent,fd={agent}"),
-        ("device", "virtio-serial-pci"),
-        ("device", "virtserialport,chardev=agent"),
-        ("netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
-        ("device", "virtio-net-pci,netdev=net,romfile="),
-        ("virtfs", f"local,mount_tag=kernel,path={kernel.modules},security_model=none,readonly=on"),
-        ("virtfs", f"local,mount_tag=repo,path={CHECKOUT},security_model=none,readonly=on"),
-        ("device", "pvpanic-pci"),
-        *slots.options,
-    ]
-    for name, socket_path in sockets.items():
-        several += [
-            ("chardev", f"socket,id={name},path={socket_path}"),
-            ("device", _option(_endpoint_device(name, slots.buses[name]))),
-        ]
-    command = _with_us([tool("qemu-system-x86_64"), "-nodefaults"])
-    for option, value in [*options.items(), *several]:
-        command += [f"-{option}", value]
-    return command
