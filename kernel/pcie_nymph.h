@@ -172,6 +172,7 @@ struct nymph_engine_info {
 #define NYMPH_FEATURE_READ	0x2ULL	/* read(): completion records */
 #define NYMPH_FEATURE_ALLOC	0x4ULL	/* NYMPH_BUFFER_ALLOC, and mmap() of them */
 #define NYMPH_FEATURE_REGISTER	0x8ULL	/* NYMPH_BUFFER_REGISTER */
+#define NYMPH_FEATURE_CARD	0x10ULL	/* NYMPH_BUFFER_CARD */
 
 /**
  * struct nymph_query - what this driver can do
@@ -319,6 +320,7 @@ struct nymph_cancel {
 #define NYMPH_BUFFER_REGISTER	2	/* memory of the caller's, pinned */
 #define NYMPH_BUFFER_IMPORT	3	/* a dma-buf: -EOPNOTSUPP so far */
 #define NYMPH_BUFFER_FREE	4	/* give up a handle */
+#define NYMPH_BUFFER_CARD	5	/* zeroed memory of the ring's engine's device */
 
 /* nymph_buffer.flags */
 #define NYMPH_BUFFER_READ_ONLY	0x1U	/* REGISTER: never a destination */
@@ -332,6 +334,9 @@ struct nymph_cancel {
  * @addr: REGISTER: user virtual address; else 0
  * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for FREE
  * @mmap_offset: ALLOC, out: where mmap() of the file finds the memory
+ *
+ * Memory of a CARD has no addresses in user space: bytes come and go by entries.
+ * It goes when the device does; then its entries end with -EFAULT.
  *
  * The memory is the ring's: RESET and close() give up all handles. Entries
  * accepted before a handle is given up go on with its memory, which is freed,

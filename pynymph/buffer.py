@@ -17,16 +17,22 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """What stands behind a RingBuffer and all its parts. `hold`: it is the user's, who could free it."""
+    """What stands behind a RingBuffer and all its parts.
 
-    def __init__(self, source: Buffer, readonly: bool, forget: Callable[[int], None], *, hold: bool) -> None:
+    `source`: its bytes, or None if only operations reach them. `hold`: it is the user's, who could free it.
+    """
+
+    def __init__(
+        self, source: Buffer | None, readonly: bool, forget: Callable[[int], None], *, hold: bool
+    ) -> None:
         self.source = source
         self.readonly = readonly
         self.handle = 0
         self.gone: str | None = None
         """Why it can't be used any more."""
         self._forget = forget
-        self._hold = ffi.from_buffer(source, require_writable=not readonly) if hold else None
+        held = hold and source is not None
+        self._hold = ffi.from_buffer(source, require_writable=not readonly) if held else None
         self._lock = threading.Lock()
         self._in_flight = 0
 
@@ -61,11 +67,12 @@ class Memory:
 
 
 class RingBuffer:
-    """Memory of one ring: made by Ring.allocate() or Ring.register(), pinned, and named by a handle.
+    """Memory of one ring, named by a handle: of Ring.allocate(), Ring.register() or Ring.allocate_on_card().
 
     It is a src or dst of every operation of that ring, and so is any part of it: `buffer[100:200]` is a
     RingBuffer too, of the same memory. NumPy, DLPack and, from Python 3.12 on, memoryview() and whatever
-    takes buffers see its bytes without a copy; `view` does in every Python.
+    takes buffers see its bytes without a copy; `view` does in every Python. Memory on a card is not seen, and
+    only operations reach it.
 
     free(), or the end of a `with`, gives up the handle, for all parts; so do Ring.reset() and Ring.close(),
     and garbage collection. Then using it is a NymphError. Transfers in flight go on, and views stay what they
@@ -113,8 +120,11 @@ class RingBuffer:
 
     @property
     def view(self) -> memoryview:
-        """Its bytes, as they are now and will be: not a copy."""
+        """Its bytes, as they are now and will be: not a copy. A NymphError if they are on a card."""
         self.check()
+        if self._memory.source is None:
+            message = "memory on a card has no view: copy() brings its bytes here"
+            raise ArgumentError(errno.EOPNOTSUPP, message)
         with memoryview(self._memory.source) as whole, whole.cast("B") as octets:
             part = octets[self.offset : self.offset + self.nbytes]
             return part.toreadonly() if self.readonly else part

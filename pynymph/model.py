@@ -774,16 +774,19 @@ class Model:
     def _buffer(self, argument: Any) -> None:
         self._check_size(argument)
         op, flags = argument.op, argument.flags
-        if op in (lib.NYMPH_BUFFER_ALLOC, lib.NYMPH_BUFFER_REGISTER):
+        if op in (lib.NYMPH_BUFFER_ALLOC, lib.NYMPH_BUFFER_REGISTER, lib.NYMPH_BUFFER_CARD):
             known = lib.NYMPH_BUFFER_READ_ONLY if op == lib.NYMPH_BUFFER_REGISTER else 0
             if (
                 flags & ~known
                 or not 1 <= argument.length <= lib.NYMPH_MAX_LENGTH
-                or (op == lib.NYMPH_BUFFER_ALLOC and argument.addr)
+                or (op != lib.NYMPH_BUFFER_REGISTER and argument.addr)
             ):
                 _fail(errno.EINVAL)
+            ring = self._need_ring()
+            if op == lib.NYMPH_BUFFER_CARD:
+                _fail(errno.EOPNOTSUPP)  # its only engine is the CPU
             make = self._allocate if op == lib.NYMPH_BUFFER_ALLOC else self._register
-            self._add_region(self._need_ring(), argument, make)
+            self._add_region(ring, argument, make)
         elif op == lib.NYMPH_BUFFER_FREE:
             if flags or argument.addr or argument.length:
                 _fail(errno.EINVAL)
@@ -823,7 +826,7 @@ class Model:
         self._check_size(argument)
         argument.version = lib.NYMPH_ABI_VERSION
         argument.features = lib.NYMPH_FEATURE_POLL | lib.NYMPH_FEATURE_READ
-        argument.features |= lib.NYMPH_FEATURE_ALLOC | lib.NYMPH_FEATURE_REGISTER
+        argument.features |= lib.NYMPH_FEATURE_ALLOC | lib.NYMPH_FEATURE_REGISTER | lib.NYMPH_FEATURE_CARD
         argument.requests = sum(1 << number for number in self._requests)
         argument.opcodes = sum(1 << opcode for opcode in _OPERATIONS)
         argument.entry_flags = _SERVED

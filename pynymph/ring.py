@@ -254,7 +254,7 @@ class Ring:
         check_length(nbytes)
         arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_ALLOC, length=nbytes)
         with self._lock():
-            self._make_buffer(arg, f"{nbytes} bytes")
+            self._make_buffer(arg, _memory_hints(f"{nbytes} bytes"))
             try:
                 assert self._file is not None
                 mapping = self._file.mmap(nbytes, arg.mmap_offset)
@@ -263,6 +263,22 @@ class Ring:
             except BaseException:
                 self._forgotten.append(arg.handle)
                 raise
+
+    def allocate_on_card(self, nbytes: int) -> RingBuffer:
+        """Zeroed memory of the device that the ring's engine is a channel of, `nbytes` of it.
+
+        Operations reach it, and nothing else: it has no `view`. It is gone when the device is.
+        """
+        check_length(nbytes)
+        arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_CARD, length=nbytes)
+        hints = {
+            errno.ENOMEM: f"no {nbytes} bytes in one piece are left of the card's memory",
+            errno.EOPNOTSUPP: "the ring's engine is no channel of a card that has memory",
+            errno.ENODEV: "the card is gone",
+        }
+        with self._lock():
+            self._make_buffer(arg, hints)
+            return self._buffer(Memory(None, False, self._forgotten.append, hold=False), arg.handle, nbytes)
 
     def register(self, buffer: Buffer, *, read_only: bool = False) -> RingBuffer:
         """Memory of the caller's, which stays pinned, and counts as locked memory, until free().
@@ -287,20 +303,15 @@ class Ring:
             )
             try:
                 with self._lock():
-                    self._make_buffer(arg, "the buffer, each huge page of it as a whole")
+                    self._make_buffer(arg, _memory_hints("the buffer, each huge page of it as a whole"))
                     return self._buffer(memory, arg.handle, nbytes)
             except BaseException:
                 memory.end("it was never registered")
                 raise
 
-    def _make_buffer(self, arg: Any, what: str) -> None:
+    def _make_buffer(self, arg: Any, hints: dict[int, str]) -> None:
         self._drop_forgotten()
-        hints = {
-            errno.ENOMEM: f"this locks {what}, and {memlock()} does not allow it; raise it (ulimit -l)",
-            errno.EMFILE: "a ring can have no more buffers; free some",
-            errno.EFAULT: "part of the buffer is not mapped readable, or not writable: then read_only=True",
-            errno.EOPNOTSUPP: "a writable shared mapping of a file can't be pinned; use it unregistered",
-        }
+        hints = {errno.EMFILE: "a ring can have no more buffers; free some", **hints}
         self._request(abi.NYMPH_IOC_BUFFER, arg, hints)
 
     def _buffer(self, memory: Memory, handle: int, nbytes: int) -> RingBuffer:
@@ -698,6 +709,15 @@ class Transfer:
 
 def _free(handle: int) -> Any:
     return abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_FREE, handle=handle)
+
+
+def _memory_hints(what: str) -> dict[int, str]:
+    """What errors of allocating or pinning `what` mean."""
+    return {
+        errno.ENOMEM: f"this locks {what}, and {memlock()} does not allow it; raise it (ulimit -l)",
+        errno.EFAULT: "part of the buffer is not mapped readable, or not writable: then read_only=True",
+        errno.EOPNOTSUPP: "a writable shared mapping of a file can't be pinned; use it unregistered",
+    }
 
 
 def _bucket_end(bucket: int) -> int:

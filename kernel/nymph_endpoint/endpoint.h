@@ -164,12 +164,14 @@ static inline void nymph_ep_count(struct nymph_ep *ep,
  * @regs: registers of device and channels
  * @doorbells: the doorbell register
  * @size: bytes of the BAR that @regs begins
- * @bus_address: of that BAR
+ * @cpu_address: where the CPU has that BAR
+ * @bus_address: where the device has it
  */
 struct nymph_ep_bars {
 	void __iomem *regs;
 	void __iomem *doorbells;
 	u64 size;
+	phys_addr_t cpu_address;
 	u64 bus_address;
 };
 

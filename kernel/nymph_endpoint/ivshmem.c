@@ -29,6 +29,7 @@ MODULE_DEVICE_TABLE(pci, nymph_ep_ids);
 int nymph_ep_map(struct pci_dev *pdev, struct nymph_ep_bars *bars)
 {
 	bars->size = pci_resource_len(pdev, NYMPH_EP_BAR_REGS);
+	bars->cpu_address = pci_resource_start(pdev, NYMPH_EP_BAR_REGS);
 	bars->bus_address = pci_bus_address(pdev, NYMPH_EP_BAR_REGS);
 	if (bars->size < SZ_1M)
 		return -ENODEV;

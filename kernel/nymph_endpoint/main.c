@@ -4,6 +4,8 @@
  * available to the kernel as a dmaengine provider.
  */
 #include <linux/dma-mapping.h>
+#include <linux/genalloc.h>
+#include <linux/io.h>
 #include <linux/io-64-nonatomic-lo-hi.h>
 #include <linux/module.h>
 #include <linux/sizes.h>
@@ -140,6 +142,35 @@ static int nymph_ep_request_irqs(struct nymph_ep *ep)
 	return 0;
 }
 
+/*
+ * Makes the card's memory available to clients of its channels: as a gen_pool
+ * whose physical addresses are the device's. Who has some of it gives it back
+ * before the driver is unbound.
+ */
+static int nymph_ep_publish_card(struct pci_dev *pdev,
+				 const struct nymph_ep_bars *bars,
+				 const struct nymph_ep_regs *found)
+{
+	u64 offset = le64_to_cpu(found->card_offset);
+	u64 size = le64_to_cpu(found->card_size) & PAGE_MASK;
+	struct gen_pool *pool;
+	void *memory;
+
+	if (!size)
+		return 0;
+	memory = devm_memremap(&pdev->dev, bars->cpu_address + offset, size,
+			       MEMREMAP_WC);
+	if (IS_ERR(memory))
+		return PTR_ERR(memory);
+	pool = devm_gen_pool_create(&pdev->dev, PAGE_SHIFT,
+				    dev_to_node(&pdev->dev), "card");
+	if (IS_ERR(pool))
+		return PTR_ERR(pool);
+	return gen_pool_add_virt(pool, (unsigned long)memory,
+				 bars->bus_address + offset, size,
+				 dev_to_node(&pdev->dev));
+}
+
 static int nymph_ep_register(struct nymph_ep *ep)
 {
 	struct dma_device *dma = &ep->dma;
@@ -170,6 +201,8 @@ static int nymph_ep_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		ret = nymph_ep_identify(pdev, &bars, &found);
 	if (!ret)
 		ret = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
+	if (!ret)
+		ret = nymph_ep_publish_card(pdev, &bars, &found);
 	if (ret)
 		return ret;
 	dma_set_max_seg_size(&pdev->dev, le32_to_cpu(found.max_length));

@@ -498,7 +498,8 @@ static int nymph_ioc_query(void __user *uarg)
 		return ret;
 	arg.version = NYMPH_ABI_VERSION;
 	arg.features = NYMPH_FEATURE_POLL | NYMPH_FEATURE_READ |
-		       NYMPH_FEATURE_ALLOC | NYMPH_FEATURE_REGISTER;
+		       NYMPH_FEATURE_ALLOC | NYMPH_FEATURE_REGISTER |
+		       NYMPH_FEATURE_CARD;
 	arg.requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_LATENCY),
 				   _IOC_NR(NYMPH_IOC_SUBMIT_DMA));
 	arg.opcodes = GENMASK_ULL(NYMPH_OP_COMPARE, NYMPH_OP_NOP);
@@ -557,10 +558,11 @@ static int nymph_buffer_check(const struct nymph_buffer *arg)
 		flags = NYMPH_BUFFER_READ_ONLY;
 		fallthrough;
 	case NYMPH_BUFFER_ALLOC:
+	case NYMPH_BUFFER_CARD:
 		if (arg->flags & ~flags || !arg->length ||
 		    arg->length > NYMPH_MAX_LENGTH)
 			return -EINVAL;
-		if (arg->op == NYMPH_BUFFER_ALLOC && arg->addr)
+		if (arg->op != NYMPH_BUFFER_REGISTER && arg->addr)
 			return -EINVAL;
 		return 0;
 	case NYMPH_BUFFER_FREE:
@@ -596,7 +598,7 @@ static int nymph_buffer_create(struct nymph_context *ctx,
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	region = nymph_region_create(ring->user->account, arg);
+	region = nymph_region_create(ring, arg);
 	nymph_ring_put(ring);
 	if (IS_ERR(region))
 		return PTR_ERR(region);

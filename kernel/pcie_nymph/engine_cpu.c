@@ -29,17 +29,39 @@ static void nymph_cpu_copy_pinned(const struct nymph_pin *dst, u64 dst_off,
 	}
 }
 
+/* With a device's memory on at least one side. */
+static bool nymph_cpu_copy_card(const struct nymph_pin *dst, u64 dst_off,
+				const struct nymph_pin *src, u64 src_off,
+				size_t len)
+{
+	bool there = true;
+	u8 some[256];
+	size_t n;
+
+	for (; there && len; len -= n, dst_off += n, src_off += n) {
+		n = min(len, sizeof(some));
+		there = nymph_pin_load(src, src_off, some, n) &&
+			nymph_pin_store(dst, dst_off, some, n);
+	}
+	return there;
+}
+
 static int nymph_cpu_move(struct nymph_engine *engine, struct nymph_move *move)
 {
 	struct nymph_region *to = move->dst->region;
+	struct nymph_region *from = move->src ? move->src->region : NULL;
 
-	if (move->src) {
-		nymph_cpu_copy_pinned(&to->pin, move->dst_off,
-				      &move->src->region->pin, move->src_off,
-				      move->len);
+	if (from && (from->pin.card || to->pin.card)) {
+		if (!nymph_cpu_copy_card(&to->pin, move->dst_off, &from->pin,
+					 move->src_off, move->len))
+			return -EFAULT;
+	} else if (from) {
+		nymph_cpu_copy_pinned(&to->pin, move->dst_off, &from->pin,
+				      move->src_off, move->len);
 	} else if (to) {
-		nymph_pin_store(&to->pin, move->dst_off, move->bounce->data,
-				move->len);
+		if (!nymph_pin_store(&to->pin, move->dst_off,
+				     move->bounce->data, move->len))
+			return -EFAULT;
 	} else {
 		size_t left = copy_to_user(u64_to_user_ptr(move->dst_off),
 					   move->bounce->data, move->len);

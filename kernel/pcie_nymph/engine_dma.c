@@ -85,15 +85,19 @@ struct nymph_dma_engine {
 /**
  * struct nymph_dma_run - bytes that are neighbours on either side
  * @op: what it belongs to
- * @src: where they are mapped
- * @dst: where they are mapped
+ * @src: where the device has them
+ * @dst: where the device has them
  * @len: how many
+ * @src_mapped: @src is host memory, and its mapping
+ * @dst_mapped: the same for @dst
  */
 struct nymph_dma_run {
 	struct nymph_dma_op *op;
 	dma_addr_t src;
 	dma_addr_t dst;
 	size_t len;
+	bool src_mapped;
+	bool dst_mapped;
 };
 
 /**
@@ -172,8 +176,12 @@ static void nymph_dma_op_free(struct nymph_dma_op *op)
 	while (op->nr_runs) {
 		struct nymph_dma_run *run = &op->runs[--op->nr_runs];
 
-		dma_unmap_page(op->dev, run->src, run->len, DMA_TO_DEVICE);
-		dma_unmap_page(op->dev, run->dst, run->len, DMA_FROM_DEVICE);
+		if (run->src_mapped)
+			dma_unmap_page(op->dev, run->src, run->len,
+				       DMA_TO_DEVICE);
+		if (run->dst_mapped)
+			dma_unmap_page(op->dev, run->dst, run->len,
+				       DMA_FROM_DEVICE);
 	}
 	if (op->dev)
 		put_device(op->dev);
@@ -211,10 +219,17 @@ static size_t nymph_dma_op_pin(struct nymph_dma_op *op, u64 addr, size_t len)
 	return op->nr_pages ? op->nr_pages * PAGE_SIZE - offset : 0;
 }
 
-/* Where bytes are, and how many of @max are neighbours. */
+/**
+ * struct nymph_place - where bytes are
+ * @card: memory of a device, or NULL
+ * @page: where in host memory
+ * @offset: into the one or the other
+ * @len: how many of them are neighbours
+ */
 struct nymph_place {
+	struct nymph_card *card;
 	struct page *page;
-	unsigned int offset;
+	u64 offset;
 	size_t len;
 };
 
@@ -231,6 +246,12 @@ static struct nymph_place nymph_place_in(struct page *const *pages, u64 offset,
 static struct nymph_place nymph_place_in_region(const struct nymph_region *in,
 						u64 offset, size_t max)
 {
+	if (in->pin.card)
+		return (struct nymph_place) {
+			.card = in->pin.card,
+			.offset = offset,
+			.len = max,
+		};
 	return nymph_place_in(in->pin.pages, in->pin.offset + offset, max);
 }
 
@@ -271,14 +292,47 @@ static struct nymph_place nymph_dma_op_src(const struct nymph_dma_op *op,
 	return nymph_place_in_bounce(op->bounce, at, max);
 }
 
-/* What the CPU can't leave to the channel is within one page of either side. */
-static size_t nymph_dma_by_cpu(const struct nymph_place *dst,
-			       const struct nymph_place *src, size_t len)
+/*
+ * What the CPU can't leave to the channel. Returns how much of it is done, or
+ * -EFAULT if it can't be.
+ */
+static ssize_t nymph_dma_by_cpu(const struct nymph_place *dst,
+				const struct nymph_place *src, size_t len)
 {
-	len = min3(len, PAGE_SIZE - dst->offset, PAGE_SIZE - src->offset);
-	memcpy_page(dst->page, dst->offset, src->page, src->offset, len);
-	flush_dcache_page(dst->page);
+	u8 some[256];
+
+	len = min(len, sizeof(some));
+	if (!src->card) {
+		len = min_t(size_t, len, PAGE_SIZE - src->offset);
+		memcpy_from_page(some, src->page, src->offset, len);
+	} else if (!nymph_card_load(src->card, src->offset, some, len)) {
+		return -EFAULT;
+	}
+	if (!dst->card) {
+		len = min_t(size_t, len, PAGE_SIZE - dst->offset);
+		memcpy_to_page(dst->page, dst->offset, some, len);
+	} else if (!nymph_card_store(dst->card, dst->offset, some, len)) {
+		return -EFAULT;
+	}
 	return len;
+}
+
+/* Where the channel is to find bytes. Memory of another device is -EXDEV. */
+static int nymph_dma_map_place(struct nymph_dma_op *op,
+			       const struct nymph_place *place, size_t len,
+			       enum dma_data_direction direction,
+			       dma_addr_t *dma)
+{
+	if (place->card) {
+		int ret = nymph_card_dma(place->card,
+					 op->dma->chan->device->dev, dma);
+
+		*dma += place->offset;
+		return ret;
+	}
+	*dma = dma_map_page(op->dev, place->page, place->offset, len,
+			    direction);
+	return dma_mapping_error(op->dev, *dma) ? -EIO : 0;
 }
 
 static int nymph_dma_map_run(struct nymph_dma_op *op,
@@ -286,24 +340,24 @@ static int nymph_dma_map_run(struct nymph_dma_op *op,
 			     const struct nymph_place *src, size_t len)
 {
 	struct nymph_dma_run *run = &op->runs[op->nr_runs];
+	int ret;
 
 	/* the channel takes less at a time than there are pages to */
 	if (op->nr_runs == NYMPH_DMA_MAX_RUNS)
 		return -EIO;
 	run->op = op;
 	run->len = len;
-	run->src = dma_map_page(op->dev, src->page, src->offset, len,
-				DMA_TO_DEVICE);
-	if (dma_mapping_error(op->dev, run->src))
-		return -EIO;
-	run->dst = dma_map_page(op->dev, dst->page, dst->offset, len,
-				DMA_FROM_DEVICE);
-	if (dma_mapping_error(op->dev, run->dst)) {
+	run->src_mapped = !src->card;
+	run->dst_mapped = !dst->card;
+	ret = nymph_dma_map_place(op, src, len, DMA_TO_DEVICE, &run->src);
+	if (ret)
+		return ret;
+	ret = nymph_dma_map_place(op, dst, len, DMA_FROM_DEVICE, &run->dst);
+	if (!ret)
+		op->nr_runs++;
+	else if (run->src_mapped)
 		dma_unmap_page(op->dev, run->src, len, DMA_TO_DEVICE);
-		return -EIO;
-	}
-	op->nr_runs++;
-	return 0;
+	return ret;
 }
 
 /*
@@ -342,7 +396,11 @@ static int nymph_dma_op_map(struct nymph_dma_op *op,
 		cut = nymph_cut(dst.offset, src.offset, min(dst.len, src.len),
 				align);
 		if (cut.by_cpu) {
-			at += nymph_dma_by_cpu(&dst, &src, cut.by_cpu);
+			ssize_t n = nymph_dma_by_cpu(&dst, &src, cut.by_cpu);
+
+			if (n < 0)
+				return n;
+			at += n;
 			continue;
 		}
 		ret = nymph_dma_map_run(op, &dst, &src, cut.by_dma);
@@ -723,6 +781,9 @@ static int nymph_dma_move(struct nymph_engine *engine, struct nymph_move *move)
 		ret = nymph_dma_carry_out(op, move, len);
 	if (!move->adrift)
 		nymph_dma_op_free(op);
+	/* these say nothing against the channel */
+	if (ret == -EFAULT || ret == -EXDEV)
+		return ret;
 	if (ret) {
 		WRITE_ONCE(dma->failed_at, jiffies);
 		WRITE_ONCE(dma->failed, true);
@@ -732,6 +793,22 @@ static int nymph_dma_move(struct nymph_engine *engine, struct nymph_move *move)
 		WRITE_ONCE(dma->failed, false);
 	move->done = len;
 	return len == move->len ? 0 : -EFAULT;
+}
+
+static struct nymph_card *nymph_dma_card(struct nymph_engine *engine,
+					 u64 length)
+{
+	struct nymph_dma_engine *dma = to_nymph_dma(engine);
+	struct nymph_card *card;
+	int ret;
+
+	/* the device's driver is not unbound while that is held */
+	mutex_lock(&dma->lock);
+	ret = nymph_dma_acquire(dma);
+	card = dma->chan ? nymph_card_alloc(dma->chan->device->dev, length) :
+			   ERR_PTR(ret);
+	mutex_unlock(&dma->lock);
+	return card;
 }
 
 /* --- which channels there are --- */
@@ -769,6 +846,7 @@ static bool nymph_dma_see(struct dma_chan *chan, void *param)
 		engine->start = nymph_dma_start;
 		engine->stop = nymph_dma_stop;
 		engine->ready = nymph_dma_ready;
+		engine->card = nymph_dma_card;
 		engine->move = nymph_dma_move;
 		nymph_engine_add(engine);
 	}
@@ -860,6 +938,7 @@ static int nymph_dma_bus_event(struct notifier_block *nb, unsigned long event,
 		/* only so that nobody takes a channel of it before it is gone */
 		xa_store(&nymph_dma_unbinding, key, data, GFP_KERNEL);
 		nymph_engines_each(nymph_dma_give_up, data);
+		nymph_cards_withdraw(data);
 		break;
 	case BUS_NOTIFY_UNBOUND_DRIVER:
 		nymph_engines_each(nymph_dma_let_go, data);

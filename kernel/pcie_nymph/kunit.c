@@ -10,6 +10,7 @@
 #include <linux/string.h>
 
 #include "nymph.h"
+#include "runs.h"
 
 /*
  * BLAKE3: inputs and digests of the official test vectors (BLAKE3 team, CC0);
@@ -462,6 +463,89 @@ static void hash_scattered_test(struct kunit *test)
 	}
 }
 
+/* Pages of memory, each at its place in @pfns from some page on. */
+static void lay_out(struct kunit *test, struct page **pages,
+		    const unsigned int *pfns, unsigned int n, unsigned int room)
+{
+	void *memory = kunit_kmalloc(test, room * PAGE_SIZE, GFP_KERNEL);
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, memory);
+	for (i = 0; i < n; i++)
+		pages[i] = virt_to_page(memory + pfns[i] * PAGE_SIZE);
+}
+
+static void neighbours_test(struct kunit *test)
+{
+	/* two neighbours, one alone, two the wrong way round, three */
+	static const unsigned int pfns[] = { 0, 1, 3, 6, 5, 9, 10, 11 };
+	static const size_t ends[] = { 2, 2, 3, 4, 5, 8, 8, 8 };
+	static const size_t offsets[] = { 0, 1, 2048, 4095 };
+	struct page *pages[ARRAY_SIZE(pfns)];
+	size_t all = ARRAY_SIZE(pfns) * PAGE_SIZE;
+	unsigned int i, o;
+
+	lay_out(test, pages, pfns, ARRAY_SIZE(pfns), 12);
+	for (i = 0; i < ARRAY_SIZE(pfns); i++) {
+		for (o = 0; o < ARRAY_SIZE(offsets); o++) {
+			u64 at = i * PAGE_SIZE + offsets[o];
+			size_t n = ends[i] * PAGE_SIZE - at;
+
+			KUNIT_EXPECT_EQ(test, n,
+					nymph_neighbours(pages, at, all - at));
+			/* what is behind max is not looked at */
+			KUNIT_EXPECT_EQ(test, n,
+					nymph_neighbours(pages, at, n));
+			KUNIT_EXPECT_EQ(test, (size_t)1,
+					nymph_neighbours(pages, at, 1));
+			if (n > 1)
+				KUNIT_EXPECT_EQ(test, n - 1,
+						nymph_neighbours(pages, at,
+								 n - 1));
+		}
+	}
+}
+
+/* Whatever is asked for: all of it is done, and the channel's part is aligned. */
+static void cut_test(struct kunit *test)
+{
+	size_t align, dst, src, len;
+	unsigned int bad = 0;
+
+	for (align = 1; align <= 16; align *= 4)
+		for (dst = 0; dst < 2 * align; dst++)
+			for (src = 0; src < 2 * align; src++)
+				for (len = 1; len < 4 * align; len++) {
+					struct nymph_cut cut =
+						nymph_cut(dst, src, len, align);
+					size_t at = cut.by_cpu;
+
+					bad += !(at + cut.by_dma);
+					bad += at + cut.by_dma > len;
+					if (!cut.by_dma)
+						continue;
+					bad += (dst + at) % align != 0;
+					bad += (src + at) % align != 0;
+					bad += cut.by_dma % align != 0;
+					/* and it is as long as can be */
+					bad += at >= align;
+					bad += len - at - cut.by_dma >= align;
+				}
+	KUNIT_EXPECT_EQ(test, bad, 0U);
+}
+
+static void cut_without_alignment_test(struct kunit *test)
+{
+	struct nymph_cut cut = nymph_cut(3, 4094, 7, 1);
+
+	KUNIT_EXPECT_EQ(test, cut.by_cpu, (size_t)0);
+	KUNIT_EXPECT_EQ(test, cut.by_dma, (size_t)7);
+	/* neighbours that can't be aligned both */
+	cut = nymph_cut(4, 8, 4096, 8);
+	KUNIT_EXPECT_EQ(test, cut.by_cpu, (size_t)4096);
+	KUNIT_EXPECT_EQ(test, cut.by_dma, (size_t)0);
+}
+
 static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(blake3_vectors_test),
 	KUNIT_CASE(blake3_split_test),
@@ -474,6 +558,9 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(latency_quantiles_test),
 	KUNIT_CASE(cpu_copy_scattered_test),
 	KUNIT_CASE(hash_scattered_test),
+	KUNIT_CASE(neighbours_test),
+	KUNIT_CASE(cut_test),
+	KUNIT_CASE(cut_without_alignment_test),
 	{}
 };
 

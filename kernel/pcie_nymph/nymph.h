@@ -32,6 +32,7 @@
 #define NYMPH_MAX_USER_RINGS_DEFAULT	256
 
 struct attribute_group;
+struct device;
 struct eventfd_ctx;
 struct mm_struct;
 struct nymph_ring;
@@ -62,6 +63,7 @@ enum nymph_counter {
 	NYMPH_COUNT_RINGS,
 	NYMPH_COUNT_PINNED_PAGES,
 	NYMPH_COUNT_ALLOCATED_PAGES,
+	NYMPH_COUNT_CARD_BYTES,
 	NYMPH_COUNT_ENGINE_FAILURES,
 	NYMPH_COUNT_FALLBACKS,
 	NYMPH_COUNT_QUARANTINED,
@@ -147,6 +149,7 @@ struct nymph_move {
  * @start: a ring is to have it; returns 0 or a negative errno
  * @stop: the last one is gone
  * @ready: whether it is worth trying; NULL if always
+ * @card: takes memory of the device it is part of; NULL if there can't be any
  * @move: returns 0 or a negative errno: -EFAULT is the memory's fault, all
  *	others are the engine's. Sleeps, for no longer than the engine's own
  *	deadline. Called for one ring at a time of each, but for many rings.
@@ -159,6 +162,7 @@ struct nymph_engine {
 	int (*start)(struct nymph_engine *engine);
 	void (*stop)(struct nymph_engine *engine);
 	bool (*ready)(struct nymph_engine *engine);
+	struct nymph_card *(*card)(struct nymph_engine *engine, u64 length);
 	int (*move)(struct nymph_engine *engine, struct nymph_move *move);
 };
 
@@ -185,10 +189,28 @@ void nymph_dma_forget(struct nymph_engine *engine);
 int nymph_dma_init(void);
 void nymph_dma_exit(void);
 
+/* card.c: memory of a device */
+
+struct nymph_card;
+
+struct nymph_card *nymph_card_alloc(struct device *dev, u64 length);
+void nymph_card_free(struct nymph_card *card);
+void nymph_cards_withdraw(struct device *dev);
+int nymph_card_dma(const struct nymph_card *card, const struct device *dev,
+		   dma_addr_t *dma);
+bool nymph_card_load(const struct nymph_card *card, u64 offset, void *to,
+		     size_t len);
+bool nymph_card_store(const struct nymph_card *card, u64 offset,
+		      const void *from, size_t len);
+bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
+		     struct nymph_blake3 *hash);
+bool nymph_card_clear(const struct nymph_card *card);
+
 /* pin.c: memory that stays where it is */
 
 /**
- * struct nymph_pin - pages that stay in memory
+ * struct nymph_pin - memory that stays where it is
+ * @card: it is this memory of a device; there are no pages then
  * @pages: the pages
  * @nr_pages: how many
  * @offset: where the memory starts in the first of them
@@ -197,6 +219,7 @@ void nymph_dma_exit(void);
  * @ours: they are the driver's, not a user's
  */
 struct nymph_pin {
+	struct nymph_card *card;
 	struct page **pages;
 	unsigned long nr_pages;
 	unsigned int offset;
@@ -210,12 +233,13 @@ int nymph_check_mapped(u64 addr, u64 len, unsigned long vm_flags,
 int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 		   u64 len, bool write);
 int nymph_pin_alloc(struct nymph_pin *pin, struct user_struct *user, u64 len);
+int nymph_pin_card(struct nymph_pin *pin, struct nymph_engine *engine, u64 len);
 void nymph_unpin(struct nymph_pin *pin, struct user_struct *user);
-void nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
+bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		    size_t len);
-void nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
+bool nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 		     size_t len);
-void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
+bool nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 		    struct nymph_blake3 *hash);
 
 /* region.c: memory behind a handle */
@@ -238,7 +262,7 @@ struct nymph_region {
 	u64 length;
 };
 
-struct nymph_region *nymph_region_create(struct user_struct *user,
+struct nymph_region *nymph_region_create(struct nymph_ring *ring,
 					 const struct nymph_buffer *arg);
 struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
 				      u64 length, bool write);

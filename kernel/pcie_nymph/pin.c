@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: memory that stays where it is: the caller's, pinned, or the
- * driver's own; who is charged for it, and what the CPU does with it.
+ * pcie_nymph: memory that stays where it is: the caller's, pinned, the driver's
+ * own, or a device's; who is charged for it, and what the CPU does with it.
  */
 #include <linux/backing-dev.h>
 #include <linux/capability.h>
+#include <linux/err.h>
 #include <linux/highmem.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
@@ -269,16 +270,44 @@ err:
 }
 
 /**
+ * nymph_pin_card() - take memory of the device that an engine is part of
+ * @pin: filled
+ * @engine: the engine
+ * @len: bytes, not 0
+ *
+ * Return: 0; -EOPNOTSUPP if there is none; -ENOMEM if not enough of it is left;
+ * -ENODEV if the device is gone.
+ */
+int nymph_pin_card(struct nymph_pin *pin, struct nymph_engine *engine, u64 len)
+{
+	struct nymph_card *card;
+
+	memset(pin, 0, sizeof(*pin));
+	pin->write = true;
+	card = engine->card ? engine->card(engine, len) :
+			      ERR_PTR(-EOPNOTSUPP);
+	if (IS_ERR(card))
+		return PTR_ERR(card);
+	if (!nymph_card_clear(card)) {
+		nymph_card_free(card);
+		return -ENODEV;
+	}
+	pin->card = card;
+	return 0;
+}
+
+/**
  * nymph_unpin() - let go of memory
- * @pin: what nymph_pin_user() or nymph_pin_alloc() filled; no engine may still
- *	use it
+ * @pin: what one of the functions above filled; no engine may still use it
  * @user: who was charged
  */
 void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
 {
 	unsigned long i;
 
-	if (pin->ours) {
+	if (pin->card) {
+		nymph_card_free(pin->card);
+	} else if (pin->ours) {
 		for (i = 0; i < pin->nr_pages; i++)
 			__free_page(pin->pages[i]);
 		nymph_count(NYMPH_COUNT_ALLOCATED_PAGES, -(long)pin->nr_pages);
@@ -298,12 +327,16 @@ void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
  * @offset: where in it to start
  * @to: kernel memory
  * @len: bytes
+ *
+ * Return: whether the memory is still there; a device's may not be.
  */
-void nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
+bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		    size_t len)
 {
 	size_t n;
 
+	if (pin->card)
+		return nymph_card_load(pin->card, offset, to, len);
 	offset += pin->offset;
 	for (; len; len -= n, offset += n, to += n) {
 		size_t off = offset_in_page(offset);
@@ -311,6 +344,7 @@ void nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		n = min_t(size_t, len, PAGE_SIZE - off);
 		memcpy_from_page(to, pin->pages[offset >> PAGE_SHIFT], off, n);
 	}
+	return true;
 }
 
 /**
@@ -319,12 +353,16 @@ void nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
  * @offset: where in it to start
  * @from: kernel memory
  * @len: bytes
+ *
+ * Return: whether the memory is still there.
  */
-void nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
+bool nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 		     size_t len)
 {
 	size_t n;
 
+	if (pin->card)
+		return nymph_card_store(pin->card, offset, from, len);
 	offset += pin->offset;
 	for (; len; len -= n, offset += n, from += n) {
 		size_t off = offset_in_page(offset);
@@ -332,6 +370,7 @@ void nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 		n = min_t(size_t, len, PAGE_SIZE - off);
 		memcpy_to_page(pin->pages[offset >> PAGE_SHIFT], off, from, n);
 	}
+	return true;
 }
 
 /**
@@ -340,12 +379,16 @@ void nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
  * @offset: where in it to start
  * @len: bytes
  * @hash: is updated
+ *
+ * Return: whether the memory is still there.
  */
-void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
+bool nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 		    struct nymph_blake3 *hash)
 {
 	size_t n;
 
+	if (pin->card)
+		return nymph_card_hash(pin->card, offset, len, hash);
 	offset += pin->offset;
 	for (; len; len -= n, offset += n) {
 		struct page *page = pin->pages[offset >> PAGE_SHIFT];
@@ -357,4 +400,5 @@ void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 		nymph_blake3_update(hash, at + off, n);
 		kunmap_local(at);
 	}
+	return true;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * pcie_nymph: memory behind a handle: the driver's own, which user space maps,
- * or user memory that stays pinned.
+ * user memory that stays pinned, or memory of the device that copies.
  */
 #include <linux/anon_inodes.h>
 #include <linux/err.h>
@@ -42,16 +42,17 @@ static struct nymph_region *nymph_region_filled(struct nymph_region *region,
 
 /**
  * nymph_region_create() - allocate or pin memory
- * @user: who is charged
- * @arg: op ALLOC or REGISTER, flags, addr and length, checked
+ * @ring: whose user is charged
+ * @arg: op ALLOC, REGISTER or CARD, flags, addr and length, checked
  *
- * Return: the region, with one reference; -ENOMEM, -EFAULT, -EOPNOTSUPP, or
- * -EINTR if current was killed.
+ * Return: the region, with one reference; -ENOMEM, -EFAULT, -EOPNOTSUPP, -ENODEV,
+ * or -EINTR if current was killed.
  */
-struct nymph_region *nymph_region_create(struct user_struct *user,
+struct nymph_region *nymph_region_create(struct nymph_ring *ring,
 					 const struct nymph_buffer *arg)
 {
 	bool write = !(arg->flags & NYMPH_BUFFER_READ_ONLY);
+	struct user_struct *user = ring->user->account;
 	struct nymph_region *region;
 	int ret;
 
@@ -67,8 +68,11 @@ struct nymph_region *nymph_region_create(struct user_struct *user,
 	region = nymph_region_new(user, arg->length);
 	if (!region)
 		return ERR_PTR(-ENOMEM);
-	return nymph_region_filled(region, nymph_pin_alloc(&region->pin, user,
-							   arg->length));
+	if (arg->op == NYMPH_BUFFER_CARD)
+		ret = nymph_pin_card(&region->pin, ring->engine, arg->length);
+	else
+		ret = nymph_pin_alloc(&region->pin, user, arg->length);
+	return nymph_region_filled(region, ret);
 }
 
 /**

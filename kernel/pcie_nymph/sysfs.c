@@ -54,6 +54,7 @@ NYMPH_COUNTER_ATTR(contexts, NYMPH_COUNT_CONTEXTS);
 NYMPH_COUNTER_ATTR(rings, NYMPH_COUNT_RINGS);
 NYMPH_COUNTER_ATTR(pinned_pages, NYMPH_COUNT_PINNED_PAGES);
 NYMPH_COUNTER_ATTR(allocated_pages, NYMPH_COUNT_ALLOCATED_PAGES);
+NYMPH_COUNTER_ATTR(card_bytes, NYMPH_COUNT_CARD_BYTES);
 NYMPH_COUNTER_ATTR(engine_failures, NYMPH_COUNT_ENGINE_FAILURES);
 NYMPH_COUNTER_ATTR(fallbacks, NYMPH_COUNT_FALLBACKS);
 NYMPH_COUNTER_ATTR(quarantined, NYMPH_COUNT_QUARANTINED);
@@ -69,6 +70,7 @@ static struct attribute *nymph_counter_attrs[] = {
 	&dev_attr_rings.attr,
 	&dev_attr_pinned_pages.attr,
 	&dev_attr_allocated_pages.attr,
+	&dev_attr_card_bytes.attr,
 	&dev_attr_engine_failures.attr,
 	&dev_attr_fallbacks.attr,
 	&dev_attr_quarantined.attr,
@@ -137,7 +139,37 @@ static const struct attribute_group nymph_limit_group = {
 	.attrs = nymph_limit_attrs,
 };
 
+static ssize_t engines_show(struct device *dev, struct device_attribute *attr,
+			    char *buf)
+{
+	struct nymph_engine_info *infos;
+	int i, n, len = 0;
+
+	infos = kcalloc(NYMPH_MAX_ENGINES, sizeof(*infos), GFP_KERNEL);
+	if (!infos)
+		return -ENOMEM;
+	n = nymph_engine_infos(infos, NYMPH_MAX_ENGINES);
+	for (i = 0; i < n; i++)
+		len += sysfs_emit_at(buf, len, "%s%s", i ? " " : "",
+				     infos[i].name);
+	if (n > 0)
+		len += sysfs_emit_at(buf, len, "\n");
+	kfree(infos);
+	return n < 0 ? n : len;
+}
+static DEVICE_ATTR_RO(engines);
+
+static struct attribute *nymph_attrs[] = {
+	&dev_attr_engines.attr,
+	NULL
+};
+
+static const struct attribute_group nymph_group = {
+	.attrs = nymph_attrs,
+};
+
 const struct attribute_group *nymph_attr_groups[] = {
+	&nymph_group,
 	&nymph_counter_group,
 	&nymph_limit_group,
 	NULL
@@ -151,6 +183,7 @@ struct nymph_ring_info {
 	u64 dma_bytes;
 	u64 pinned_bytes;
 	u64 buffer_bytes;
+	u64 card_bytes;
 	u64 latency[6];
 };
 
@@ -174,9 +207,12 @@ static void nymph_ring_describe(struct nymph_ring *ring,
 			     << PAGE_SHIFT;
 	/* the regions of a dead ring are being given back */
 	if (!ring->dead)
-		xa_for_each(&ring->estate->regions, handle, region)
+		xa_for_each(&ring->estate->regions, handle, region) {
 			info->buffer_bytes += (u64)region->pin.nr_pages
 					      << PAGE_SHIFT;
+			if (region->pin.card)
+				info->card_bytes += region->length;
+		}
 	latency = &ring->estate->latency;
 	for (i = 0; i < ARRAY_SIZE(nymph_permilles); i++)
 		info->latency[i] = nymph_latency_quantile(latency,
@@ -207,6 +243,7 @@ void nymph_ring_show_fdinfo(struct nymph_ring *ring, struct seq_file *m)
 	seq_printf(m, "nymph-dma-bytes:\t%llu\n", info.dma_bytes);
 	seq_printf(m, "nymph-pinned-bytes:\t%llu\n", info.pinned_bytes);
 	seq_printf(m, "nymph-buffer-bytes:\t%llu\n", info.buffer_bytes);
+	seq_printf(m, "nymph-card-bytes:\t%llu\n", info.card_bytes);
 	seq_printf(m, "nymph-latency-ns:\tp50=%llu p95=%llu p99=%llu p99.9=%llu max=%llu count=%llu\n",
 		   l[0], l[1], l[2], l[3], l[4], l[5]);
 }
@@ -243,6 +280,7 @@ NYMPH_RING_ATTR(errors, "%llu", info.errors);
 NYMPH_RING_ATTR(dma_bytes, "%llu", info.dma_bytes);
 NYMPH_RING_ATTR(pinned_bytes, "%llu", info.pinned_bytes);
 NYMPH_RING_ATTR(buffer_bytes, "%llu", info.buffer_bytes);
+NYMPH_RING_ATTR(card_bytes, "%llu", info.card_bytes);
 NYMPH_RING_ATTR(latency_p50_ns, "%llu", info.latency[0]);
 NYMPH_RING_ATTR(latency_p95_ns, "%llu", info.latency[1]);
 NYMPH_RING_ATTR(latency_p99_ns, "%llu", info.latency[2]);
@@ -259,6 +297,7 @@ static const struct attribute *const nymph_ring_attrs[] = {
 	&ring_dma_bytes_attr.attr,
 	&ring_pinned_bytes_attr.attr,
 	&ring_buffer_bytes_attr.attr,
+	&ring_card_bytes_attr.attr,
 	&ring_latency_p50_ns_attr.attr,
 	&ring_latency_p95_ns_attr.attr,
 	&ring_latency_p99_ns_attr.attr,

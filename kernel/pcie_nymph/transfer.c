@@ -266,10 +266,9 @@ static int nymph_fault(void)
 static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
 			 size_t len)
 {
-	if (o->region) {
-		nymph_pin_load(&o->region->pin, o->at + offset, to, len);
-		return len;
-	}
+	if (o->region)
+		return nymph_pin_load(&o->region->pin, o->at + offset, to,
+				      len) ? len : 0;
 	return len - copy_from_user(to, u64_to_user_ptr(o->at + offset), len);
 }
 
@@ -289,12 +288,14 @@ static int nymph_copy_direct(struct nymph_ring *ring, struct nymph_slot *slot,
 	int ret;
 
 	ret = nymph_engine_move(ring, &move);
-	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH)
-		nymph_pin_hash(&src->region->pin, move.src_off, move.done,
-			       &t->src_hash);
-	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY)
-		nymph_pin_hash(&dst->region->pin, move.dst_off, move.done,
-			       &t->dst_hash);
+	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
+	    !nymph_pin_hash(&src->region->pin, move.src_off, move.done,
+			    &t->src_hash))
+		ret = -EFAULT;
+	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY &&
+	    !nymph_pin_hash(&dst->region->pin, move.dst_off, move.done,
+			    &t->dst_hash))
+		ret = -EFAULT;
 	t->done += move.done;
 	return ret;
 }
@@ -360,8 +361,10 @@ static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
 	struct nymph_transfer *t = &ring->transfer;
 
 	if (slot->dst.region) {
-		nymph_pin_hash(&slot->dst.region->pin,
-			       slot->dst.at + t->checked, len, &t->dst_hash);
+		if (!nymph_pin_hash(&slot->dst.region->pin,
+				    slot->dst.at + t->checked, len,
+				    &t->dst_hash))
+			return -EFAULT;
 	} else {
 		void *bounce = ring->bounce->data;
 
@@ -381,8 +384,9 @@ static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 	int ret = 0;
 
 	if (slot->entry.flags & NYMPH_DMA_FLAG_ZERO_COPY) {
-		nymph_pin_hash(&slot->src.region->pin, slot->src.at + t->done,
-			       len, &t->src_hash);
+		if (!nymph_pin_hash(&slot->src.region->pin,
+				    slot->src.at + t->done, len, &t->src_hash))
+			return -EFAULT;
 	} else {
 		loaded = nymph_load(&slot->src, t->done, ring->bounce->data,
 				    len);

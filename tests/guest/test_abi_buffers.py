@@ -12,6 +12,7 @@ import blake3
 import pytest
 from abi import (
     BUFFER_ALLOC,
+    BUFFER_CARD,
     BUFFER_FREE,
     BUFFER_IMPORT,
     BUFFER_READ_ONLY,
@@ -323,19 +324,20 @@ def test_arguments(context: Context) -> None:
     memory = Memory(PAGE)
     handle = context.alloc(PAGE).handle
     good = {BUFFER_ALLOC: {"length": PAGE}, BUFFER_REGISTER: {"addr": memory.address, "length": PAGE},
-            BUFFER_FREE: {"handle": handle}}
+            BUFFER_FREE: {"handle": handle}, BUFFER_CARD: {"length": PAGE}}
     bad: list[tuple[int, dict[str, int]]] = [
-        (BUFFER_ALLOC, {"addr": memory.address}), (BUFFER_ALLOC, {"flags": BUFFER_READ_ONLY}),
+        *((op, changes) for op in (BUFFER_ALLOC, BUFFER_CARD)
+          for changes in ({"addr": memory.address}, {"flags": BUFFER_READ_ONLY})),
         (BUFFER_FREE, {"addr": 1}), (BUFFER_FREE, {"length": PAGE}),
         (BUFFER_FREE, {"flags": BUFFER_READ_ONLY}),
-        *((op, {"length": length}) for op in (BUFFER_ALLOC, BUFFER_REGISTER)
+        *((op, {"length": length}) for op in (BUFFER_ALLOC, BUFFER_REGISTER, BUFFER_CARD)
           for length in (0, abi.MAX_LENGTH + 1, 1 << 32, 2**64 - 1)),
         *((op, {"flags": 1 << bit}) for op in good for bit in range(1, 32)),
     ]
     for op, changes in bad:
         with context.refuses(errno.EINVAL):
             context.buffer(op, **(good[op] | changes))
-    for op in (0, 5, 6, 255, 2**32 - 1):
+    for op in (0, 6, 255, 2**32 - 1):
         with context.refuses(errno.EINVAL):
             context.buffer(op, length=PAGE)
     with context.refuses(errno.EOPNOTSUPP):

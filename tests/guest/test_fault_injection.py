@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from abi import (
+    BUFFER_CARD,
     COMPLETE_SYNC,
     DIGEST_ONLY,
     MIB,
@@ -66,7 +67,7 @@ def injection() -> Iterator[None]:
 
 
 def _counters() -> dict[str, int]:
-    names = ("contexts", "rings", "pinned_pages", "allocated_pages")
+    names = ("contexts", "rings", "pinned_pages", "allocated_pages", "card_bytes")
     return {name: int((SYSFS / "counters" / name).read_text()) for name in names}
 
 
@@ -128,6 +129,11 @@ def _eventfd(context: Context) -> None:
     context.eventfd(-1)
 
 
+def _card(context: Context) -> None:
+    card = context.buffer(BUFFER_CARD, length=MIB).handle
+    _one(in_buffers(copy(SOURCE.address, 0, MIB, VERIFY_HASH), dst=card))(context)
+
+
 def _map(context: Context) -> None:
     # Unmapping can fail as well: it is for later, when nothing does.
     MAPPED.append(context.map(context.alloc(MIB)))
@@ -175,10 +181,12 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "CANCEL": (True, _cancel),
     "BUFFER alloc": (True, lambda c: c.alloc(MIB)),
     "BUFFER register": (True, lambda c: c.register(REGISTERED)),
+    **({"BUFFER card": (True, _card)} if len((SYSFS / "engines").read_text().split()) > 1 else {}),
     "BUFFER map": (True, _map),
     "BUFFER free": (True, lambda c: c.free(c.alloc(PAGE).handle)),
     "EVENTFD": (True, _eventfd),
     "LATENCY": (True, lambda c: c.latency()),
+    "engines": (False, lambda c: (SYSFS / "engines").read_text()),
     "fdinfo": (True, lambda c: c.fdinfo()),
     "ENABLE": (True, lambda c: c.enable()),
     "RESET": (True, lambda c: c.reset()),

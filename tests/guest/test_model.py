@@ -369,7 +369,7 @@ class Both(RuleBasedStateMachine):
 
         self.both(act)
 
-    @rule(handle=st.integers(0, 6), op=st.sampled_from([lib.NYMPH_BUFFER_FREE] * 5 + [0, 3, 5]))
+    @rule(handle=st.integers(0, 6), op=st.sampled_from([lib.NYMPH_BUFFER_FREE] * 5 + [0, 3, 5, 6]))
     def free(self, handle: int, op: int) -> None:
         def act(side: Side) -> Any:
             return side.request(abi.NYMPH_IOC_BUFFER, abi.new("nymph_buffer", op=op, handle=handle))

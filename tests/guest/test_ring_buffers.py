@@ -37,6 +37,13 @@ def test_allocated_memory_is_zero_and_can_be_both_sides(ring: pynymph.Ring) -> N
         assert "102401 bytes" in repr(one)
 
 
+def test_the_cpu_is_no_part_of_a_card() -> None:
+    with pynymph.Ring(8, engine="cpu") as ring:
+        with pytest.raises(pynymph.NymphError, match="no channel of a card") as refused:
+            ring.allocate_on_card(KIB)
+        assert refused.value.errno == errno.EOPNOTSUPP
+
+
 def test_parts_are_buffers_too(ring: pynymph.Ring) -> None:
     with ring.allocate(10_000) as whole:
         ring.fill(dst=whole[100:9_000][10:20], pattern=b"\xff")

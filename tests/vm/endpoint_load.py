@@ -40,19 +40,13 @@ class Load:
 
     def run(self, left: Callable[[], int], begun: Callable[[], None] = lambda: None) -> None:
         """Go on until left() says that no more copies are wanted. begun() is called behind the first."""
-        last_good = time.monotonic()
         with pynymph.Ring(2 * DEPTH, engine=self.engine) as ring:
             while (wanted := left()) > 0:
-                good = self.batch(ring, min(DEPTH, wanted))
+                self.batch(ring, min(DEPTH, wanted))
                 if self.number <= DEPTH:
                     begun()
-                now = time.monotonic()
-                if good:
-                    self.longest_gap_s = max(self.longest_gap_s, now - last_good)
-                    last_good = now
 
-    def batch(self, ring: pynymph.Ring, depth: int) -> int:
-        """Returns how many were good."""
+    def batch(self, ring: pynymph.Ring, depth: int) -> None:
         at = [i * self.stride for i in range(depth)]
         self.dst[:] = self.blank
         for i in range(depth):
@@ -73,7 +67,7 @@ class Load:
             self.refused += 1
             time.sleep(0.01)
         self.number += len(jobs)
-        good = 0
+        last_good_ns = None
         for start, job in zip(at, jobs, strict=False):
             status = 0
             try:
@@ -84,17 +78,20 @@ class Load:
             assert done.engine is not None and done.started_ns is not None
             self.engines[done.engine] += 1
             self.ended["ok" if not status else errno.errorcode[status]] += 1
+            if last_good_ns is None:
+                last_good_ns = done.started_ns
+            if not status:
+                self.longest_gap_s = max(self.longest_gap_s, (done.completed_ns - last_good_ns) / 1e9)
+                last_good_ns = done.completed_ns
             self.slowest_s = max(self.slowest_s, (done.completed_ns - done.started_ns) / 1e9)
             first = GAP + start
             same = self.dst[first : first + self.size] == self.src[start : start + self.size]
-            good += not status
             self.wrong += not status and not same
             gap = self.blank[: self.stride - self.size]
             self.stray += self.dst[first + self.size : first + self.stride] != gap
         self.stray += self.dst[:GAP] != self.blank[:GAP]
         for view in views:
             view.release()
-        return good
 
     def report(self) -> dict[str, Any]:
         names = ("ended", "engines", "wrong", "stray", "refused", "slowest_s", "longest_gap_s")

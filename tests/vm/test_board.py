@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The NYMPH board (`nymph-vm run --board`): what is where, and that it all works, on the default kernel."""
 
+import errno
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nymph_vm import slots
 from nymph_vm.machine import CHANNELS, Machine
+
+ABI = Path(__file__).parents[1] / "guest/abi.py"
 
 # Until a function's driver has registered the last of its channels.
 WAIT = f'until [ -e "$1"/dma/dma*chan{CHANNELS - 1} ]; do sleep 0.1; done'
@@ -35,6 +39,25 @@ with contextlib.ExitStack() as stack:
             assert (done.engine, target) == (name, source)
         rounds += 1
 print(rounds)
+"""
+# Gets names of channels, each of another card.
+CARDS = """
+import sys, abi, pynymph
+data, back = bytes(range(256)) * 4096, bytearray(1 << 20)
+for engine in sys.argv[1:]:
+    with pynymph.Ring(engine=engine) as ring:
+        card = ring.allocate_on_card(len(data))
+        for src, dst in ((data, card), (card, back)):
+            done = ring.copy(src=src, dst=dst, verify=True)
+            assert done.engine == engine
+        assert back == data
+one, other = sys.argv[1:3]
+with abi.Context() as context:
+    context.setup(engine=one.encode())
+    card = context.buffer(abi.BUFFER_CARD, length=abi.PAGE).handle
+    context.setup(engine=other.encode())
+    memory = abi.Memory(abi.PAGE)
+    print(context.run(abi.in_buffers(abi.copy(memory.address, 0, abi.PAGE), dst=card)).status)
 """
 
 
@@ -84,6 +107,13 @@ def test_the_endpoints(board: Machine, booted: list[dict[str, Any]]) -> None:
         assert (endpoint["id"], endpoint["driver"]) == ("1af4:1110", "nymph_endpoint")
         assert (endpoint["interrupts"], len(endpoint["dma_channels"])) == (CHANNELS, CHANNELS)
     board.run(["python3", "-c", COPY, *(endpoint["dma_channels"][0] for endpoint in endpoints)])
+
+
+def test_the_memory_of_each(board: Machine, booted: list[dict[str, Any]]) -> None:
+    first = [port["children"][0]["dma_channels"][0] for port in booted[2:]]
+    board.copy_in(str(ABI))
+    said = board.run(["python3", "-c", CARDS, *first]).stdout
+    assert int(said) == -errno.EXDEV  # a channel does not reach the memory of another card
 
 
 def test_who_may_not_read_capabilities_sees_the_rest(board: Machine) -> None:

@@ -58,6 +58,12 @@ def test_run_reports_the_end_of_qemu() -> None:
         (("run", "--kernel", "linux-0.1", "--", "true"), "linux-0.1"),
         (("run", "--memory", "much", "--", "true"), "'much' is no amount of memory"),
         (("run", "--board", "--endpoints", "2", "--", "true"), "leave out --endpoints"),
+        (("run", "--fault", "bug", "--", "true"), "no fault 'bug': there are flip, "),
+        (("up", "--fault", "flip:rate=2"), "a fault's rate is above 0 and at most 1, and not 2.0"),
+        (("up", "--fault", "flip:seed=x"), "the seed of a fault is a number, and not 'x'"),
+        (("faults", "--none", "flip"), "--none and faults: say one of them"),
+        (("faults", "--name", "nobody"), "there is no machine 'nobody'"),
+        (("unplug", "--name", "nobody"), "there is no machine 'nobody'"),
         (("up", "--endpoints", "9"), "9 is not in the range 0<=x<=8"),
         (("run", "--name", "../x", "--", "true"), "'../x' cannot be a machine's name"),
         (("ssh", "--name", "nobody"), "there is no machine 'nobody'"),
@@ -98,6 +104,42 @@ def test_machines_that_stay() -> None:
     for name in names:
         assert name not in status
         assert not (runtime_folder() / name).exists()
+
+
+VERIFIED = """
+import pynymph
+with pynymph.Ring() as ring:
+    try:
+        ring.copy(src=b"x" * 9999, dst=bytearray(9999), verify=True)
+    except pynymph.VerifyError:
+        print("flipped", end=" ")
+print(*pynymph.query().engines.values())
+"""
+
+
+def test_faults_and_hot_plug_by_command() -> None:
+    name = "test-faults"
+
+    def asked(*arguments: str) -> str:
+        done = nymph_vm(arguments[0], "--name", name, *arguments[1:])
+        return done.stdout if done.returncode == 0 else f"{done.returncode}: {done.stderr}"
+
+    try:
+        assert nymph_vm("up", "--name", name, "--fault", "flip:seed=7").returncode == 0
+        assert asked("ssh", "--", "python3", "-c", VERIFIED).startswith("flipped cpu dma")
+        assert re.search(r"flip:seed=7 .* one bit .* 1 ", asked("faults"))
+        assert asked("faults", "--none") == "nothing is to go wrong\n"
+        assert asked("ssh", "--", "python3", "-c", VERIFIED).startswith("cpu dma")
+        assert re.search(r"slow:rate=0.5,count=3 .* 0 ", asked("faults", "slow:rate=0.5,count=3"))
+        assert asked("unplug") == ""
+        assert asked("ssh", "--", "python3", "-c", VERIFIED) == "cpu\n"
+        assert "125: nymph-vm: no endpoint ep0 is plugged in" in asked("unplug")
+        assert "125: nymph-vm: the endpoint ep0 does not answer" in asked("faults")
+        assert asked("plug") == ""
+        assert "125: nymph-vm: no slot of an endpoint ep0 is empty" in asked("plug")
+        assert "ep9" in asked("plug", "--endpoint", "ep9")
+    finally:
+        nymph_vm("down", "--name", name)
 
 
 def processes_of(folder: Path) -> list[int]:

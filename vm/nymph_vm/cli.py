@@ -3,10 +3,10 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nymph_vm import build as builder
-from nymph_vm import coverage, kernels, root, slots, suite
+from nymph_vm import coverage, endpoint, kernels, root, server, slots, suite
+from nymph_vm.faults import KINDS, Fault
 from nymph_vm.host import CHECKOUT, HarnessError, console
 from nymph_vm.machine import Machine
 from nymph_vm.slots import Slots
@@ -34,6 +35,29 @@ endpoints_option = click.option(
 board_option = click.option(
     "--board", is_flag=True, help="The NYMPH board instead: a switch with an NVMe drive and four endpoints."
 )
+
+
+class FaultType(click.ParamType[Fault]):
+    name = "fault"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Fault:
+        try:
+            return Fault.parse(value)
+        except ValueError as error:
+            self.fail(str(error))
+
+
+fault_option = click.option(
+    "--fault",
+    "faults",
+    type=FaultType(),
+    multiple=True,
+    metavar="KIND[:NAME=N,...]",
+    help="What goes wrong with all endpoints; see nymph-vm faults --help.",
+)
+endpoint_option = click.option(
+    "--endpoint", "endpoint_", default="ep0", show_default=True, help="Which endpoint."
+)
 name_option = click.option("--name", default="nymph", show_default=True, help="Which machine.")
 command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED)
 
@@ -52,6 +76,7 @@ def cli() -> None:
 @memory_option
 @endpoints_option
 @board_option
+@fault_option
 @click.option("--name", help="The machine's name, for others to find it.")
 @click.option("--copy", "copies", multiple=True, metavar="PATH", help="Copy it into the working directory.")
 @command_argument
@@ -60,6 +85,7 @@ def run(
     memory: str,
     endpoints: int | None,
     board: bool,
+    faults: tuple[Fault, ...],
     name: str | None,
     copies: tuple[str, ...],
     command: tuple[str, ...],
@@ -74,7 +100,9 @@ def run(
         if not Path(path).exists():
             raise HarnessError(f"--copy {path}: there is no such file or folder")
     name = name or f"run-{os.getpid()}"
-    with Machine(name, kernel=kernel, memory=memory, slots=layout, on_complaint=_show_complaint) as machine:
+    with Machine(
+        name, kernel=kernel, memory=memory, slots=layout, faults=faults, on_complaint=_show_complaint
+    ) as machine:
         for path in copies:
             machine.copy_in(path)
         status = machine.run(command, check=False, tty=_on_terminal(), stdout=None).returncode
@@ -94,20 +122,15 @@ def run(
 @memory_option
 @endpoints_option
 @board_option
+@fault_option
 @name_option
-def up(kernel: str, memory: str, endpoints: int | None, board: bool, name: str) -> None:
+def up(
+    kernel: str, memory: str, endpoints: int | None, board: bool, faults: tuple[Fault, ...], name: str
+) -> None:
     """Boot a machine that stays, with the module loaded."""
     layout = _slots(endpoints, board)
     builder.prepare(kernel)  # here, where its progress can be seen
-    ours, its = os.pipe()
-    if os.fork() == 0:
-        os.close(ours)
-        _serve(kernel, memory, layout, name, its)
-    os.close(its)
-    with open(ours) as answer:
-        said = answer.read()
-    if said != "ready":
-        raise HarnessError(said)
+    server.start(name, kernel=kernel, memory=memory, slots=layout, faults=faults)
     click.echo(
         f"{name} is up; a shell in it: nymph-vm ssh --name {name}; its end: nymph-vm down --name {name}"
     )
@@ -117,24 +140,6 @@ def _slots(endpoints: int | None, board: bool) -> Slots:
     if board and endpoints is not None:
         raise HarnessError("--board has four endpoints of its own: leave out --endpoints")
     return slots.board() if board else slots.root_ports(1 if endpoints is None else endpoints)
-
-
-def _serve(kernel: str, memory: str, layout: Slots, name: str, answer: int) -> None:
-    """Be the process a machine lives in, until `down`. Does not return."""
-    os.setsid()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    try:
-        with Machine(name, kernel=kernel, memory=memory, slots=layout):
-            os.write(answer, b"ready")
-            os.close(answer)
-            signal.pause()
-    except Exception as error:
-        os.write(answer, (str(error) or repr(error)).encode())
-    finally:
-        os._exit(0)
 
 
 @cli.command()
@@ -149,6 +154,45 @@ def ssh(user: str, name: str, command: tuple[str, ...]) -> None:
         state.wait()  # not the command's status, but ssh's: the guest is gone
         raise VMLost(State.read(name).state, log_tail(state.folder))
     sys.exit(status)
+
+
+@cli.command(epilog="KIND is one of:\n\n" + "\n\n".join(f"{kind}: {what}" for kind, what in KINDS.items()))
+@name_option
+@endpoint_option
+@click.option("--none", is_flag=True, help="Nothing goes wrong any more.")
+@click.argument("faults", nargs=-1, type=FaultType(), metavar="[KIND[:NAME=N,...]]...")
+def faults(name: str, endpoint_: str, none: bool, faults: tuple[Fault, ...]) -> None:
+    """Have an endpoint of a machine go wrong, in these ways and no others; without any, show how it does.
+
+    Each fault strikes descriptors at random: with probability `rate`, as drawn with `seed`; not the first
+    `after` of a channel; at most `count` times on each; on one `channel`, or on all. For example
+    flip:rate=0.01,seed=7
+    """
+    if none and faults:
+        raise HarnessError("--none and faults: say one of them")
+    state = State.read(name)
+    question = {"faults": [asdict(fault) for fault in faults]} if none or faults else {}
+    answer = endpoint.ask(state.folder, endpoint_, **question)
+    table = Table("fault", "what goes wrong", "injected")
+    for fault in (Fault(**each) for each in answer["faults"]):
+        table.add_row(str(fault), KINDS[fault.kind], str(answer["injected"][fault.kind]))
+    Console().print(table if answer["faults"] else "nothing is to go wrong")
+
+
+@cli.command()
+@name_option
+@endpoint_option
+def unplug(name: str, endpoint_: str) -> None:
+    """Take an endpoint out of its slot, whatever it is doing."""
+    server.ask(State.read(name), "unplug", endpoint_)
+
+
+@cli.command()
+@name_option
+@endpoint_option
+def plug(name: str, endpoint_: str) -> None:
+    """Put an endpoint into a slot that `unplug` emptied."""
+    server.ask(State.read(name), "plug", endpoint_)
 
 
 @cli.command()

@@ -28,6 +28,7 @@ from random import Random
 from typing import Any, NoReturn
 
 from nymph_vm.faults import Board, Fault
+from nymph_vm.host import HarnessError
 
 ID, VERSION = 0x48504D4E, 1
 MAX_LENGTH = 16 << 20
@@ -376,7 +377,9 @@ class Supervisor:
                     self._board.set([Fault(**fault) for fault in question["faults"]])
                 if "kill" in question:
                     self._kill(question["kill"])
-                answer = {"injected": self._board.injected(), "resets": self._restarts}
+                faults = [asdict(fault) for fault in self._board.faults()]
+                injected, resets = self._board.injected(), self._restarts
+                answer = {"faults": faults, "injected": injected, "resets": resets}
             except (OSError, ValueError, TypeError) as error:
                 answer = {"error": str(error)}
             with contextlib.suppress(OSError):
@@ -387,8 +390,28 @@ class Supervisor:
             self._stop(channel)
 
 
-class EndpointError(Exception):
+class EndpointError(HarnessError):
     """The endpoint refused, or did not answer."""
+
+
+def ask(folder: Path, name: str, **question: Any) -> Any:
+    """Make the supervisor of an endpoint do something, from any process. Raises EndpointError."""
+    try:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(CONTROL_SECONDS)
+            asking.connect(str(_control(folder, name)))
+            with asking.makefile("rw") as file:
+                print(json.dumps(question), file=file, flush=True)
+                answer = json.loads(file.readline())
+    except (OSError, ValueError) as error:
+        raise EndpointError(f"the endpoint {name} does not answer: {error}") from None
+    if "error" in answer:
+        raise EndpointError(answer["error"])
+    return answer
+
+
+def _control(folder: Path, name: str) -> Path:
+    return folder / f"{name}.ctl"
 
 
 class Endpoint:
@@ -402,10 +425,11 @@ class Endpoint:
 
         card_size: bytes of its memory; with 1 MiB more, a power of two.
         """
-        self.socket, self._control = folder / f"{name}.sock", folder / f"{name}.ctl"
+        self.socket = folder / f"{name}.sock"
+        self._folder, self._name = folder, name
         self.channels = channels
         listening = []
-        for path in (self.socket, self._control):
+        for path in (self.socket, _control(folder, name)):
             path.unlink(missing_ok=True)
             listening.append(socket.socket(socket.AF_UNIX))
             listening[-1].bind(str(path))
@@ -425,36 +449,24 @@ class Endpoint:
             for each in listening:
                 each.close()
 
-    def ask(self, **question: Any) -> Any:
-        """Make the supervisor do something. Raises EndpointError."""
-        try:
-            with socket.socket(socket.AF_UNIX) as asking:
-                asking.settimeout(CONTROL_SECONDS)
-                asking.connect(str(self._control))
-                with asking.makefile("rw") as file:
-                    print(json.dumps(question), file=file, flush=True)
-                    answer = json.loads(file.readline())
-        except (OSError, ValueError) as error:
-            raise EndpointError(f"the endpoint does not answer: {error}") from None
-        if "error" in answer:
-            raise EndpointError(answer["error"])
-        return answer
-
     def set_faults(self, *faults: Fault) -> None:
         """These faults from now on, and no others; without any, the device is sound again."""
-        self.ask(faults=[asdict(fault) for fault in faults])
+        self._ask(faults=[asdict(fault) for fault in faults])
 
     def injected(self) -> dict[str, int]:
         """How often each fault struck since set_faults()."""
-        return dict(self.ask()["injected"])
+        return dict(self._ask()["injected"])
 
     def resets(self) -> int:
         """How many resets of channels there were."""
-        return int(self.ask()["resets"])
+        return int(self._ask()["resets"])
 
     def kill_channel(self, channel: int) -> None:
         """Have a channel die, as if it had crashed. Raises EndpointError if it is dead already."""
-        self.ask(kill=channel)
+        self._ask(kill=channel)
+
+    def _ask(self, **question: Any) -> Any:
+        return ask(self._folder, self._name, **question)
 
     def close(self) -> None:
         """End it, if QEMU has not by disconnecting."""

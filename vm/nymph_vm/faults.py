@@ -55,6 +55,12 @@ class Fault:
         if not 0 < self.rate <= 1:
             raise ValueError(f"a fault's rate is above 0 and at most 1, and not {self.rate}")
 
+    def __str__(self) -> str:
+        """As parse() takes it."""
+        given = [(field.name, getattr(self, field.name)) for field in fields(self)[1:] if
+                 getattr(self, field.name) != field.default]  # fmt: skip
+        return ":".join(filter(None, [self.kind, ",".join(f"{name}={value}" for name, value in given)]))
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """From KIND[:NAME=NUMBER,...], as in "flip:rate=0.01,seed=7". Raises ValueError."""
@@ -65,7 +71,10 @@ class Fault:
             name, _, value = part.partition("=")
             if name not in names:
                 raise ValueError(f"a fault has no {name!r}: it has {', '.join(names)}")
-            values[name] = float(value) if name == "rate" else int(value)
+            try:
+                values[name] = float(value) if name == "rate" else int(value)
+            except ValueError:
+                raise ValueError(f"the {name} of a fault is a number, and not {value!r}") from None
         return cls(kind, **values)  # type: ignore[arg-type]
 
     def strikes(self, channel: int, number: int) -> random.Random | None:

@@ -351,6 +351,9 @@ class Machine:
 
     def unplug(self, name: str) -> None:
         """Take an endpoint out of its slot, as its driver in the guest agrees to. Raises HarnessError."""
+        if name not in self.endpoints:
+            there = ", ".join(self.endpoints) or "none"
+            raise HarnessError(f"no endpoint {name} is plugged in; those that are: {there}")
         endpoint = self.endpoints[name]
         self.qmp("device_del", id=name)
         deadline = time.monotonic() + UNPLUG_SECONDS
@@ -369,7 +372,10 @@ class Machine:
         del self.endpoints[name]
 
     def plug(self, name: str) -> None:
-        """Put an endpoint, a new one with sound parts, into a slot that unplug() emptied."""
+        """Put an endpoint, a new one, into a slot that unplug() emptied. Raises HarnessError."""
+        if name not in self._slots.buses or name in self.endpoints:
+            empty = ", ".join(self._slots.buses.keys() - self.endpoints.keys()) or "none"
+            raise HarnessError(f"no slot of an endpoint {name} is empty; those that are: {empty}")
         endpoint = self._start_endpoint(name)
         address = {"type": "unix", "data": {"path": str(endpoint.socket)}}
         self.qmp(
