@@ -532,8 +532,12 @@ class Ring:
             engine=self._engine.encode(),
         )
         there_are = ", ".join(self._engines.values()) or "none"
+        absent = f"there is no engine {self._engine!r}; there are: {there_are}"
+        if self._engine in self._engines.values():
+            absent = f"engine {self._engine!r} can't be had: it does not answer, or another driver has it"
         hints = {
-            errno.ENODEV: f"there is no engine {self._engine!r}; there are: {there_are}",
+            errno.ENODEV: absent,
+            errno.EIO: f"engine {self._engine!r} has failed, and has not stopped yet; try later, or another one",
             errno.ENFILE: "there are too many rings; close some, or have root raise limits/max_rings",
             errno.EMFILE: "you have too many rings; close some, or have root raise limits/max_user_rings",
         }

@@ -245,6 +245,8 @@ static int nymph_ep_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 			goto clear_master;
 		}
 	}
+	/* what slot_reset restores */
+	pci_save_state(pdev);
 	ret = nymph_ep_register(ep);
 	if (ret)
 		goto clear_master;

@@ -699,8 +699,14 @@ static void nymph_dma_stop(struct nymph_engine *engine)
 	spin_lock_irq(&dma->ops_lock);
 	idle = list_empty(&dma->ops);
 	spin_unlock_irq(&dma->ops_lock);
-	/* else when the last operation is known to have ended */
-	if (dma->chan && idle)
+	/*
+	 * A channel that failed may take long to be given back, and nobody is to
+	 * wait for it; one that is at an operation still is given back behind
+	 * that.
+	 */
+	if (dma->chan && idle && dma->failed)
+		mod_delayed_work(nymph_dma_wq, &dma->stop_work, 0);
+	else if (dma->chan && idle)
 		nymph_dma_release(dma);
 	mutex_unlock(&dma->lock);
 }
@@ -893,6 +899,8 @@ void nymph_dma_forget(struct nymph_engine *engine)
 	struct nymph_dma_engine *dma = to_nymph_dma(engine);
 
 	cancel_delayed_work_sync(&dma->stop_work);
+	if (dma->chan)
+		nymph_dma_release(dma);
 	mutex_destroy(&dma->lock);
 	kfree(dma);
 }

@@ -289,6 +289,106 @@ def test_memory_of_a_card_goes_with_it(vm: Machine) -> None:
     assert vm.run(["cat", "/sys/class/misc/pcie_nymph/counters/card_bytes"]).stdout == "0\n"
 
 
+FROZEN = """
+import errno, sys, time, pynymph
+names, counters = sys.argv[1:], "/sys/class/misc/pcie_nymph/counters/"
+data, target = b"x" * 100_000, bytearray(100_000)
+ring, cpu = pynymph.Ring(engine=names[0]), pynymph.Ring(engine="cpu")
+buffer = ring.allocate(100_000)
+ring.copy(src=data, dst=buffer, verify=True)
+print("frozen?", flush=True)
+sys.stdin.readline()
+for dst in (buffer, target):
+    try:
+        ring.copy(src=data, dst=dst)
+    except pynymph.NymphError as error:
+        print(errno.errorcode[error.errno], end=" ")
+cpu.copy(src=data, dst=target, verify=True)
+start = time.monotonic()
+ring.close()
+fast = time.monotonic() - start < 1
+print(fast, *(int(open(counters + name).read()) > 0 for name in ("quarantined", "allocated_pages")))
+sys.stdout.flush()
+sys.stdin.readline()
+end = time.monotonic() + 30
+while open(counters + "quarantined").read() != "0\\n" and time.monotonic() < end:
+    time.sleep(0.1)
+print(*(open(counters + name).read().strip() for name in ("quarantined", "allocated_pages", "pinned_pages")))
+with pynymph.Ring(engine=names[0]) as ring:
+    print(ring.copy(src=data, dst=target, verify=True).engine)
+"""
+
+
+def test_a_device_that_answers_nothing(vm: Machine, endpoint: Endpoint) -> None:
+    """What it was given stays in quarantine until it is known to be done with it; nobody else has to wait."""
+    name = channels(vm)[0]
+    command = vm.command(["python3", "-c", FROZEN, name])
+    unanswered = counter(vm, "unanswered_resets")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdin and running.stdout
+        assert running.stdout.readline() == "frozen?\n"
+        endpoint.freeze()
+        try:
+            print(file=running.stdin, flush=True)
+            assert running.stdout.readline() == "ETIMEDOUT EIO True True True\n"
+        finally:
+            endpoint.thaw()
+        said, _ = running.communicate("\n", timeout=60)
+    assert said.splitlines() == ["0 0 0", name]
+    assert counter(vm, "unanswered_resets") > unanswered
+
+
+def test_a_dead_device_is_not_bound(vm: Machine, endpoint: Endpoint) -> None:
+    function = vm.run(["sh", "-c", "basename /sys/bus/pci/drivers/nymph_endpoint/0*"]).stdout.strip()
+
+    def driver(verb: str, check: bool) -> int:
+        script = f"echo {function} > /sys/bus/pci/drivers/nymph_endpoint/{verb}"
+        return vm.run(["sh", "-c", script], check=check).returncode
+
+    driver("unbind", True)
+    endpoint.freeze()
+    try:
+        assert driver("bind", False) == 1
+    finally:
+        endpoint.thaw()
+    ours, kernels_own = vm.complaints()
+    assert ours == f"nymph_endpoint {function}: channel 0 does not answer"
+    assert "error -5" in kernels_own
+    driver("bind", True)
+    assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
+def test_reset_of_the_function_under_load(vm: Machine, endpoint: Endpoint) -> None:
+    """As an administrator does it: the driver stops the channels first, and has them go on behind it."""
+    function = vm.run(["sh", "-c", "echo /sys/bus/pci/drivers/nymph_endpoint/0*"]).stdout.strip()
+    with endless_load(vm, f"--engine={channels(vm)[0]}") as end:
+        for _ in range(3):
+            time.sleep(0.3)
+            vm.run(["sh", "-c", f"echo 1 > {function}/reset"])
+        time.sleep(0.5)
+        found = end()
+    assert is_harmless(found)
+    assert set(found["load"]["ended"]) <= ENDED_BY_RESET | {"ok"}
+    assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
+@pytest.mark.parametrize("error", ["FCP", "DLP"])
+def test_error_of_the_bus_under_load(vm: Machine, endpoint: Endpoint, error: str) -> None:
+    """A fatal one: the kernel resets the link, and all that is behind it."""
+    with endless_load(vm, f"--engine={channels(vm)[0]}") as end:
+        time.sleep(0.3)
+        inject = f"pcie_aer_inject_error {NAME}-port {error}"
+        assert "OK" in vm.qmp("human-monitor-command", **{"command-line": inject})
+        time.sleep(2)
+        found = end()
+    assert is_harmless(found)
+    assert set(found["load"]["ended"]) <= ENDED_BY_RESET | {"ok"}
+    complaints = vm.complaints()
+    assert any("severity=Uncorrected (Fatal)" in each for each in complaints)
+    assert [each for each in complaints if not each.startswith("pcieport ")] == []
+    assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
 def kills(endpoint: Endpoint, channel: int) -> bool:
     """Whether the channel was alive, and is not any more."""
     try:

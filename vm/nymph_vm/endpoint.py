@@ -468,6 +468,14 @@ class Endpoint:
     def _ask(self, **question: Any) -> Any:
         return ask(self._folder, self._name, **question)
 
+    def freeze(self) -> None:
+        """All of it stops, as if it were dead: it copies nothing and acknowledges no reset, until thaw()."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on where it stopped."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def close(self) -> None:
         """End it, if QEMU has not by disconnecting."""
         self._process.kill()
