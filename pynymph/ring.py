@@ -537,7 +537,7 @@ class Ring:
             absent = f"engine {self._engine!r} can't be had: it does not answer, or another driver has it"
         hints = {
             errno.ENODEV: absent,
-            errno.EIO: f"engine {self._engine!r} has failed, and has not stopped yet; try later, or another one",
+            errno.EIO: f"engine {self._engine!r} has failed, and not stopped yet; try later, or another",
             errno.ENFILE: "there are too many rings; close some, or have root raise limits/max_rings",
             errno.EMFILE: "you have too many rings; close some, or have root raise limits/max_user_rings",
         }
