@@ -13,6 +13,7 @@ import pytest
 from nymph_vm import endpoint
 from nymph_vm.endpoint import Endpoint, EndpointError, Registers
 from nymph_vm.faults import KINDS, Fault
+from nymph_vm.host import CHECKOUT
 
 RAM = 4 << 20
 CARD = 1 << 20
@@ -31,6 +32,7 @@ class Host:
         ram = os.memfd_create("ram")
         os.ftruncate(ram, RAM)
         self.ram = mmap.mmap(ram, RAM)
+        self.folder = folder
         self.endpoint = Endpoint(folder, "ep", ram=ram, ram_size=RAM, channels=channels, card_size=CARD)
         os.close(ram)
         self.qemu = socket.socket(socket.AF_UNIX)
@@ -309,12 +311,20 @@ def test_faults(host: Host, kind: str) -> None:
 ])
 def test_parsing(text: str, fault: Fault) -> None:
     assert Fault.parse(text) == fault
+    assert Fault.parse(str(fault)) == fault
+
+
+def test_the_table_in_the_docs_has_them_all() -> None:
+    lines = (CHECKOUT / "docs/faults.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert dict(row[:2] for row in table[2 : 2 + len(KINDS)]) == KINDS
+    assert all(int(row[2]) > 0 for row in table[2:])
 
 
 @pytest.mark.parametrize("text,said", [
     ("flop", "no fault 'flop': there are flip,"), ("flip:rat=1", "a fault has no 'rat'"),
     ("flip:rate=0", "rate is above 0"), ("flip:rate=2", "rate is above 0"),
-    ("flip:seed=x", "invalid literal"),
+    ("flip:seed=x", "the seed of a fault is a number"),
 ])
 def test_bad_faults(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -323,7 +333,7 @@ def test_bad_faults(text: str, said: str) -> None:
 
 def test_refusals(host: Host) -> None:
     with pytest.raises(EndpointError, match="no fault 'flop'"):
-        host.endpoint.ask(faults=[{"kind": "flop"}])
+        endpoint.ask(host.folder, "ep", faults=[{"kind": "flop"}])
     with pytest.raises(EndpointError, match="more than the 16"):
         host.endpoint.set_faults(*[Fault("flip")] * 17)
     with pytest.raises(EndpointError, match="no channel 5 is alive"):

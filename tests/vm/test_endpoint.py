@@ -125,7 +125,8 @@ def table(request: pytest.FixtureRequest, vm: Machine) -> Iterator[list[str]]:
     )
     target = Path("dist/faults.md")
     target.parent.mkdir(exist_ok=True)
-    target.write_text(f"Measured on {on}\n\n" + "\n".join(lines) + "\n")
+    title = "# Faults of the endpoint, and what its users see of them"
+    target.write_text(f"{title}\n\nMeasured on {on}\n\n" + "\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("kind", KINDS)
