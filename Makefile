@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo test module vm lint check matrix coverage clean
+.PHONY: help setup demo test module vm lint check faults matrix coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -40,8 +40,12 @@ lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and pa
 check: lint ## lint; guest tests, KUnit and planted bugs on a kernel with sanitizers; long runs on the stock one
 	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_debug_kernel.py tests/vm/test_guest_suite.py \
 		tests/vm/test_kunit.py tests/vm/test_leftovers.py tests/vm/test_endpoint.py tests/vm/test_planted.py
-	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_endpoint.py \
-		tests/vm/test_guest_suite.py::test_model_for_long
+	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_guest_suite.py::test_model_for_long
+
+faults: .venv/ready ## the endpoint's faults far more often, and docs/faults.md of it; dmatest for long
+	.venv/bin/pytest --long tests/vm/test_endpoint.py
+	cp dist/faults.md docs/faults.md
+	.venv/bin/pytest --long --kernel debug-6.1 tests/vm/test_endpoint.py::test_dmatest
 
 matrix: .venv/ready ## the guest tests and KUnit on every kernel, and one table
 	$(NYMPH_VM) matrix
