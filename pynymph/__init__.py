@@ -6,6 +6,7 @@
 """
 
 from pynymph import digest
+from pynymph.aio import AsyncRing
 from pynymph.buffer import RingBuffer
 from pynymph.errors import (
     ArgumentError,
@@ -24,6 +25,7 @@ from pynymph.topology import PciFunction, PciLink, topology
 
 __all__ = [
     "ArgumentError",
+    "AsyncRing",
     "CanceledError",
     "ClosedError",
     "Compare",

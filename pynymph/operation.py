@@ -136,6 +136,8 @@ class Job:
         self.collectable = collectable
         """Whether Ring.completions() tells of it."""
         self.outcome: Completion | NymphError | None = None
+        self.on_end: Callable[[], None] | None = None
+        """Called once there is an outcome, by whom it is found, with the ring's mutex held."""
         self.operation = type(operation)
         self._names = [name for name in (operation._src, operation._dst) if name]
         self._written = operation._dst if operation._writes else None
@@ -184,6 +186,13 @@ class Job:
             held = ffi.from_buffer(buffer, require_writable=writes)
             self._letting_go.append(lambda: ffi.release(held))
             self.entry[side] = address(held)
+
+    def end(self, outcome: Completion | NymphError) -> None:
+        """The driver is done with it, and its buffers."""
+        self.outcome = outcome
+        self.let_go()
+        if self.on_end is not None:
+            self.on_end()
 
     def check(self) -> None:
         """Raise if a buffer was freed since: its handle may be another's by now."""

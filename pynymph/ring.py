@@ -210,12 +210,7 @@ class Ring:
             with self._lock():
                 # Records not collected yet could be all there is room for.
                 self._reap()
-                known = len(self._ended) + sum(job.collectable for job in self._in_flight.values())
-                room = 2 * self.entries - known
-                if jobs and room <= 0:
-                    ended = len(self._ended)
-                    raise error(errno.ENOSPC, f"{ended} completions wait for completions() or result()")
-                accepted = self._submit(jobs[:room]) if jobs else 0
+                accepted = self._submit(jobs[: self._room_for_completions()]) if jobs else 0
         finally:
             self._let_go_of_refused(jobs)
         return [Transfer(self, job) for job in jobs[:accepted]]
@@ -237,9 +232,9 @@ class Ring:
         found: list[Job] = []
 
         def ready() -> bool:
-            if self._ended:
-                found.append(self._ended.pop(next(iter(self._ended))))
-            return bool(found) or not any(job.collectable for job in self._in_flight.values())
+            if job := self._take_ended():
+                found.append(job)
+            return bool(found) or not self._expects_completions()
 
         with self._lock():
             if self._file is not None:
@@ -573,6 +568,19 @@ class Ring:
                 raise
             return False
 
+    def _room_for_completions(self) -> int:
+        """How many more operations can be told of by completions(). Raises FullError if that is none."""
+        known = len(self._ended) + sum(job.collectable for job in self._in_flight.values())
+        if known >= 2 * self.entries:
+            raise error(errno.ENOSPC, f"{len(self._ended)} completions wait for completions() or result()")
+        return 2 * self.entries - known
+
+    def _take_ended(self) -> Job | None:
+        return self._ended.pop(next(iter(self._ended))) if self._ended else None
+
+    def _expects_completions(self) -> bool:
+        return any(job.collectable for job in self._in_flight.values())
+
     def _reap(self) -> None:
         """Collect all records there are, and hand them to whom they belong."""
         more = True
@@ -592,10 +600,9 @@ class Ring:
             job = self._in_flight.get(record.cookie)
             if job is None:
                 continue
-            job.outcome = self._completion(record)
             if job.collectable:
                 self._ended[record.cookie] = job
-            job.let_go()
+            job.end(self._completion(record))
             del self._in_flight[record.cookie]
         self._wake()
         self._reaping.reaped = 0
@@ -603,8 +610,7 @@ class Ring:
     def _abandon(self, why: NymphError) -> None:
         """The driver is done with all buffers, and there will be no record."""
         for job in self._in_flight.values():
-            job.outcome = why
-            job.let_go()
+            job.end(why)
         self._in_flight.clear()
         self._ended.clear()
         self._reaping.reaped = 0

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""AsyncRing: operations as awaitables, completions as an asynchronous iterator, without a thread."""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any
+
+import pytest
+
+import pynymph
+from pynymph import AsyncRing, Copy, Fill, Hash, Nop, digest
+
+KIB = 2**10
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(*arguments: object, **named: object) -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(60):
+                await test(*arguments, **named)
+
+        asyncio.run(limited())
+
+    return run
+
+
+@in_loop
+async def test_every_operation() -> None:
+    data, copied, filled = os.urandom(100 * KIB), bytearray(100 * KIB), bytearray(1001)
+    async with AsyncRing(8) as ring:
+        done = await ring.copy(src=data, dst=copied, verify=True)
+        assert done.src_digest == done.dst_digest == digest.payload(data)
+        assert copied == data
+        await ring.fill(dst=filled, pattern=b"\x01\x02")
+        assert filled == (b"\x01\x02" * 501)[:1001]
+        assert await ring.digest(src=data) == digest.payload(data)
+        copied[70_000] ^= 1
+        assert await ring.compare(a=data, b=copied) == 70_000
+        assert await ring.compare(a=data[:70_000], b=copied[:70_000]) is None
+        assert (await ring.run(Nop())).bytes_done == 0
+        with ring.ring.allocate(KIB) as buffer:
+            await ring.copy(src=data[:KIB], dst=buffer)
+            assert bytes(buffer.view) == data[:KIB]
+        assert "AsyncRing of <pynymph.Ring of 8 entries" in repr(ring)
+
+
+@in_loop
+async def test_far_more_tasks_than_entries_and_no_thread() -> None:
+    before = threading.active_count()
+    data, targets = os.urandom(5000), [bytearray(5000) for _ in range(300)]
+    async with AsyncRing(4) as ring:
+        done = await asyncio.gather(*(ring.copy(src=data, dst=dst, verify=True) for dst in targets))
+        assert threading.active_count() == before
+        assert len({each.cookie for each in done}) == 300
+    assert all(dst == data for dst in targets)
+
+
+@in_loop
+async def test_the_loop_goes_on_meanwhile(driver: None) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    async with AsyncRing(8) as ring:
+        data = bytes(8 << 20)
+        await asyncio.gather(*(ring.digest(src=data) for _ in range(4)))
+    ticking.cancel()
+    assert ticks > 10
+
+
+@in_loop
+async def test_completions_of_what_was_submitted() -> None:
+    async with AsyncRing(8) as ring:
+        dst = bytearray(KIB)
+        first = await ring.submit(Fill(dst=dst, pattern=b"x"))
+        others = [await ring.submit(Hash(src=b"abc")) for _ in range(5)]
+        assert (await ring.result(first)).bytes_done == KIB
+        assert (await ring.result(first)).bytes_done == KIB  # as often as one likes
+        found = [done async for done in ring]
+        assert [done.cookie for done in found] == [transfer.cookie for transfer in others]
+        assert {done.src_digest for done in found} == {digest.payload(b"abc")}
+        assert [done async for done in ring] == []
+
+
+@in_loop
+async def test_who_collects_makes_room_for_who_submits() -> None:
+    async with AsyncRing(4) as ring:
+        submitted = 0
+
+        async def produce() -> None:
+            nonlocal submitted
+            while submitted < 100:
+                try:
+                    await ring.submit(Nop())
+                except pynymph.FullError as full:
+                    assert "wait for completions()" in str(full)
+                    await asyncio.sleep(0.001)
+                else:
+                    submitted += 1
+
+        producer, collected = asyncio.create_task(produce()), 0
+        while collected < 100:
+            async for _ in ring:
+                collected += 1
+            await asyncio.sleep(0)
+        await producer
+
+
+@in_loop
+async def test_refusals_and_failures() -> None:
+    async with AsyncRing(4) as ring:
+        with pytest.raises(pynymph.ArgumentError, match="src has 3 bytes, dst has 2 bytes"):
+            await ring.copy(src=b"abc", dst=bytearray(2))
+        with pytest.raises(pynymph.ArgumentError, match="is no operation"):
+            await ring.run("copy")  # type: ignore[arg-type]
+        assert await ring.digest(src=b"abc") == digest.payload(b"abc")
+    with pytest.raises(pynymph.ClosedError):
+        await ring.digest(src=b"abc")
+    ring.close()
+
+
+@in_loop
+async def test_cancelled_tasks_cancel_their_operations() -> None:
+    target, other = bytearray(KIB), bytearray(b"?" * KIB)
+    async with AsyncRing(2, paused=True) as ring:
+        waiting = [asyncio.create_task(ring.fill(dst=dst, pattern=b"x")) for dst in (target, other)]
+        late = asyncio.create_task(ring.digest(src=b"abc"))  # the ring is full
+        await asyncio.sleep(0.05)
+        assert ring.ring.snapshot().active_descriptors == 2
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await waiting[1]
+        with pytest.raises(BufferError):
+            other.clear()  # held until the driver is known to be done with it
+        ring.ring.enable()
+        assert (await waiting[0]).bytes_done == KIB
+        assert await late == digest.payload(b"abc")
+        assert other == b"?" * KIB
+        other.clear()
+
+
+@in_loop
+async def test_who_waits_for_room_may_be_cancelled() -> None:
+    async with AsyncRing(1, paused=True) as ring:
+        first = asyncio.create_task(ring.digest(src=b"1"))
+        late = [asyncio.create_task(ring.digest(src=b"2")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        late[0].cancel()
+        await asyncio.sleep(0)
+        ring.ring.enable()
+        assert await first == digest.payload(b"1")
+        assert await late[1] == digest.payload(b"2")
+        assert late[0].cancelled()
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+@in_loop
+async def test_all_that_waits_is_told_of_the_end(how: str) -> None:
+    ring = AsyncRing(1, paused=True)
+    try:
+        queued = asyncio.create_task(ring.digest(src=b"1"))
+        await asyncio.sleep(0.05)
+        waits_for_room = asyncio.create_task(ring.digest(src=b"2"))
+        await asyncio.sleep(0.05)
+        if how == "close":
+            ring.close()
+        else:
+            ring.ring.reset()
+        with pytest.raises(pynymph.NymphError) as ended:
+            await queued
+        assert ended.value.errno == (errno.EBADF if how == "close" else errno.ECANCELED)
+        if how == "close":
+            with pytest.raises(pynymph.ClosedError):
+                await waits_for_room
+        else:
+            ring.ring.enable()
+            assert await waits_for_room == digest.payload(b"2")
+    finally:
+        ring.close()
+
+
+@in_loop
+async def test_handles_can_be_cancelled_and_awaited_by_many() -> None:
+    async with AsyncRing(4, paused=True) as ring:
+        transfers = [await ring.submit(Copy(src=b"abc", dst=bytearray(3))) for _ in range(2)]
+        waits = [asyncio.create_task(ring.result(transfers[0])) for _ in range(3)]
+        await asyncio.sleep(0)
+        waits[0].cancel()  # ends its wait, and not the operation
+        assert transfers[1].cancel()
+        ring.ring.enable()
+        assert {(await wait).status for wait in waits[1:]} == {0}
+        with pytest.raises(pynymph.CanceledError):
+            await ring.result(transfers[1])
+        assert waits[0].cancelled()
+
+
+def test_it_needs_a_loop() -> None:
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        AsyncRing()
