@@ -24,7 +24,11 @@ from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Job, Operat
 from pynymph.state import Latency, Query, Snapshot, Status
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
+
+    from pynymph.batch import Batch
 
 DEVICE = "/dev/pcie_nymph"
 MODEL = "model:"
@@ -90,8 +94,10 @@ class Ring:
         # All below is under the mutex. What one thread reaps may be another's: all are told, by eventfd.
         self._wakers: set[int] = set()
         self._next_cookie = count(1)
+        self._next_batch_cookie = 1 << 63
         self._in_flight: dict[int, Job] = {}
         self._ended: dict[int, Job] = {}  # of submit(), and nobody knows yet
+        self._batches: list[Batch] = []  # not ended
         self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
         # Handles of memory that was garbage. Collection can come at any moment, so their end has to wait.
         self._forgotten: list[int] = []
@@ -214,6 +220,24 @@ class Ring:
         finally:
             self._let_go_of_refused(jobs)
         return [Transfer(self, job) for job in jobs[:accepted]]
+
+    def submit_many(self, entries: NDArray[np.void]) -> Batch:
+        """Queue a NumPy array of entries with one request: those of pynymph.batch.copies(), or your own.
+
+        `entries`: one dimension of pynymph.batch.ENTRY. Memory is that of RingBuffers, which are held
+        meanwhile. Cookies, and the flag that asks for a record, are the ring's affair. The batch has those
+        that were accepted: the first ones, if there was not room for all. Raises NymphError if the very first
+        was refused (FullError: there is no room).
+        """
+        from pynymph.batch import Batch
+
+        with self._lock():
+            batch = Batch(self, entries, self._next_batch_cookie)
+            self._next_batch_cookie += len(entries)
+            self._reap()
+            if len(entries):
+                self._submit_batch(batch)
+        return batch
 
     def completions(self, timeout: float | None = None) -> Iterator[Completion]:
         """How operations of submit() ended, in the order in which they did, as soon as they do.
@@ -486,6 +510,14 @@ class Ring:
             raise job.failure(job.outcome)
         return job.outcome
 
+    def _batch_result(self, batch: Batch, timeout: float | None) -> NDArray[np.void]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._wait(lambda: batch not in self._batches, deadline, select.POLLIN):
+            raise error(errno.ETIMEDOUT, f"{batch.ended} of {len(batch)} done within {timeout} s; they go on")
+        if batch.error is not None:
+            raise error(batch.error.errno or 0, batch.error.strerror or "")
+        return batch._records
+
     def _cancel(self, job: Job) -> bool:
         with self._lock():
             if job.outcome is not None:
@@ -560,6 +592,27 @@ class Ring:
                 self._in_flight.pop(job.cookie, None)
         return int(arg.submitted)
 
+    def _submit_batch(self, batch: Batch) -> None:
+        self._drop_forgotten()
+        batch.hold({memory.handle: memory for memory in self._memories if memory.gone is None})
+        arg = abi.new(
+            "nymph_enter", entries=address(ffi.from_buffer(batch.entries)), to_submit=len(batch.entries)
+        )
+        hints = {
+            errno.EINVAL: "the first entry is not well-formed, or its sides overlap; see docs/abi.md",
+            errno.EFAULT: "the first entry is not inside its buffers, or writes to one that is read-only",
+            errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
+        }
+        try:
+            # Before the request, so that Ctrl-C can't come between it and this.
+            self._batches.append(batch)
+            self._request(abi.NYMPH_IOC_ENTER, arg, hints)
+        finally:
+            batch.cut(arg.submitted)
+            if not arg.submitted:
+                self._batches.remove(batch)
+                batch.end()
+
     def _submit_if_room(self, job: Job) -> bool:
         try:
             return bool(self._submit([job]))
@@ -596,7 +649,10 @@ class Ring:
     def _hand_out(self) -> None:
         if not self._reaping.reaped:
             return
-        for record in self._records[0 : self._reaping.reaped]:
+        records = self._records[0 : self._reaping.reaped]
+        if self._batches:
+            records = self._hand_out_to_batches(records)
+        for record in records:
             job = self._in_flight.get(record.cookie)
             if job is None:
                 continue
@@ -607,11 +663,29 @@ class Ring:
         self._wake()
         self._reaping.reaped = 0
 
+    def _hand_out_to_batches(self, records: Any) -> Any:
+        """Returns those records that are of none."""
+        import numpy as np
+
+        from pynymph.batch import RECORD
+
+        rest = np.frombuffer(ffi.buffer(records), RECORD)
+        for batch in list(self._batches):
+            rest = batch.take(rest)
+            if batch.ended == len(batch):
+                self._batches.remove(batch)
+                batch.end()
+        others = set(rest["cookie"].tolist())
+        return [record for record in records if record.cookie in others] if others else []
+
     def _abandon(self, why: NymphError) -> None:
         """The driver is done with all buffers, and there will be no record."""
         for job in self._in_flight.values():
             job.end(why)
+        for batch in self._batches:
+            batch.end(why)
         self._in_flight.clear()
+        self._batches.clear()
         self._ended.clear()
         self._reaping.reaped = 0
         self._wake()

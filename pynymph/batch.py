@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""Many entries at once, as NumPy arrays: what Ring.submit_many() takes, and what comes of it.
+
+This module needs NumPy; nothing else of pynymph does.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pynymph.abi import ffi, lib
+from pynymph.buffer import Memory, RingBuffer
+from pynymph.errors import ArgumentError, NymphError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from pynymph.ring import Ring
+
+
+def _dtype(struct: str) -> np.dtype[np.void]:
+    """A struct of the header, field by field."""
+    kind = ffi.typeof(f"struct {struct}")
+    names, formats, offsets = [], [], []
+    for name, field in kind.fields:
+        is_array = field.type.kind == "array"
+        item = field.type.item if is_array else field.type
+        letter = "i" if item.cname in ("int", "long", "long long", "short") else "u"
+        code = f"{letter}{ffi.sizeof(item)}"
+        names.append(name)
+        formats.append((code, field.type.length) if is_array else code)
+        offsets.append(field.offset)
+    layout = {"names": names, "formats": formats, "offsets": offsets, "itemsize": ffi.sizeof(kind)}
+    return np.dtype(layout)  # type: ignore[call-overload,no-any-return]
+
+
+ENTRY = _dtype("nymph_entry")
+"""struct nymph_entry."""
+RECORD = _dtype("nymph_record")
+"""struct nymph_record."""
+
+_NEEDS_SRC = (lib.NYMPH_OP_COPY, lib.NYMPH_OP_HASH, lib.NYMPH_OP_COMPARE)
+_NEEDS_DST = (lib.NYMPH_OP_COPY, lib.NYMPH_OP_FILL, lib.NYMPH_OP_COMPARE)
+
+
+def copies(
+    src: RingBuffer,
+    dst: RingBuffer,
+    *,
+    src_at: ArrayLike,
+    dst_at: ArrayLike,
+    length: ArrayLike,
+    verify: bool = False,
+    digest: bool = False,
+) -> NDArray[np.void]:
+    """Entries that copy `length` bytes each from `src_at` in `src` to `dst_at` in `dst`.
+
+    The last three are numbers or arrays of one length, as NumPy broadcasts them. `verify`, `digest`: as with
+    Ring.copy().
+    """
+    if verify and digest:
+        raise ArgumentError(errno.EINVAL, "verify makes both digests; leave out digest")
+    try:
+        starts, ends, lengths = np.broadcast_arrays(
+            *(np.atleast_1d(np.asarray(each)) for each in (src_at, dst_at, length))
+        )
+    except ValueError:
+        raise ArgumentError(errno.EINVAL, "src_at, dst_at and length are not of one length") from None
+    for name, numbers, buffer in (("src_at", starts, src), ("dst_at", ends, dst)):
+        if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+            raise ArgumentError(errno.EINVAL, f"{name} is no array of integers with one dimension")
+        buffer.check()
+        outside = (numbers < 0) | (lengths < 1) | (numbers + lengths > buffer.nbytes)
+        if outside.any():
+            i = int(outside.argmax())
+            raise ArgumentError(
+                errno.EINVAL,
+                f"{name}[{i}]: {lengths[i]} bytes at {numbers[i]} are not in a buffer of {buffer.nbytes}",
+            )
+    entries = np.zeros(len(starts), ENTRY)
+    entries["size"] = ENTRY.itemsize
+    entries["opcode"] = lib.NYMPH_OP_COPY
+    entries["flags"] = lib.NYMPH_DMA_FLAG_VERIFY_HASH * verify | lib.NYMPH_DMA_FLAG_DIGEST_ONLY * digest
+    entries["length"] = lengths
+    for side, at, buffer in (("src", starts, src), ("dst", ends, dst)):
+        entries[side] = at + buffer.offset
+        entries[f"{side}_buffer"] = buffer._memory.handle
+    return entries
+
+
+class Batch:
+    """Entries that Ring.submit_many() has queued: the first ones, `len()` of them."""
+
+    def __init__(self, ring: Ring, entries: NDArray[np.void], first_cookie: int) -> None:
+        if not isinstance(entries, np.ndarray) or entries.dtype != ENTRY or entries.ndim != 1:
+            raise ArgumentError(errno.EINVAL, "entries are one dimension of pynymph.batch.ENTRY, in NumPy")
+        self._ring = ring
+        self.entries = entries.copy()
+        """As the driver has them: with their cookies."""
+        self.entries["flags"] |= lib.NYMPH_DMA_FLAG_RECORD
+        self.entries["cookie"] = np.arange(first_cookie, first_cookie + len(entries), dtype=np.uint64)
+        self._records = np.zeros(len(entries), RECORD)
+        self._first = first_cookie
+        self._let_go: list[Callable[[], None]] = []
+        self.error: NymphError | None = None
+        self.on_end: Callable[[], None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return f"<pynymph.Batch of {len(self)} entries, {self.ended} of them ended>"
+
+    @property
+    def ended(self) -> int:
+        """How many have, as far as is known without asking the driver."""
+        return int(np.count_nonzero(self._records["size"]))
+
+    def result(self, timeout: float | None = None) -> NDArray[np.void]:
+        """Wait until all have ended, and return how: an array of RECORD, in the order of the entries.
+
+        What failed has a negative errno in `status`. Raises RingTimeoutError after `timeout` seconds: they go
+        on; and ClosedError or CanceledError if the ring was closed or reset before all had ended.
+        """
+        return self._ring._batch_result(self, timeout)
+
+    # What follows is the ring's, under its mutex.
+
+    def hold(self, memories: dict[int, Memory]) -> None:
+        """Hold the buffers. Raises ArgumentError for an entry that names memory in any other way."""
+        opcodes, handles = self.entries["opcode"], set()
+        for side, needs in (("src", _NEEDS_SRC), ("dst", _NEEDS_DST)):
+            named = self.entries[f"{side}_buffer"]
+            nameless = np.isin(opcodes, needs) & (named == 0)
+            if nameless.any():
+                i = int(nameless.argmax())
+                message = f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle"
+                raise ArgumentError(errno.EINVAL, message)
+            handles |= set(np.unique(named[named != 0]).tolist())
+        for handle in sorted(handles):
+            if handle not in memories:
+                raise ArgumentError(errno.EINVAL, f"no buffer of this ring has the handle {handle}")
+        self._let_go = [memories[handle].take() for handle in handles]
+
+    def cut(self, accepted: int) -> None:
+        """The driver took no more than these."""
+        self.entries, self._records = self.entries[:accepted], self._records[:accepted]
+
+    def take(self, records: NDArray[np.void]) -> NDArray[np.void]:
+        """Keep those records that are its own, and return the others."""
+        at = records["cookie"] - np.uint64(self._first)
+        own = at < len(self)
+        self._records[at[own]] = records[own]
+        return records[~own]
+
+    def end(self, error: NymphError | None = None) -> None:
+        """The driver is done with it, and its buffers."""
+        self.error = error
+        while self._let_go:
+            self._let_go.pop()()
+        if self.on_end is not None:
+            self.on_end()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""Ring.submit_many(): NumPy arrays of entries, and of how they ended."""
+
+import errno
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import pynymph
+from pynymph import batch, digest
+from pynymph.abi import lib
+
+SIZE = 1 << 16
+
+
+@pytest.fixture
+def ring() -> Iterator[pynymph.Ring]:
+    with pynymph.Ring(64) as ring:
+        yield ring
+
+
+@pytest.fixture
+def sides(ring: pynymph.Ring) -> tuple[pynymph.RingBuffer, pynymph.RingBuffer]:
+    src, dst = ring.allocate(SIZE), ring.allocate(SIZE)
+    src.view[:] = os.urandom(SIZE)
+    return src, dst
+
+
+def test_the_layout_is_the_headers() -> None:
+    for struct, dtype in (("nymph_entry", batch.ENTRY), ("nymph_record", batch.RECORD)):
+        kind = pynymph.abi.ffi.typeof(f"struct {struct}")
+        assert dtype.itemsize == pynymph.abi.ffi.sizeof(kind)
+        for name, field in kind.fields:
+            assert dtype.fields is not None
+            assert dtype.fields[name][1] == field.offset
+            assert dtype.fields[name][0].itemsize == pynymph.abi.ffi.sizeof(field.type)
+    assert batch.RECORD["status"] == np.int32
+
+
+def test_copies(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]) -> None:
+    """Here and there, of all lengths, in one request."""
+    src, dst = sides
+    lengths = np.arange(1, 65) * 15
+    src_at, dst_at = np.cumsum(lengths) - lengths, np.arange(64) * 1000
+    many = ring.submit_many(batch.copies(src, dst, src_at=src_at, dst_at=dst_at, length=lengths, verify=True))
+    assert len(many) == 64
+    ended = many.result(60)
+    assert (many.ended, ended["status"].any()) == (64, False)
+    assert (ended["bytes_done"] == lengths).all()
+    assert (ended["cookie"] == many.entries["cookie"]).all()
+    for record, at, to, length in zip(ended, src_at, dst_at, lengths, strict=True):
+        sent = bytes(src.view[at : at + length])
+        assert bytes(dst.view[to : to + length]) == sent
+        assert bytes(record["src_digest"]) == bytes(record["dst_digest"]) == digest.payload(sent)
+
+
+def test_far_more_than_there_is_room_for(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
+    src, dst = sides
+    left = batch.copies(src, dst, src_at=np.arange(1000) * 64, dst_at=np.arange(1000) * 64, length=64)
+    batches = []
+    while len(left):
+        try:
+            batches.append(ring.submit_many(left))
+        except pynymph.FullError:
+            batches[-1].result(60)
+        else:
+            left = left[len(batches[-1]) :]
+    ended = np.concatenate([each.result(60) for each in batches])
+    assert (len(ended), ended["status"].any()) == (1000, False)
+    assert dst.view[:64000] == src.view[:64000]
+
+
+def test_beside_other_operations(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
+    src, dst = sides
+    jobs, batches = [], []
+    for i in range(8):
+        jobs.append(ring.submit(pynymph.Hash(src=src[i : i + 100])))
+        at = np.arange(4) * 8 + i * 1000
+        batches.append(ring.submit_many(batch.copies(src, dst, src_at=at, dst_at=at, length=8)))
+    assert [job.result(60).src_digest for job in jobs] == [
+        digest.payload(src.view[i : i + 100]) for i in range(8)
+    ]
+    assert [list(each.result(60)["bytes_done"]) for each in batches] == [[8] * 4] * 8
+    assert len({*np.concatenate([each.entries["cookie"] for each in batches]).tolist()}) == 32
+
+
+def test_any_operation(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]) -> None:
+    src, dst = sides
+    entries = batch.copies(src, dst[100:], src_at=[0, 0, 0], dst_at=[0, 0, 0], length=[50, 50, 50])
+    entries["opcode"] = [lib.NYMPH_OP_COPY, lib.NYMPH_OP_FILL, lib.NYMPH_OP_COMPARE]
+    entries["src_buffer"][1], entries["src"][1] = 0, 0x2A
+    ended = ring.submit_many(entries).result(60)
+    assert list(ended["status"][:2]) == [0, 0]
+    assert bytes(dst.view[100:108]) == b"\x2a" + bytes(7)
+    assert ended["status"][2] == -errno.EBADMSG
+    assert not entries["cookie"].any()  # the caller's stay as they are
+
+
+def test_refusals(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]) -> None:
+    src, dst = sides
+    for arguments, said in [
+        ({"src_at": SIZE, "dst_at": 0, "length": 1}, f"src_at[0]: 1 bytes at {SIZE} are not in a buffer"),
+        ({"src_at": 0, "dst_at": [0, -1], "length": 1}, "dst_at[1]: 1 bytes at -1 are not in a buffer"),
+        ({"src_at": 0, "dst_at": 0, "length": 0}, "src_at[0]: 0 bytes at 0"),
+        ({"src_at": [0, 0], "dst_at": [0, 0, 0], "length": 1}, "are not of one length"),
+        ({"src_at": 0.5, "dst_at": 0, "length": 1}, "src_at is no array of integers"),
+    ]:
+        with pytest.raises(pynymph.ArgumentError) as refused:
+            batch.copies(src, dst, **arguments)
+        assert said in str(refused.value)
+    good = batch.copies(src, dst, src_at=[0, 8], dst_at=[0, 8], length=8)
+    stray, unknown = good.copy(), good.copy()
+    stray["dst_buffer"][1] = 0
+    unknown["src_buffer"][0] = 4000
+    for entries, said in [
+        (stray, "entry 1 has no dst_buffer"),
+        (unknown, "no buffer of this ring has the handle 4000"),
+        (good["src"], "of pynymph.batch.ENTRY"),
+        (list(good), "of pynymph.batch.ENTRY"),
+    ]:
+        with pytest.raises(pynymph.ArgumentError, match=said):
+            ring.submit_many(entries)  # type: ignore[arg-type]
+    bad = good.copy()
+    bad["reserved"][1] = 1
+    assert len(ring.submit_many(bad)) == 1  # what is in front of it was taken
+    with pytest.raises(pynymph.ArgumentError, match="not well-formed"):
+        ring.submit_many(bad[1:])
+    assert len(ring.submit_many(good[:0]).result(0)) == 0
+    assert not ring.submit_many(good).result(60)["status"].any()
+
+
+def test_buffers_are_held_and_ends_are_told(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
+    memory = bytearray(SIZE)
+    with pynymph.Ring(4, paused=True) as paused:
+        registered, own = paused.register(memory), paused.allocate(SIZE)
+        many = paused.submit_many(batch.copies(own, registered, src_at=0, dst_at=[0, 9, 99, 999], length=1))
+        with pytest.raises(pynymph.RingTimeoutError, match="0 of 4 done"):
+            many.result(0.01)
+        with pytest.raises(pynymph.FullError):
+            paused.submit_many(many.entries)
+        registered.free()
+        with pytest.raises(BufferError):
+            memory.clear()
+        paused.reset()
+        with pytest.raises(pynymph.CanceledError, match="reset before this ended"):
+            many.result()
+        memory.clear()
+        assert "Batch of 4 entries, 0 of them ended" in repr(many)
+    with pytest.raises(pynymph.ClosedError):
+        paused.submit_many(many.entries)
