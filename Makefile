@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo test module vm lint check faults matrix coverage clean
+.PHONY: help setup demo rate test module vm lint check faults matrix coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -12,6 +12,9 @@ setup: .venv/ready ## install what the rest needs: Debian packages (with sudo), 
 
 demo: .venv/ready ## build all, boot a VM, and measure verified copies in it: dist/dma_vs_copy.json
 	$(NYMPH_VM) run --copy tools -- python3 tools/dma_vs_copy.py
+
+rate: .venv/ready ## copies per second, one request each and in batches, from C and Python: dist/rate.json
+	$(NYMPH_VM) run --copy tools --copy $$($(NYMPH_VM) program tools/rate.c) -- python3 tools/rate.py rate
 
 test: .venv/ready ## unit tests here, then the others in a VM
 	.venv/bin/pytest tests/unit tests/vm
@@ -34,7 +37,7 @@ lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and pa
 	.venv/bin/pip install --quiet -e 'vm[lint]'
 	.venv/bin/ruff check pynymph vm tools tests
 	.venv/bin/mypy --strict pynymph vm/nymph_vm tools
-	.venv/bin/clang-format --dry-run --Werror tests/guest/*.c
+	.venv/bin/clang-format --dry-run --Werror tests/guest/*.c tools/*.c
 	$(NYMPH_VM) lint
 
 check: lint ## lint; guest tests, KUnit and planted bugs on a kernel with sanitizers; long runs on the stock one

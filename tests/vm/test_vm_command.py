@@ -127,7 +127,7 @@ def test_faults_and_hot_plug_by_command() -> None:
     try:
         assert nymph_vm("up", "--name", name, "--fault", "flip:seed=7").returncode == 0
         assert asked("ssh", "--", "python3", "-c", VERIFIED).startswith("flipped cpu dma")
-        assert re.search(r"flip:seed=7 .* one bit .* 1 ", asked("faults"))
+        assert re.search(r"flip:seed=7 .* one bit .* [1-9]", asked("faults"))
         assert asked("faults", "--none") == "nothing is to go wrong\n"
         assert asked("ssh", "--", "python3", "-c", VERIFIED).startswith("cpu dma")
         assert re.search(r"slow:rate=0.5,count=3 .* 0 ", asked("faults", "slow:rate=0.5,count=3"))

@@ -228,6 +228,13 @@ def build(kernel: str) -> None:
 
 
 @cli.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def program(source: Path) -> None:
+    """Compile a C program for guests, which may include pcie_nymph.h, and say where it is."""
+    click.echo(builder.program(source))
+
+
+@cli.command()
 def lint() -> None:
     """Check the modules' sources: W=1 and sparse for Debian's kernels, checkpatch.pl --strict, padding."""
     folders = (builder.MODULES, builder.PLANTED)
