@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo rate test module vm lint check faults matrix coverage clean
+.PHONY: help setup demo rate test module vm lint check endpoint matrix coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -45,9 +45,11 @@ check: lint ## lint; guest tests, KUnit and planted bugs on a kernel with saniti
 		tests/vm/test_kunit.py tests/vm/test_leftovers.py tests/vm/test_endpoint.py tests/vm/test_planted.py
 	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_guest_suite.py::test_model_for_long
 
-faults: .venv/ready ## the endpoint's faults far more often, and docs/faults.md of it; dmatest for long
+endpoint: .venv/ready ## faults far more often, and docs/faults.md of it; every engine; swiotlb; dmatest for long
 	.venv/bin/pytest --long tests/vm/test_endpoint.py
 	cp dist/faults.md docs/faults.md
+	.venv/bin/pytest --every-engine tests/vm/test_guest_suite.py
+	.venv/bin/pytest --append swiotlb=force tests/vm/test_guest_suite.py tests/vm/test_endpoint.py
 	.venv/bin/pytest --long --kernel debug-6.1 tests/vm/test_endpoint.py::test_dmatest
 
 matrix: .venv/ready ## the guest tests and KUnit on every kernel, and one table

@@ -15,8 +15,8 @@ from nymph_vm.machine import Machine
 def engine(request: pytest.FixtureRequest, vm: Machine) -> Iterator[str]:
     """What rings get that ask for none: a channel of the endpoint ("dma"), or "cpu"."""
     engine, always = request.param
-    if not always and not request.config.getoption("long"):
-        pytest.skip("needs --long: every user on every engine")
+    if not always and not request.config.getoption("every_engine"):
+        pytest.skip("needs --every-engine: make endpoint")
     if engine == "cpu":
         vm.run(["rmmod", "nymph_endpoint"])
     said = vm.run(["python3", "-c", "import pynymph; print(pynymph.Ring().snapshot().engine)"]).stdout.strip()
