@@ -35,8 +35,8 @@ vm: .venv/ready ## a shell in a VM, with the module loaded, tests/ and tools/ th
 
 lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and padding for the module
 	.venv/bin/pip install --quiet -e 'vm[lint]'
-	.venv/bin/ruff check pynymph vm tools tests
-	.venv/bin/mypy --strict pynymph vm/nymph_vm tools
+	.venv/bin/ruff check pynymph vm tools examples tests
+	.venv/bin/mypy --strict pynymph vm/nymph_vm tools examples
 	.venv/bin/clang-format --dry-run --Werror tests/guest/*.c tools/*.c
 	$(NYMPH_VM) lint
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from nymph_vm import build
 from nymph_vm.machine import Machine
+from nymph_vm.pytest_plugin import FOLDER
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def engine(request: pytest.FixtureRequest, vm: Machine) -> Iterator[str]:
     ],
     indirect=["engine"],
 )
-def test_guest_suite(run_guest_tests: Callable[..., None], user: str, engine: str) -> None:
+def test_guest_suite(vm: Machine, run_guest_tests: Callable[..., None], user: str, engine: str) -> None:
+    vm.copy_in("examples", to=FOLDER)
     run_guest_tests(user, "tests/guest")
 
 
