@@ -277,6 +277,8 @@ static void nymph_ep_start(struct nymph_ep *ep)
 	unsigned int i;
 
 	pci_set_master(ep->pdev);
+	/* what was restored is forgotten, and slot_reset may need it again */
+	pci_save_state(ep->pdev);
 	for (i = 0; i < ep->nr_channels; i++)
 		nymph_ep_chan_resume(&ep->channels[i]);
 }
@@ -346,7 +348,6 @@ static pci_ers_result_t nymph_ep_slot_reset(struct pci_dev *pdev)
 	if (pci_enable_device(pdev))
 		return PCI_ERS_RESULT_DISCONNECT;
 	pci_restore_state(pdev);
-	pci_save_state(pdev);
 	return PCI_ERS_RESULT_RECOVERED;
 }
 

@@ -117,7 +117,7 @@ def main() -> None:
     try:
         if chosen.count is None:
             enough = threading.Event()
-            threading.Thread(target=lambda: (sys.stdin.read(), enough.set())).start()
+            threading.Thread(target=lambda: (sys.stdin.read(), enough.set()), daemon=True).start()
             load.run(lambda: 0 if enough.is_set() else DEPTH, lambda: print("copying", flush=True))
         else:
             load.run(lambda: chosen.count - load.number)
