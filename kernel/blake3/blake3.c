@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3 in portable C, for the kernel and for user space alike.
+ * BLAKE3, for the kernel and for user space alike.
  *
  * The input is cut into chunks of 1 KiB, which are the leaves of a binary
- * tree. Leaves and parents are made by hash_many(), from inputs that lie side
- * by side: the place for SIMD.
+ * tree. Leaves and parents are made many at a time, by portable C or by a
+ * variant for what the CPU has.
  */
 #ifdef __KERNEL__
 #include <linux/bitops.h>
 #include <linux/string.h>
 #include <asm/byteorder.h>
+#include <asm/simd.h>
+#ifdef CONFIG_X86
+#include <asm/fpu/api.h>
+#endif
 #else
 #include <endian.h>
 #include <string.h>
 #endif
 
-#include "blake3.h"
+#include "constants.h"
+#include "variant.h"
 
 #ifndef __KERNEL__
 #define le32_to_cpu	le32toh
@@ -33,8 +38,10 @@ static inline u32 ror32(u32 word, unsigned int shift)
 #define CHUNK_BLOCKS	16
 #define CHUNK		(CHUNK_BLOCKS * BLOCK)
 
-/* The most chunks hash_many() is given at once; their CVs fit the stack. */
-#define MANY		16
+#define MANY		NYMPH_BLAKE3_MANY
+
+/* Less than that is not worth a section in which SIMD may be used. */
+#define SIMD_MIN	(2 * BLOCK)
 
 /* What a compression is part of. */
 enum {
@@ -47,21 +54,7 @@ enum {
 	DERIVE_KEY_MATERIAL = 0x40,
 };
 
-static const u32 iv[8] = {
-	0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-	0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
-};
-
-/* Message words in the order each round takes them. */
-static const u8 schedule[7][16] = {
-	{ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 },
-	{ 2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8 },
-	{ 3, 4, 10, 12, 13, 2, 7, 14, 6, 5, 9, 0, 11, 15, 8, 1 },
-	{ 10, 7, 12, 9, 14, 3, 13, 15, 4, 0, 11, 2, 5, 8, 1, 6 },
-	{ 12, 13, 9, 11, 15, 10, 14, 8, 7, 2, 5, 3, 0, 1, 6, 4 },
-	{ 9, 14, 11, 5, 8, 12, 15, 1, 13, 3, 0, 10, 2, 6, 4, 7 },
-	{ 11, 15, 5, 0, 1, 9, 8, 6, 14, 10, 2, 12, 3, 4, 7, 13 },
-};
+static const struct nymph_blake3_variant *nymph_blake3_variant;
 
 static __always_inline void load_words(u32 *words, const u8 *bytes, size_t n)
 {
@@ -121,19 +114,19 @@ static __always_inline void mix_all(u32 v[16], const u32 cv[8],
 
 	load_words(m, block, 16);
 	memcpy(v, cv, 8 * sizeof(u32));
-	memcpy(v + 8, iv, 4 * sizeof(u32));
+	memcpy(v + 8, nymph_blake3_iv, 4 * sizeof(u32));
 	v[12] = (u32)counter;
 	v[13] = (u32)(counter >> 32);
 	v[14] = len;
 	v[15] = flags;
 
-	mix_round(v, m, schedule[0]);
-	mix_round(v, m, schedule[1]);
-	mix_round(v, m, schedule[2]);
-	mix_round(v, m, schedule[3]);
-	mix_round(v, m, schedule[4]);
-	mix_round(v, m, schedule[5]);
-	mix_round(v, m, schedule[6]);
+	mix_round(v, m, nymph_blake3_schedule[0]);
+	mix_round(v, m, nymph_blake3_schedule[1]);
+	mix_round(v, m, nymph_blake3_schedule[2]);
+	mix_round(v, m, nymph_blake3_schedule[3]);
+	mix_round(v, m, nymph_blake3_schedule[4]);
+	mix_round(v, m, nymph_blake3_schedule[5]);
+	mix_round(v, m, nymph_blake3_schedule[6]);
 }
 
 static void compress(u32 cv[8], const u8 block[BLOCK], u32 len, u64 counter,
@@ -147,41 +140,65 @@ static void compress(u32 cv[8], const u8 block[BLOCK], u32 len, u64 counter,
 		cv[i] = v[i] ^ v[i + 8];
 }
 
-/* What hash_many() makes: leaves of the tree, or parents. */
-enum node { LEAF_NODE, PARENT_NODE };
-
-/*
- * Hash @n inputs that lie side by side at @in: whole chunks, the first of them
- * chunk number @counter, or pairs of chaining values. Write @n chaining values
- * to @out, which may be @in: an input is read before its output is written.
- */
-static void hash_many(enum node node, const u8 *in, size_t n, const u32 key[8],
-		      u64 counter, u32 flags, u8 *out)
+static void hash(const u8 *const *in, size_t n,
+		 const struct nymph_blake3_task *task, u8 *out)
 {
-	size_t blocks = node == LEAF_NODE ? CHUNK_BLOCKS : 1;
 	size_t i, j;
 
 	for (i = 0; i < n; i++) {
 		u32 cv[8];
 
-		memcpy(cv, key, sizeof(cv));
-		for (j = 0; j < blocks; j++) {
-			u32 f = flags;
-
-			if (node == PARENT_NODE)
-				f |= PARENT;
-			else if (j == 0)
-				f |= CHUNK_START;
-			else if (j == blocks - 1)
-				f |= CHUNK_END;
-			compress(cv, in, BLOCK, counter, f);
-			in += BLOCK;
-		}
-		store_words(out, cv, 8);
-		out += CV;
-		if (node == LEAF_NODE)
-			counter++;
+		memcpy(cv, task->key, sizeof(cv));
+		for (j = 0; j < task->blocks; j++)
+			compress(cv, in[i] + BLOCK * j, BLOCK,
+				 task->counter + (task->counts ? i : 0),
+				 nymph_blake3_flags(task, j));
+		store_words(out + CV * i, cv, 8);
 	}
+}
+
+static const struct nymph_blake3_variant nymph_blake3_portable = {
+	.name = "portable",
+	.hash = hash,
+	.compress = compress,
+};
+
+/**
+ * nymph_blake3_use() - have hashes made by a variant from now on
+ * @variant: which; NULL for portable C
+ */
+void nymph_blake3_use(const struct nymph_blake3_variant *variant)
+{
+	WRITE_ONCE(nymph_blake3_variant, variant);
+}
+
+/*
+ * Returns what to hash @len bytes with until simd_end(): no sleep, no fault, and
+ * no more than 16 KiB.
+ */
+static const struct nymph_blake3_variant *simd_begin(size_t len)
+{
+	const struct nymph_blake3_variant *variant;
+
+	variant = READ_ONCE(nymph_blake3_variant);
+	if (!variant || len < SIMD_MIN)
+		return &nymph_blake3_portable;
+#if defined(__KERNEL__) && defined(CONFIG_X86)
+	if (!may_use_simd())
+		return &nymph_blake3_portable;
+	kernel_fpu_begin();
+#endif
+	return variant;
+}
+
+static void simd_end(const struct nymph_blake3_variant *variant)
+{
+#if defined(__KERNEL__) && defined(CONFIG_X86)
+	if (variant != &nymph_blake3_portable)
+		kernel_fpu_end();
+#else
+	(void)variant;
+#endif
 }
 
 static void start(struct nymph_blake3 *b, const u32 key[8], u32 flags)
@@ -201,7 +218,7 @@ static void start(struct nymph_blake3 *b, const u32 key[8], u32 flags)
  */
 void nymph_blake3_init(struct nymph_blake3 *b)
 {
-	start(b, iv, 0);
+	start(b, nymph_blake3_iv, 0);
 }
 
 /**
@@ -230,7 +247,7 @@ void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
 	u8 key[NYMPH_BLAKE3_KEY_SIZE];
 	u32 words[8];
 
-	start(b, iv, DERIVE_KEY_CONTEXT);
+	start(b, nymph_blake3_iv, DERIVE_KEY_CONTEXT);
 	nymph_blake3_update(b, context, len);
 	nymph_blake3_final(b, key);
 	load_words(words, key, 8);
@@ -245,6 +262,8 @@ static u32 chunk_start_flag(const struct nymph_blake3 *b)
 /* The last block stays in the buffer: it may turn out to end the chunk. */
 static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 {
+	const struct nymph_blake3_variant *variant;
+
 	if (b->block_len) {
 		size_t n = BLOCK - b->block_len;
 
@@ -260,15 +279,55 @@ static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 			 b->flags | chunk_start_flag(b));
 		b->blocks++;
 	}
+	variant = simd_begin(len);
 	while (len > BLOCK) {
-		compress(b->cv, in, BLOCK, b->counter,
-			 b->flags | chunk_start_flag(b));
+		variant->compress(b->cv, in, BLOCK, b->counter,
+				  b->flags | chunk_start_flag(b));
 		b->blocks++;
 		in += BLOCK;
 		len -= BLOCK;
 	}
+	simd_end(variant);
 	memcpy(b->block, in, len);
 	b->block_len = len;
+}
+
+/* Replaces @n pairs of chaining values by those of their parents. */
+static void hash_parents(const struct nymph_blake3_variant *variant,
+			 const struct nymph_blake3 *b, u8 *cvs, size_t n)
+{
+	struct nymph_blake3_task task = {
+		.blocks = 1,
+		.flags = b->flags | PARENT,
+	};
+	const u8 *pairs[MANY / 2] = {};
+	size_t i;
+
+	memcpy(task.key, b->key, sizeof(task.key));
+	for (i = 0; i < n; i++)
+		pairs[i] = cvs + 2 * CV * i;
+	variant->hash(pairs, n, &task, cvs);
+}
+
+static void hash_chunks(const struct nymph_blake3_variant *variant,
+			const struct nymph_blake3 *b, const u8 *in, size_t n,
+			u8 *cvs)
+{
+	struct nymph_blake3_task task = {
+		.counter = b->counter,
+		.counts = true,
+		.blocks = CHUNK_BLOCKS,
+		.flags = b->flags,
+		.first = CHUNK_START,
+		.last = CHUNK_END,
+	};
+	const u8 *chunks[MANY] = {};
+	size_t i;
+
+	memcpy(task.key, b->key, sizeof(task.key));
+	for (i = 0; i < n; i++)
+		chunks[i] = in + CHUNK * i;
+	variant->hash(chunks, n, &task, cvs);
 }
 
 /*
@@ -281,7 +340,7 @@ static void merge(struct nymph_blake3 *b, u64 chunks)
 	while (b->depth > hweight64(chunks)) {
 		u8 *pair = b->stack[b->depth - 2];
 
-		hash_many(PARENT_NODE, pair, 1, b->key, 0, b->flags, pair);
+		hash_parents(&nymph_blake3_portable, b, pair, 1);
 		b->depth--;
 	}
 }
@@ -314,6 +373,7 @@ static void push_chunk(struct nymph_blake3 *b)
  */
 static size_t push_subtree(struct nymph_blake3 *b, const u8 *in, size_t len)
 {
+	const struct nymph_blake3_variant *variant;
 	u8 cvs[MANY * CV];
 	size_t chunks = MANY;
 	size_t n;
@@ -321,9 +381,11 @@ static size_t push_subtree(struct nymph_blake3 *b, const u8 *in, size_t len)
 	while (chunks * CHUNK > len || b->counter & (chunks - 1))
 		chunks /= 2;
 
-	hash_many(LEAF_NODE, in, chunks, b->key, b->counter, b->flags, cvs);
+	variant = simd_begin(chunks * CHUNK);
+	hash_chunks(variant, b, in, chunks, cvs);
 	for (n = chunks; n > 2; n /= 2)
-		hash_many(PARENT_NODE, cvs, n / 2, b->key, 0, b->flags, cvs);
+		hash_parents(variant, b, cvs, n / 2);
+	simd_end(variant);
 
 	push(b, cvs, b->counter);
 	if (n == 2)

@@ -170,6 +170,30 @@ static struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
 	return op;
 }
 
+/*
+ * Runs can begin and end anywhere, so that two of them share a cache line. Where
+ * that matters, see nymph_dma_alignment(), they do not; but to the DMA API a
+ * mapping owns its cache lines, unless who maps does the syncing.
+ */
+static dma_addr_t nymph_dma_map(struct device *dev, struct page *page,
+				size_t offset, size_t len,
+				enum dma_data_direction direction)
+{
+	dma_addr_t dma = dma_map_page_attrs(dev, page, offset, len, direction,
+					    DMA_ATTR_SKIP_CPU_SYNC);
+
+	if (!dma_mapping_error(dev, dma))
+		dma_sync_single_for_device(dev, dma, len, direction);
+	return dma;
+}
+
+static void nymph_dma_unmap(struct device *dev, dma_addr_t dma, size_t len,
+			    enum dma_data_direction direction)
+{
+	dma_sync_single_for_cpu(dev, dma, len, direction);
+	dma_unmap_page_attrs(dev, dma, len, direction, DMA_ATTR_SKIP_CPU_SYNC);
+}
+
 /* The channel is known to be done with it, or never had it. May sleep. */
 static void nymph_dma_op_free(struct nymph_dma_op *op)
 {
@@ -177,11 +201,11 @@ static void nymph_dma_op_free(struct nymph_dma_op *op)
 		struct nymph_dma_run *run = &op->runs[--op->nr_runs];
 
 		if (run->src_mapped)
-			dma_unmap_page(op->dev, run->src, run->len,
-				       DMA_TO_DEVICE);
+			nymph_dma_unmap(op->dev, run->src, run->len,
+					DMA_TO_DEVICE);
 		if (run->dst_mapped)
-			dma_unmap_page(op->dev, run->dst, run->len,
-				       DMA_FROM_DEVICE);
+			nymph_dma_unmap(op->dev, run->dst, run->len,
+					DMA_FROM_DEVICE);
 	}
 	if (op->dev)
 		put_device(op->dev);
@@ -330,8 +354,8 @@ static int nymph_dma_map_place(struct nymph_dma_op *op,
 		*dma += place->offset;
 		return ret;
 	}
-	*dma = dma_map_page(op->dev, place->page, place->offset, len,
-			    direction);
+	*dma = nymph_dma_map(op->dev, place->page, place->offset, len,
+			     direction);
 	return dma_mapping_error(op->dev, *dma) ? -EIO : 0;
 }
 
@@ -356,7 +380,7 @@ static int nymph_dma_map_run(struct nymph_dma_op *op,
 	if (!ret)
 		op->nr_runs++;
 	else if (run->src_mapped)
-		dma_unmap_page(op->dev, run->src, len, DMA_TO_DEVICE);
+		nymph_dma_unmap(op->dev, run->src, len, DMA_TO_DEVICE);
 	return ret;
 }
 

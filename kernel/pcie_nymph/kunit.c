@@ -11,6 +11,7 @@
 
 #include "nymph.h"
 #include "runs.h"
+#include "select.h"
 
 /*
  * BLAKE3: inputs and digests of the official test vectors (BLAKE3 team, CC0);
@@ -135,6 +136,26 @@ static void blake3_modes_test(struct kunit *test)
 }
 
 /* Every tail and every count of every size in question. */
+/* The same of each variant that this CPU has. */
+static void blake3_variants_test(struct kunit *test)
+{
+	static const char *const names[] = {
+		"sse41", "avx2", "avx512", "portable",
+	};
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		if (strcmp(nymph_blake3_select(names[i]), names[i]))
+			continue;
+		kunit_info(test, "BLAKE3 with %s\n", names[i]);
+		blake3_vectors_test(test);
+		blake3_split_test(test);
+		blake3_modes_test(test);
+	}
+	/* some kernels run this before the module's init, others behind it */
+	nymph_blake3_select(nymph_blake3_chosen ?: "portable");
+}
+
 static void fifo_wrap_test(struct kunit *test)
 {
 	static const u32 sizes[] = { 1, 2, 3, 4, 5, 7, 8, 63, 64, 65 };
@@ -550,6 +571,7 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(blake3_vectors_test),
 	KUNIT_CASE(blake3_split_test),
 	KUNIT_CASE(blake3_modes_test),
+	KUNIT_CASE(blake3_variants_test),
 	KUNIT_CASE(fifo_wrap_test),
 	KUNIT_CASE(fifo_push_pop_test),
 	KUNIT_CASE(entry_check_test),

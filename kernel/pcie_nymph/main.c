@@ -8,6 +8,13 @@
 #include <linux/suspend.h>
 
 #include "nymph.h"
+#include "select.h"
+
+static char *nymph_blake3_wanted = "";
+module_param_named(blake3, nymph_blake3_wanted, charp, 0444);
+MODULE_PARM_DESC(blake3, "what makes hashes: avx512, avx2, sse41, portable; the best there is if empty");
+
+const char *nymph_blake3_chosen;
 
 unsigned int nymph_max_rings = NYMPH_MAX_RINGS_DEFAULT;
 module_param_named(max_rings, nymph_max_rings, uint, 0444);
@@ -61,6 +68,7 @@ static int __init nymph_init(void)
 {
 	int ret;
 
+	nymph_blake3_chosen = nymph_blake3_select(nymph_blake3_wanted);
 	ret = register_pm_notifier(&nymph_pm_notifier);
 	if (ret)
 		return ret;

@@ -45,6 +45,7 @@ struct vm_area_struct;
 
 /* main.c */
 
+extern const char *nymph_blake3_chosen;
 extern unsigned int nymph_max_rings;
 extern unsigned int nymph_max_user_rings;
 

@@ -159,7 +159,15 @@ static ssize_t engines_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RO(engines);
 
+static ssize_t blake3_show(struct device *dev, struct device_attribute *attr,
+			   char *buf)
+{
+	return sysfs_emit(buf, "%s\n", nymph_blake3_chosen);
+}
+static DEVICE_ATTR_RO(blake3);
+
 static struct attribute *nymph_attrs[] = {
+	&dev_attr_blake3.attr,
 	&dev_attr_engines.attr,
 	NULL
 };

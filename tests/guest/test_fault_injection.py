@@ -181,7 +181,7 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "CANCEL": (True, _cancel),
     "BUFFER alloc": (True, lambda c: c.alloc(MIB)),
     "BUFFER register": (True, lambda c: c.register(REGISTERED)),
-    **({"BUFFER card": (True, _card)} if len((SYSFS / "engines").read_text().split()) > 1 else {}),
+    **({"ENTER card": (True, _card)} if len((SYSFS / "engines").read_text().split()) > 1 else {}),
     "BUFFER map": (True, _map),
     "BUFFER free": (True, lambda c: c.free(c.alloc(PAGE).handle)),
     "EVENTFD": (True, _eventfd),

@@ -3,6 +3,7 @@
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,17 @@ CDEF = """
     void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
     void nymph_blake3_final(const struct nymph_blake3 *b, uint8_t out[32]);
     void nymph_blake3_final_xof(const struct nymph_blake3 *b, uint64_t seek, void *out, size_t len);
+    struct nymph_blake3_variant { const char *name; ...; };
+    void nymph_blake3_use(const struct nymph_blake3_variant *variant);
 """
+
+# Of each machine: how a variant is compiled, and what of /proc/cpuinfo it needs.
+VARIANTS = {
+    "x86_64": {"sse41": (["-msse4.1"], {"sse4_1"}), "avx2": (["-mavx2"], {"avx2"}),
+               "avx512": (["-mavx512f", "-mavx512vl"], {"avx512f", "avx512vl"})},
+    "aarch64": {"neon": ([], {"asimd"})},
+}.get(platform.machine(), {})
+CPU = set(Path("/proc/cpuinfo").read_text().split())
 
 # Inputs of the official test vectors: byte i is i % 251.
 LENGTHS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 2048, 2049, 3072, 3073,
@@ -79,9 +90,16 @@ class Hasher:
 def build(folder: Path) -> ModuleType:
     """Compile kernel/blake3 with the compiler and CFLAGS of the environment."""
     ffi = FFI()
-    ffi.cdef(CDEF)
-    ffi.set_source("nymph_blake3", '#include "blake3.h"', sources=[str(SOURCE / "blake3.c")],
-                   include_dirs=[str(SOURCE)], extra_compile_args=["-std=gnu11"])
+    declared = [f"extern const struct nymph_blake3_variant nymph_blake3_{name};" for name in VARIANTS]
+    ffi.cdef(CDEF + "\n".join(declared))
+    objects = []
+    flags = os.environ.get("CFLAGS", "-O2").split()
+    for name, (needs, _) in VARIANTS.items():
+        objects.append(str(folder / f"{name}.o"))
+        subprocess.run(["gcc", "-std=gnu11", "-fPIC", *flags, *needs, "-c", "-o", objects[-1],
+                        SOURCE / f"{name}.c"], check=True)
+    ffi.set_source("nymph_blake3", '#include "variant.h"', sources=[str(SOURCE / "blake3.c")],
+                   include_dirs=[str(SOURCE)], extra_compile_args=["-std=gnu11"], extra_objects=objects)
     spec = importlib.util.spec_from_file_location("nymph_blake3", ffi.compile(tmpdir=str(folder)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -90,16 +108,32 @@ def build(folder: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def library(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     return build(tmp_path_factory.mktemp("blake3"))
 
 
+@pytest.fixture(scope="session", params=["portable", *VARIANTS])
+def built(request: pytest.FixtureRequest, library: ModuleType) -> ModuleType:
+    """The library, with each of its variants in use."""
+    if request.param == "portable":
+        library.lib.nymph_blake3_use(library.ffi.NULL)
+        return library
+    if missing := VARIANTS[request.param][1] - CPU:
+        pytest.skip(f"this CPU has no {', '.join(missing)}")
+    variant = library.ffi.addressof(getattr(library.lib, f"nymph_blake3_{request.param}"))
+    assert library.ffi.string(variant.name).decode() == request.param
+    library.lib.nymph_blake3_use(variant)
+    return library
+
+
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_no_warning(compiler: str) -> None:
+@pytest.mark.parametrize("source", ["blake3", *VARIANTS])
+def test_no_warning(compiler: str, source: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
-    subprocess.run([compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=1024", "-O2",
-                    "-c", "-o", os.devnull, SOURCE / "blake3.c"], check=True)
+    needs = VARIANTS[source][0] if source in VARIANTS else []
+    subprocess.run([compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=2048", "-O2",
+                    *needs, "-c", "-o", os.devnull, SOURCE / f"{source}.c"], check=True)
 
 
 def test_known_digest(built: ModuleType) -> None:
@@ -145,6 +179,19 @@ def test_xof_seek(built: ModuleType, length: int, seek: int, out: int) -> None:
     assert hasher.xof(out, seek) == blake3.blake3(INPUT[:length]).digest(out, seek=seek)
 
 
+def test_every_length(built: ModuleType) -> None:
+    """Of 0 to 16,384: all that a lane can have too much or too little of."""
+    ffi, lib = built.ffi, built.lib
+    state, out = ffi.new("struct nymph_blake3 *"), ffi.new("uint8_t[32]")
+    data = ffi.from_buffer(INPUT)
+    for length in range(16_385):
+        lib.nymph_blake3_init(state)
+        lib.nymph_blake3_update(state, data + length % 16, length)
+        lib.nymph_blake3_final(state, out)
+        start = length % 16
+        assert bytes(out) == blake3.blake3(INPUT[start:start + length]).digest(), length
+
+
 def test_large(built: ModuleType) -> None:
     """64 MiB in one piece: a tree of depth 16."""
     data = os.urandom(1 << 20) * 64
@@ -159,7 +206,7 @@ def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
                  for name in ("libasan.so", "libubsan.so")]
     environment = os.environ | {
         "CC": "gcc",
-        "CFLAGS": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+        "CFLAGS": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONMALLOC": "malloc",  # every Python allocation has its own red zones

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * BLAKE3 for CPUs with AVX2.
+ */
+#define HAS_8
+#define NAME		nymph_blake3_avx2
+#define NAME_TEXT	"avx2"
+#include "simd.h"

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * BLAKE3: which variant this CPU is to run.
+ */
+#include <linux/kernel.h>
+#include <linux/ktime.h>
+#include <linux/minmax.h>
+#include <linux/printk.h>
+#include <linux/sizes.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+
+#ifdef CONFIG_X86
+#include <asm/cpufeature.h>
+#include <asm/fpu/api.h>
+#include <asm/fpu/xcr.h>
+#endif
+
+#include "select.h"
+#include "variant.h"
+
+struct nymph_blake3_candidate {
+	const struct nymph_blake3_variant *variant;
+	bool (*is_usable)(void);
+};
+
+#ifdef CONFIG_X86
+static bool has_sse41(void)
+{
+	return boot_cpu_has(X86_FEATURE_XMM4_1);
+}
+
+static bool has_avx2(void)
+{
+	return boot_cpu_has(X86_FEATURE_AVX2) && boot_cpu_has(X86_FEATURE_AVX) &&
+	       cpu_has_xfeatures(XFEATURE_MASK_SSE | XFEATURE_MASK_YMM, NULL);
+}
+
+static bool has_avx512(void)
+{
+	return has_avx2() && boot_cpu_has(X86_FEATURE_AVX512F) &&
+	       boot_cpu_has(X86_FEATURE_AVX512VL) &&
+	       cpu_has_xfeatures(XFEATURE_MASK_AVX512, NULL);
+}
+#endif
+
+static const struct nymph_blake3_candidate candidates[] = {
+#ifdef CONFIG_X86
+	{ &nymph_blake3_avx512, has_avx512 },
+	{ &nymph_blake3_avx2, has_avx2 },
+	{ &nymph_blake3_sse41, has_sse41 },
+#endif
+	{}
+};
+
+#define TEST_MAX	31744
+
+/* Lengths about every edge: blocks, chunks, and the widths of vectors. */
+static const size_t test_lens[] = {
+	1, 64, 65, 128, 192, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 4097,
+	5120, 7168, 8192, 8193, 12288, 16384, 16385, TEST_MAX,
+};
+
+/* What the self-test works with. */
+struct nymph_blake3_bench {
+	struct nymph_blake3 hash;
+	u8 digests[2][NYMPH_BLAKE3_OUT_SIZE];
+	u8 input[TEST_MAX + 1];
+};
+
+/* Whether the variant makes the digests that portable C does. */
+static bool is_right(struct nymph_blake3_bench *bench,
+		     const struct nymph_blake3_variant *variant)
+{
+	unsigned int i, k;
+
+	for (i = 0; i < ARRAY_SIZE(test_lens); i++) {
+		for (k = 0; k < 2; k++) {
+			nymph_blake3_use(k ? variant : NULL);
+			nymph_blake3_init(&bench->hash);
+			nymph_blake3_update(&bench->hash, bench->input + 1,
+					    test_lens[i]);
+			nymph_blake3_final(&bench->hash, bench->digests[k]);
+		}
+		if (memcmp(bench->digests[0], bench->digests[1],
+			   sizeof(bench->digests[0])))
+			return false;
+	}
+	return true;
+}
+
+/* How long the variant takes for 16 KiB, in ns, if nothing comes between. */
+static u64 measure(struct nymph_blake3_bench *bench,
+		   const struct nymph_blake3_variant *variant)
+{
+	u64 best = U64_MAX;
+	unsigned int i;
+
+	nymph_blake3_use(variant);
+	for (i = 0; i < 5; i++) {
+		u64 begun = ktime_get_ns();
+
+		nymph_blake3_init(&bench->hash);
+		nymph_blake3_update(&bench->hash, bench->input, SZ_16K);
+		best = min(best, ktime_get_ns() - begun);
+	}
+	return best;
+}
+
+static const char *choose(struct nymph_blake3_bench *bench, const char *wanted)
+{
+	const struct nymph_blake3_variant *best = NULL;
+	const struct nymph_blake3_candidate *each;
+	u64 best_ns = *wanted ? U64_MAX : measure(bench, NULL);
+
+	for (each = candidates; each->variant; each++) {
+		const char *name = each->variant->name;
+		u64 ns;
+
+		if ((*wanted && strcmp(wanted, name)) || !each->is_usable())
+			continue;
+		if (!is_right(bench, each->variant)) {
+			pr_err("pcie_nymph: BLAKE3 with %s fails its self-test, and is not used\n",
+			       name);
+			continue;
+		}
+		ns = measure(bench, each->variant);
+		if (ns < best_ns) {
+			best_ns = ns;
+			best = each->variant;
+		}
+	}
+	nymph_blake3_use(best);
+	if (best)
+		return best->name;
+	if (*wanted && strcmp(wanted, "portable"))
+		pr_notice("pcie_nymph: no BLAKE3 with %s here: portable C is used\n",
+			  wanted);
+	return "portable";
+}
+
+/**
+ * nymph_blake3_select() - choose what makes hashes from now on
+ * @wanted: name of a variant, "portable", or "" for the fastest there is: an
+ *	emulated CPU can be slow at what a real one is good at
+ *
+ * Before there is any hash. A variant that this CPU does not have, or that makes
+ * wrong digests, is never used.
+ *
+ * Return: the name of what was chosen.
+ */
+const char *nymph_blake3_select(const char *wanted)
+{
+	struct nymph_blake3_bench *bench;
+	const char *name = "portable";
+	size_t i;
+
+	bench = kmalloc(sizeof(*bench), GFP_KERNEL);
+	if (bench) {
+		for (i = 0; i < sizeof(bench->input); i++)
+			bench->input[i] = i % 251;
+		name = choose(bench, wanted);
+	}
+	kfree(bench);
+	return name;
+}

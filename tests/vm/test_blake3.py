@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""What makes the kernel's hashes: every variant that an emulated CPU has, and what can be asked for."""
+
+from collections.abc import Iterator
+
+import pytest
+from nymph_vm import build
+from nymph_vm.machine import Machine
+
+SHOWN = "/sys/class/misc/pcie_nymph/blake3"
+# Many threads, because a variant's registers are the CPU's, and belong to whoever runs on it.
+HASHES = """
+import os, threading, pynymph
+from pynymph import digest
+
+def hashes(seed):
+    with pynymph.Ring(engine="cpu") as ring:
+        for length in [*range(1 + seed, 6000, 397), 16384, 65536, 65537, 300_000 + seed]:
+            data = os.urandom(length)
+            for zero_copy in (False, True):
+                assert ring.digest(src=data, zero_copy=zero_copy) == digest.payload(data), length
+        right.append(seed)
+
+right = []
+threads = [threading.Thread(target=hashes, args=[seed]) for seed in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(right))
+"""
+
+
+@pytest.fixture
+def module(vm: Machine) -> Iterator[str]:
+    """Its path in the guest; it is loaded again as it was in the end."""
+    (path,) = (path for path in build.prepare(vm.state.kernel).modules if path.stem == "pcie_nymph")
+    vm.run(["rmmod", "pcie_nymph"])
+    yield f"/nymph/repo/build/{vm.state.kernel}/kernel/pcie_nymph.ko"
+    vm.run(["rmmod", "pcie_nymph"], check=False)
+    vm.load(path)
+
+
+@pytest.mark.parametrize("variant", ["portable", "sse41", "avx2"])
+def test_variant(vm: Machine, module: str, variant: str) -> None:
+    if vm.state.accel != "tcg":
+        pytest.skip("the host's CPU has what it has")
+    vm.run(["sh", "-c", f"insmod {module} blake3={variant} && udevadm settle"])
+    assert vm.run(["cat", SHOWN]).stdout == f"{variant}\n"
+    assert vm.run(["python3", "-c", HASHES]).stdout == "4\n"
+
+
+def test_what_is_not_there(vm: Machine, module: str) -> None:
+    vm.run(["sh", "-c", f"insmod {module} blake3=abacus && udevadm settle"])
+    assert vm.run(["cat", SHOWN]).stdout == "portable\n"
+    said = vm.run(["dmesg"]).stdout
+    assert "pcie_nymph: no BLAKE3 with abacus here: portable C is used" in said
+
+
+def test_one_is_chosen(vm: Machine) -> None:
+    chosen = vm.run(["cat", SHOWN]).stdout.strip()
+    assert chosen in ("portable", "sse41", "avx2", "avx512")
