@@ -63,7 +63,6 @@ struct nymph_blake3_variant {
 extern const struct nymph_blake3_variant nymph_blake3_sse41;
 extern const struct nymph_blake3_variant nymph_blake3_avx2;
 extern const struct nymph_blake3_variant nymph_blake3_avx512;
-extern const struct nymph_blake3_variant nymph_blake3_neon;
 
 void nymph_blake3_use(const struct nymph_blake3_variant *variant);
 

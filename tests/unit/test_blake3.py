@@ -33,7 +33,6 @@ CDEF = """
 VARIANTS = {
     "x86_64": {"sse41": (["-msse4.1"], {"sse4_1"}), "avx2": (["-mavx2"], {"avx2"}),
                "avx512": (["-mavx512f", "-mavx512vl"], {"avx512f", "avx512vl"})},
-    "aarch64": {"neon": ([], {"asimd"})},
 }.get(platform.machine(), {})
 CPU = set(Path("/proc/cpuinfo").read_text().split())
 
