@@ -17,8 +17,8 @@ from abi import (
     BUFFER_CARD,
     COMPLETE_SYNC,
     DIGEST_ONLY,
-    MIB,
     PAGE,
+    PIECE,
     RECORD,
     SYSFS,
     VERIFY_HASH,
@@ -45,10 +45,13 @@ pytestmark = [
     pytest.mark.skipif(not FAIL_NTH.exists(), reason="needs a kernel with FAULT_INJECTION: a debug one"),
 ]
 
-SOURCE = Memory(2 * MIB).randomize()
-TWIN = Memory(2 * MIB)
+# Some pieces: each has its allocations, and so the runs of a request are as many.
+LENGTH = 2 * PIECE + PAGE
+
+SOURCE = Memory(2 * LENGTH).randomize()
+TWIN = Memory(2 * LENGTH)
 TWIN.write(SOURCE.read())
-DESTINATION = Memory(2 * MIB, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+DESTINATION = Memory(2 * LENGTH, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +85,7 @@ def _was_met(switch: int) -> bool:
 
 def _transfer(flags: int) -> Callable[[Context], None]:
     def submit(context: Context) -> None:
-        context.submit(SOURCE.address, DESTINATION.address, MIB, flags)
+        context.submit(SOURCE.address, DESTINATION.address, LENGTH, flags)
     return submit
 
 
@@ -130,13 +133,13 @@ def _eventfd(context: Context) -> None:
 
 
 def _card(context: Context) -> None:
-    card = context.buffer(BUFFER_CARD, length=MIB).handle
-    _one(in_buffers(copy(SOURCE.address, 0, MIB, VERIFY_HASH), dst=card))(context)
+    card = context.buffer(BUFFER_CARD, length=LENGTH).handle
+    _one(in_buffers(copy(SOURCE.address, 0, LENGTH, VERIFY_HASH), dst=card))(context)
 
 
 def _map(context: Context) -> None:
     # Unmapping can fail as well: it is for later, when nothing does.
-    MAPPED.append(context.map(context.alloc(MIB)))
+    MAPPED.append(context.map(context.alloc(LENGTH)))
 
 
 def _buffers(context: Context) -> None:
@@ -170,16 +173,16 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "ENTER digest": (True, _enter(DIGEST_ONLY)),
     "ENTER zero-copy": (True, _enter(ZERO_COPY | VERIFY_HASH)),
     "ENTER sync no-op": (True, lambda c: c.enter([nop(flags=COMPLETE_SYNC)])),
-    "ENTER hash": (True, _one(hash_only(SOURCE.address, MIB))),
-    "ENTER hash zero-copy": (True, _one(hash_only(SOURCE.address, MIB, ZERO_COPY))),
-    "ENTER fill": (True, _one(fill(7, DESTINATION.address, MIB, VERIFY_HASH))),
-    "ENTER fill zero-copy": (True, _one(fill(7, DESTINATION.address, MIB, ZERO_COPY | DIGEST_ONLY))),
-    "ENTER compare": (True, _one(compare(SOURCE.address, TWIN.address, MIB))),
-    "ENTER compare zero-copy": (True, _one(compare(SOURCE.address, TWIN.address, MIB, ZERO_COPY))),
+    "ENTER hash": (True, _one(hash_only(SOURCE.address, LENGTH))),
+    "ENTER hash zero-copy": (True, _one(hash_only(SOURCE.address, LENGTH, ZERO_COPY))),
+    "ENTER fill": (True, _one(fill(7, DESTINATION.address, LENGTH, VERIFY_HASH))),
+    "ENTER fill zero-copy": (True, _one(fill(7, DESTINATION.address, LENGTH, ZERO_COPY | DIGEST_ONLY))),
+    "ENTER compare": (True, _one(compare(SOURCE.address, TWIN.address, LENGTH))),
+    "ENTER compare zero-copy": (True, _one(compare(SOURCE.address, TWIN.address, LENGTH, ZERO_COPY))),
     "ENTER buffers": (True, _buffers),
     "ENTER and read": (True, _read),
     "CANCEL": (True, _cancel),
-    "BUFFER alloc": (True, lambda c: c.alloc(MIB)),
+    "BUFFER alloc": (True, lambda c: c.alloc(LENGTH)),
     "BUFFER register": (True, lambda c: c.register(REGISTERED)),
     **({"ENTER card": (True, _card)} if len((SYSFS / "engines").read_text().split()) > 1 else {}),
     "BUFFER map": (True, _map),
