@@ -70,11 +70,13 @@ def copies(
         )
     except ValueError:
         raise ArgumentError(errno.EINVAL, "src_at, dst_at and length are not of one length") from None
-    for name, numbers, buffer in (("src_at", starts, src), ("dst_at", ends, dst)):
+    for name, numbers in (("src_at", starts), ("dst_at", ends), ("length", lengths)):
         if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
             raise ArgumentError(errno.EINVAL, f"{name} is no array of integers with one dimension")
+    for name, numbers, buffer in (("src_at", starts, src), ("dst_at", ends, dst)):
         buffer.check()
-        outside = (numbers < 0) | (lengths < 1) | (numbers + lengths > buffer.nbytes)
+        outside = (lengths < 1) | (lengths > buffer.nbytes)
+        outside |= (numbers < 0) | (numbers > buffer.nbytes - np.where(outside, 0, lengths))
         if outside.any():
             i = int(outside.argmax())
             raise ArgumentError(
@@ -107,13 +109,12 @@ class Batch:
         self._first = first_cookie
         self._let_go: list[Callable[[], None]] = []
         self.error: NymphError | None = None
-        self.on_end: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __repr__(self) -> str:
-        return f"<pynymph.Batch of {len(self)} entries, {self.ended} of them ended>"
+        return f"<pynymph.batch.Batch of {len(self)} entries, {self.ended} of them ended>"
 
     @property
     def ended(self) -> int:
@@ -162,5 +163,3 @@ class Batch:
         self.error = error
         while self._let_go:
             self._let_go.pop()()
-        if self.on_end is not None:
-            self.on_end()

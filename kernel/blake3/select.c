@@ -5,6 +5,7 @@
 #include <linux/kernel.h>
 #include <linux/ktime.h>
 #include <linux/minmax.h>
+#include <linux/mm.h>
 #include <linux/printk.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
@@ -155,12 +156,12 @@ const char *nymph_blake3_select(const char *wanted)
 	const char *name = "portable";
 	size_t i;
 
-	bench = kmalloc(sizeof(*bench), GFP_KERNEL);
+	bench = kvmalloc(sizeof(*bench), GFP_KERNEL);
 	if (bench) {
 		for (i = 0; i < sizeof(bench->input); i++)
 			bench->input[i] = i % 251;
 		name = choose(bench, wanted);
 	}
-	kfree(bench);
+	kvfree(bench);
 	return name;
 }

@@ -114,6 +114,21 @@ void nymph_cards_withdraw(struct device *dev)
 	up_write(&nymph_cards_lock);
 }
 
+/* Returns whether the memory is still there; it is then, until nymph_card_end(). */
+static bool nymph_card_begin(const struct nymph_card *card)
+{
+	down_read(&nymph_cards_lock);
+	if (card->pool)
+		return true;
+	up_read(&nymph_cards_lock);
+	return false;
+}
+
+static void nymph_card_end(void)
+{
+	up_read(&nymph_cards_lock);
+}
+
 /**
  * nymph_card_dma() - where a device has the memory
  * @card: the memory
@@ -125,16 +140,14 @@ void nymph_cards_withdraw(struct device *dev)
 int nymph_card_dma(const struct nymph_card *card, const struct device *dev,
 		   dma_addr_t *dma)
 {
-	int ret = 0;
+	bool is_its;
 
-	down_read(&nymph_cards_lock);
-	if (!card->pool)
-		ret = -EFAULT;
-	else if (card->dev != dev)
-		ret = -EXDEV;
+	if (!nymph_card_begin(card))
+		return -EFAULT;
+	is_its = card->dev == dev;
 	*dma = card->dma;
-	up_read(&nymph_cards_lock);
-	return ret;
+	nymph_card_end();
+	return is_its ? 0 : -EXDEV;
 }
 
 /**
@@ -149,14 +162,11 @@ int nymph_card_dma(const struct nymph_card *card, const struct device *dev,
 bool nymph_card_load(const struct nymph_card *card, u64 offset, void *to,
 		     size_t len)
 {
-	bool there;
-
-	down_read(&nymph_cards_lock);
-	there = card->pool;
-	if (there)
-		memcpy(to, card->at + offset, len);
-	up_read(&nymph_cards_lock);
-	return there;
+	if (!nymph_card_begin(card))
+		return false;
+	memcpy(to, card->at + offset, len);
+	nymph_card_end();
+	return true;
 }
 
 /**
@@ -171,14 +181,11 @@ bool nymph_card_load(const struct nymph_card *card, u64 offset, void *to,
 bool nymph_card_store(const struct nymph_card *card, u64 offset,
 		      const void *from, size_t len)
 {
-	bool there;
-
-	down_read(&nymph_cards_lock);
-	there = card->pool;
-	if (there)
-		memcpy(card->at + offset, from, len);
-	up_read(&nymph_cards_lock);
-	return there;
+	if (!nymph_card_begin(card))
+		return false;
+	memcpy(card->at + offset, from, len);
+	nymph_card_end();
+	return true;
 }
 
 /**
@@ -193,14 +200,11 @@ bool nymph_card_store(const struct nymph_card *card, u64 offset,
 bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
 		     struct nymph_blake3 *hash)
 {
-	bool there;
-
-	down_read(&nymph_cards_lock);
-	there = card->pool;
-	if (there)
-		nymph_blake3_update(hash, card->at + offset, len);
-	up_read(&nymph_cards_lock);
-	return there;
+	if (!nymph_card_begin(card))
+		return false;
+	nymph_blake3_update(hash, card->at + offset, len);
+	nymph_card_end();
+	return true;
 }
 
 /**
@@ -212,16 +216,14 @@ bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
 bool nymph_card_clear(const struct nymph_card *card)
 {
 	u64 at, n;
-	bool there = true;
 
-	for (at = 0; there && at < card->length; at += n) {
+	for (at = 0; at < card->length; at += n) {
 		n = min_t(u64, card->length - at, NYMPH_PIECE);
-		down_read(&nymph_cards_lock);
-		there = card->pool;
-		if (there)
-			memset(card->at + at, 0, n);
-		up_read(&nymph_cards_lock);
+		if (!nymph_card_begin(card))
+			return false;
+		memset(card->at + at, 0, n);
+		nymph_card_end();
 		cond_resched();
 	}
-	return there;
+	return true;
 }

@@ -17,6 +17,11 @@ from pynymph import AsyncRing, Copy, Fill, Hash, Nop, digest
 KIB = 2**10
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    while not happened():
+        await asyncio.sleep(0)
+
+
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @wraps(test)
     def run(*arguments: object, **named: object) -> None:
@@ -104,7 +109,7 @@ async def test_who_collects_makes_room_for_who_submits() -> None:
                     await ring.submit(Nop())
                 except pynymph.FullError as full:
                     assert "wait for completions()" in str(full)
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0)
                 else:
                     submitted += 1
 
@@ -135,7 +140,7 @@ async def test_cancelled_tasks_cancel_their_operations() -> None:
     async with AsyncRing(2, paused=True) as ring:
         waiting = [asyncio.create_task(ring.fill(dst=dst, pattern=b"x")) for dst in (target, other)]
         late = asyncio.create_task(ring.digest(src=b"abc"))  # the ring is full
-        await asyncio.sleep(0.05)
+        await until(lambda: ring._room is not None)
         assert ring.ring.snapshot().active_descriptors == 2
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -154,7 +159,7 @@ async def test_who_waits_for_room_may_be_cancelled() -> None:
     async with AsyncRing(1, paused=True) as ring:
         first = asyncio.create_task(ring.digest(src=b"1"))
         late = [asyncio.create_task(ring.digest(src=b"2")) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: ring._room is not None)
         late[0].cancel()
         await asyncio.sleep(0)
         ring.ring.enable()
@@ -169,9 +174,8 @@ async def test_all_that_waits_is_told_of_the_end(how: str) -> None:
     ring = AsyncRing(1, paused=True)
     try:
         queued = asyncio.create_task(ring.digest(src=b"1"))
-        await asyncio.sleep(0.05)
         waits_for_room = asyncio.create_task(ring.digest(src=b"2"))
-        await asyncio.sleep(0.05)
+        await until(lambda: ring._room is not None)
         if how == "close":
             ring.close()
         else:

@@ -109,6 +109,9 @@ def test_refusals(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.R
         ({"src_at": 0, "dst_at": [0, -1], "length": 1}, "dst_at[1]: 1 bytes at -1 are not in a buffer"),
         ({"src_at": 0, "dst_at": 0, "length": 0}, "src_at[0]: 0 bytes at 0"),
         ({"src_at": [0, 0], "dst_at": [0, 0, 0], "length": 1}, "are not of one length"),
+        ({"src_at": 0, "dst_at": 0, "length": 1.5}, "length is no array of integers"),
+        ({"src_at": 2**63 - 1, "dst_at": 0, "length": 1}, "are not in a buffer"),
+        ({"src_at": 0, "dst_at": 0, "length": 2**63 - 1}, "are not in a buffer"),
         ({"src_at": 0.5, "dst_at": 0, "length": 1}, "src_at is no array of integers"),
     ]:
         with pytest.raises(pynymph.ArgumentError) as refused:

@@ -119,7 +119,9 @@ def checkpatch(*folders: Path) -> list[str]:
     sources = [path for each in folders for path in module_sources(each) if path.suffix in (".c", ".h")]
     with step("checkpatch.pl --strict"):
         options = ["--no-tree", "--strict", "--terse", "--no-summary", "--file"]
-        return call(["perl", script, *options, *sources], "checkpatch.pl", allowed=(0, 1)).splitlines()
+        # There, because it leaves a file where it runs.
+        command: list[str | Path] = ["perl", script, *options, *sources]
+        return call(command, "checkpatch.pl", allowed=(0, 1), cwd=script.parent).splitlines()
 
 
 def module_sources(folder: Path = MODULES) -> list[Path]:

@@ -61,7 +61,7 @@ def _serve(name: str, machine: dict[str, Any], answer: int) -> NoReturn:
             os.close(answer)
             while True:
                 with contextlib.suppress(OSError, EOFError), listener.accept() as asking:
-                    request, endpoint = asking.recv_bytes().decode().split(" ")
+                    request, _, endpoint = asking.recv_bytes().decode(errors="replace").partition(" ")
                     asking.send_bytes(_obey(running, request, endpoint).encode())
     except Exception as error:
         os.write(answer, (str(error) or repr(error)).encode())
