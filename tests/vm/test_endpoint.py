@@ -373,6 +373,23 @@ def test_reset_of_the_function_under_load(vm: Machine, endpoint: Endpoint) -> No
     assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
 
 
+OPEN_MANY = """
+import pathlib
+files = [path.open() for path in pathlib.Path("/nymph/repo/tests").rglob("*.py")]
+print(len(files), all(file.read(1) for file in files))
+"""
+
+
+def test_files_after_an_unplug(vm: Machine, endpoint: Endpoint) -> None:
+    """QEMU opens one for each of the guest's, and must not take them for what the device had."""
+    vm.unplug(NAME)
+    count, read = vm.run(["python3", "-c", OPEN_MANY]).stdout.split()
+    assert (int(count) > 40, read) == (True, "True")
+    vm.plug(NAME)
+    wait_for(lambda: len(channels(vm)) == vm.endpoints[NAME].channels)
+    assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
 @pytest.mark.parametrize("error", ["FCP", "DLP"])
 def test_error_of_the_bus_under_load(vm: Machine, endpoint: Endpoint, error: str) -> None:
     """A fatal one: the kernel resets the link, and all that is behind it."""
