@@ -9,11 +9,13 @@ import errno
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Self
 
-from pynymph.errors import NymphError
+from pynymph.errors import FullError, NymphError
 from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Job, Operation
 from pynymph.ring import Ring, Transfer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
 
 
@@ -108,6 +110,32 @@ class AsyncRing:
                 transfer.cancel()
             raise
 
+    async def run_many(self, entries: NDArray[np.void]) -> NDArray[np.void]:
+        """Queue a NumPy array of entries, as room for them comes, and return how they ended, in their order.
+
+        See Ring.submit_many() about entries, and Batch.result() about what is returned. Raises NymphError if
+        an entry was refused; those before it, and all if the task is cancelled, go on and hold their buffers.
+        """
+        import numpy as np
+
+        batches = []
+        async with self._turn:
+            taken = 0
+            while taken < len(entries) or not batches:
+                try:
+                    batch = self.ring.submit_many(entries[taken:])
+                except FullError:
+                    await self._wait_for_room()
+                    continue
+                batch.on_end = self._ended.set
+                batches.append(batch)
+                taken += len(batch)
+                self._watch(True)
+        while any(batch in self.ring._batches for batch in batches):
+            self._ended.clear()
+            await self._ended.wait()
+        return np.concatenate([batch.result() for batch in batches])
+
     # --- many, and do something else meanwhile ---
 
     async def submit(self, operation: Operation) -> Transfer:
@@ -191,7 +219,7 @@ class AsyncRing:
         """There are records."""
         with self.ring._lock():
             self.ring._reap()
-            more = bool(self.ring._in_flight)
+            more = bool(self.ring._in_flight or self.ring._batches)
         self._watch(more)
 
     def _end(self, job: Job) -> None:

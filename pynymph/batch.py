@@ -43,8 +43,15 @@ ENTRY = _dtype("nymph_entry")
 RECORD = _dtype("nymph_record")
 """struct nymph_record."""
 
-_NEEDS_SRC = (lib.NYMPH_OP_COPY, lib.NYMPH_OP_HASH, lib.NYMPH_OP_COMPARE)
-_NEEDS_DST = (lib.NYMPH_OP_COPY, lib.NYMPH_OP_FILL, lib.NYMPH_OP_COMPARE)
+def _needs(*opcodes: int) -> NDArray[np.bool_]:
+    """By opcode, for all that there can be."""
+    table = np.zeros(1 << 16, np.bool_)
+    table[list(opcodes)] = True
+    return table
+
+
+_NEEDS_SRC = _needs(lib.NYMPH_OP_COPY, lib.NYMPH_OP_HASH, lib.NYMPH_OP_COMPARE)
+_NEEDS_DST = _needs(lib.NYMPH_OP_COPY, lib.NYMPH_OP_FILL, lib.NYMPH_OP_COMPARE)
 
 
 def copies(
@@ -109,6 +116,7 @@ class Batch:
         self._first = first_cookie
         self._let_go: list[Callable[[], None]] = []
         self.error: NymphError | None = None
+        self.on_end: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -133,15 +141,16 @@ class Batch:
 
     def hold(self, memories: dict[int, Memory]) -> None:
         """Hold the buffers. Raises ArgumentError for an entry that names memory in any other way."""
-        opcodes, handles = self.entries["opcode"], set()
+        opcodes, handles = self.entries["opcode"], set[int]()
         for side, needs in (("src", _NEEDS_SRC), ("dst", _NEEDS_DST)):
             named = self.entries[f"{side}_buffer"]
-            nameless = np.isin(opcodes, needs) & (named == 0)
+            nameless = needs[opcodes] & (named == 0)
             if nameless.any():
                 i = int(nameless.argmax())
                 message = f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle"
                 raise ArgumentError(errno.EINVAL, message)
-            handles |= set(np.unique(named[named != 0]).tolist())
+            handles.update(named.tolist())
+        handles.discard(0)
         for handle in sorted(handles):
             if handle not in memories:
                 raise ArgumentError(errno.EINVAL, f"no buffer of this ring has the handle {handle}")
@@ -163,3 +172,5 @@ class Batch:
         self.error = error
         while self._let_go:
             self._let_go.pop()()
+        if self.on_end is not None:
+            self.on_end()

@@ -194,6 +194,11 @@ class Job:
         if self.on_end is not None:
             self.on_end()
 
+    @property
+    def is_in_buffers(self) -> bool:
+        """Whether all its memory is of RingBuffers."""
+        return len(self._buffers) == len(self._names)
+
     def check(self) -> None:
         """Raise if a buffer was freed since: its handle may be another's by now."""
         for buffer in self._buffers:

@@ -34,7 +34,10 @@ DEVICE = "/dev/pcie_nymph"
 MODEL = "model:"
 
 _FORKED = "this ring belongs to the process that opened it; after fork, open a Ring of your own"
-_REAP_BATCH = 64
+_REAP_BATCH = 256
+# So long the driver is waited for with the mutex held, by who has the ring alone: then it may run what it
+# waits for in this thread, and there is no other that could be told to.
+_ALONE_NS = 10_000_000
 # A signal that comes just before poll() begins does not end it, and its handler has to wait until it ends.
 _LONGEST_POLL_MS = 1000
 
@@ -490,7 +493,7 @@ class Ring:
         job = Job(next(self._next_cookie), operation, self)
         try:
             room = select.POLLIN | select.POLLOUT
-            if not self._wait(lambda: self._submit_if_room(job), deadline, room):
+            if not self._wait(lambda: self._submit_if_room(job, deadline, wait=True), deadline, room):
                 raise error(errno.ETIMEDOUT, f"the ring had no room within {timeout} s; nothing was done")
             return self._result(job, timeout, deadline)
         finally:
@@ -512,7 +515,9 @@ class Ring:
 
     def _batch_result(self, batch: Batch, timeout: float | None) -> NDArray[np.void]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._wait(lambda: batch not in self._batches, deadline, select.POLLIN):
+        if not self._wait_alone(batch, deadline) and not self._wait(
+            lambda: batch not in self._batches, deadline, select.POLLIN
+        ):
             raise error(errno.ETIMEDOUT, f"{batch.ended} of {len(batch)} done within {timeout} s; they go on")
         if batch.error is not None:
             raise error(batch.error.errno or 0, batch.error.strerror or "")
@@ -530,6 +535,21 @@ class Ring:
                 return False
             return True
 
+    def _wait_alone(self, batch: Batch, deadline: float | None) -> bool:
+        """Wait until it has ended, as long as nothing else is in flight and nobody else waits."""
+        while True:
+            with self._lock():
+                if batch not in self._batches:
+                    return True
+                if self._in_flight or self._wakers or self._batches != [batch]:
+                    return False
+                self._enter(min_records=len(batch) - batch.ended, deadline=deadline)
+                if batch not in self._batches:
+                    return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            time.sleep(0)  # others may want the mutex
+
     # Everything below is called with the mutex held, except _wait() and _let_go_of_refused(), which take it.
 
     def _opened(self) -> abi.Device | Model:
@@ -542,13 +562,7 @@ class Ring:
         try:
             file.ioctl(number, arg)
         except OSError as e:
-            known = {
-                errno.EPERM: _FORKED,
-                errno.EINVAL: "there is no ring; reset() sets it up again",
-                errno.ENOMEM: "the kernel has no memory for it",
-            }
-            number = e.errno or 0
-            raise error(number, (known | (hints or {})).get(number, os.strerror(number))) from None
+            raise _refused(e.errno or 0, hints or {}) from None
 
     def _setup(self) -> None:
         arg = abi.new(
@@ -575,47 +589,88 @@ class Ring:
         with contextlib.suppress(ArgumentError):
             self._request(abi.NYMPH_IOC_RESET)
 
-    def _submit(self, jobs: Sequence[Job]) -> int:
+    def _enter(
+        self,
+        entries: Any = None,
+        to_submit: int = 0,
+        hints: Callable[[], dict[int, str]] = dict,
+        *,
+        min_records: int = 0,
+        deadline: float | None = None,
+    ) -> int:
+        """One ENTER: submit, collect what records there are, and hand them to whom they belong.
+
+        Waits for `min_records` until the deadline, but not for long. How many entries were taken is in
+        self._reaping.submitted; how many records came is returned.
+        """
+        file = self._opened()
+        self._hand_out()
+        arg = self._reaping
+        number = arg.submitted = 0
+        arg.entries = 0 if entries is None else address(entries)
+        arg.to_submit = to_submit
+        arg.min_records = min(min_records, _REAP_BATCH)
+        arg.deadline_ns = 0
+        if min_records:
+            arg.deadline_ns = time.monotonic_ns() + _ALONE_NS
+            if deadline is not None:
+                arg.deadline_ns = min(arg.deadline_ns, max(0, int(deadline * 1e9)))
+        try:
+            file.ioctl(abi.NYMPH_IOC_ENTER, arg)
+            if to_submit and not arg.submitted:
+                number = -arg.error
+        except OSError as e:
+            number = e.errno or 0
+        finally:
+            # Ctrl-C can come at any point of this. Done again, it goes on where it was.
+            reaped = int(arg.reaped)
+            self._hand_out()
+        if number and not (min_records and number == errno.ETIME):
+            raise _refused(number, hints())
+        return reaped
+
+    def _submit(self, jobs: Sequence[Job], *, wait: bool = False, deadline: float | None = None) -> int:
         """Hand them to the driver. Returns how many it took; raises NymphError if it refused the first."""
         self._drop_forgotten()
         for job in jobs:
             job.check()
         entries = ffi.new("struct nymph_entry[]", [job.entry for job in jobs])
-        arg = abi.new("nymph_enter", entries=address(entries), to_submit=len(jobs))
+        self._reaping.submitted = 0
         try:
             # Before the request, so that Ctrl-C can't come between it and this.
             for job in jobs:
                 self._in_flight[job.cookie] = job
-            self._request(abi.NYMPH_IOC_ENTER, arg, jobs[0].hints())
+            self._enter(entries, len(jobs), jobs[0].hints, min_records=int(wait), deadline=deadline)
         finally:
-            for job in jobs[arg.submitted :]:
+            for job in jobs[self._reaping.submitted :]:
                 self._in_flight.pop(job.cookie, None)
-        return int(arg.submitted)
+        return int(self._reaping.submitted)
 
     def _submit_batch(self, batch: Batch) -> None:
         self._drop_forgotten()
         batch.hold({memory.handle: memory for memory in self._memories if memory.gone is None})
-        arg = abi.new(
-            "nymph_enter", entries=address(ffi.from_buffer(batch.entries)), to_submit=len(batch.entries)
-        )
         hints = {
             errno.EINVAL: "the first entry is not well-formed, or its sides overlap; see docs/abi.md",
             errno.EFAULT: "the first entry is not inside its buffers, or writes to one that is read-only",
             errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
         }
+        self._reaping.submitted = 0
         try:
             # Before the request, so that Ctrl-C can't come between it and this.
             self._batches.append(batch)
-            self._request(abi.NYMPH_IOC_ENTER, arg, hints)
+            self._enter(ffi.from_buffer(batch.entries), len(batch.entries), lambda: hints)
         finally:
-            batch.cut(arg.submitted)
-            if not arg.submitted:
+            batch.cut(self._reaping.submitted)
+            if batch in self._batches and batch.ended == len(batch):
                 self._batches.remove(batch)
                 batch.end()
 
-    def _submit_if_room(self, job: Job) -> bool:
+    def _submit_if_room(self, job: Job, deadline: float | None = None, *, wait: bool = False) -> bool:
+        """If it is to `wait`, and nothing else is in flight, the job may be done already."""
+        # Memory that is in no buffer can take long to be read, and Ctrl-C would not end that.
+        wait = wait and job.is_in_buffers and not (self._in_flight or self._batches or self._wakers)
         try:
-            return bool(self._submit([job]))
+            return bool(self._submit([job], wait=wait, deadline=deadline))
         except NymphError as e:
             if e.errno != errno.ENOSPC:
                 raise
@@ -636,15 +691,8 @@ class Ring:
 
     def _reap(self) -> None:
         """Collect all records there are, and hand them to whom they belong."""
-        more = True
-        try:
-            while more:
-                self._request(abi.NYMPH_IOC_ENTER, self._reaping)
-                more = self._reaping.reaped == _REAP_BATCH
-                self._hand_out()
-        finally:
-            # Ctrl-C can come at any point of the above. Done again, this goes on where it was.
-            self._hand_out()
+        while self._enter() == _REAP_BATCH:
+            pass
 
     def _hand_out(self) -> None:
         if not self._reaping.reaped:
@@ -789,6 +837,15 @@ class Transfer:
         What is queued ends so in its turn; what runs may still come to its proper end.
         """
         return self._ring._cancel(self._job)
+
+
+def _refused(number: int, hints: dict[int, str]) -> NymphError:
+    known = {
+        errno.EPERM: _FORKED,
+        errno.EINVAL: "there is no ring; reset() sets it up again",
+        errno.ENOMEM: "the kernel has no memory for it",
+    }
+    return error(number, (known | hints).get(number, os.strerror(number)))
 
 
 def _free(handle: int) -> Any:

@@ -118,18 +118,18 @@ int main(int argc, char **argv)
 	begun = now_ns();
 	end = begun + (uint64_t)(atof(argv[5]) * 1e9);
 	do {
-		if (!strcmp(argv[4], "enter")) {
+		/* as many on every path between two looks at the clock */
+		if (!strcmp(argv[4], "enter"))
 			enter(fd, depth);
-			copies += depth;
-		} else if (!strcmp(argv[4], "enter-1")) {
-			enter(fd, 1);
-			copies++;
-		} else if (!strcmp(argv[4], "submit")) {
-			submit(fd, memory, memory + bytes, bytes);
-			copies++;
-		} else {
+		else if (!strcmp(argv[4], "enter-1"))
+			for (unsigned int i = 0; i < depth; i++)
+				enter(fd, 1);
+		else if (!strcmp(argv[4], "submit"))
+			for (unsigned int i = 0; i < depth; i++)
+				submit(fd, memory, memory + bytes, bytes);
+		else
 			errx(2, "no path %s", argv[4]);
-		}
+		copies += depth;
 		now = now_ns();
 	} while (now < end);
 	printf("%llu %llu\n", (unsigned long long)copies, (unsigned long long)(now - begun));

@@ -358,28 +358,74 @@ static int nymph_enter_submit(struct nymph_ring *ring, struct nymph_enter *arg,
 			      struct nymph_waiter *waiter)
 {
 	struct nymph_entry __user *from = u64_to_user_ptr(arg->entries);
-	struct nymph_entry entry;
+	struct nymph_entry some[8];
+	u32 i, n, left;
 	int ret;
 
 	while (arg->submitted < arg->to_submit) {
 		if (fatal_signal_pending(current))
 			return -EINTR;
-		if (copy_from_user(&entry, from + arg->submitted,
-				   sizeof(entry)))
+		n = min_t(u32, arg->to_submit - arg->submitted,
+			  ARRAY_SIZE(some));
+		left = copy_from_user(some, from + arg->submitted,
+				      n * sizeof(*some));
+		n -= DIV_ROUND_UP(left, sizeof(*some));
+		for (i = 0; i < n; i++) {
+			ret = nymph_ring_submit(ring, &some[i], waiter);
+			if (ret)
+				return ret;
+			arg->submitted++;
+		}
+		if (left)
 			return -EFAULT;
-		ret = nymph_ring_submit(ring, &entry, waiter);
-		if (ret)
-			return ret;
-		arg->submitted++;
 		cond_resched();
 	}
 	return 0;
 }
 
-static bool nymph_can_go_on(struct nymph_ring *ring, u32 records)
+/**
+ * struct nymph_reaper - a caller that sleeps until there are records
+ * @wait: in the context's queue
+ * @ring: the ring
+ * @records: how many
+ */
+struct nymph_reaper {
+	struct wait_queue_entry wait;
+	struct nymph_ring *ring;
+	u32 records;
+};
+
+static bool nymph_reaper_can_go_on(const struct nymph_reaper *reaper)
 {
-	return READ_ONCE(ring->unread.count) >= records || READ_ONCE(ring->dead) ||
-	       nymph_ring_claimable(ring);
+	struct nymph_ring *ring = reaper->ring;
+
+	return READ_ONCE(ring->unread.count) >= reaper->records ||
+	       READ_ONCE(ring->dead) || nymph_ring_claimable(ring);
+}
+
+/* Every entry that retires comes by here; only the last one is worth waking for. */
+static int nymph_reaper_wake(struct wait_queue_entry *wait, unsigned int mode,
+			     int flags, void *key)
+{
+	const struct nymph_reaper *reaper;
+
+	reaper = container_of(wait, struct nymph_reaper, wait);
+	return nymph_reaper_can_go_on(reaper) ?
+	       autoremove_wake_function(wait, mode, flags, key) : 0;
+}
+
+/* Sleeps until there are so many records, or somebody has to run the ring. */
+static void nymph_reaper_sleep(struct nymph_ring *ring, u32 records,
+			       ktime_t *timeout)
+{
+	struct nymph_reaper reaper = { .ring = ring, .records = records };
+
+	init_wait(&reaper.wait);
+	reaper.wait.func = nymph_reaper_wake;
+	prepare_to_wait(&ring->ctx->wait, &reaper.wait, TASK_INTERRUPTIBLE);
+	if (!nymph_reaper_can_go_on(&reaper) && !signal_pending(current))
+		schedule_hrtimeout(timeout, HRTIMER_MODE_REL);
+	finish_wait(&ring->ctx->wait, &reaper.wait);
 }
 
 /* Hands out records, and waits until there were enough, or says why not. */
@@ -393,7 +439,7 @@ static int nymph_enter_reap(struct nymph_ring *ring, struct nymph_enter *arg,
 	};
 
 	for (;;) {
-		ktime_t left = KTIME_MAX;
+		ktime_t left, *timeout = NULL;
 		int ret;
 
 		ret = nymph_ring_reap(ring, to, arg->max_records, &arg->reaped,
@@ -411,6 +457,7 @@ static int nymph_enter_reap(struct nymph_ring *ring, struct nymph_enter *arg,
 				return -ETIME;
 			left = ns_to_ktime(min_t(u64, arg->deadline_ns - now,
 						 KTIME_MAX));
+			timeout = &left;
 		}
 
 		limits.records = min(arg->min_records - arg->reaped,
@@ -420,9 +467,7 @@ static int nymph_enter_reap(struct nymph_ring *ring, struct nymph_enter *arg,
 			continue;
 		}
 		/* why it woke up is seen above */
-		wait_event_interruptible_hrtimeout(ring->ctx->wait,
-						   nymph_can_go_on(ring, limits.records),
-						   left);
+		nymph_reaper_sleep(ring, limits.records, timeout);
 	}
 }
 

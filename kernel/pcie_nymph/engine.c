@@ -214,34 +214,41 @@ int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max)
 /**
  * nymph_engine_move() - have a ring's engine move bytes
  * @ring: current is its executor
- * @move: what is to be moved; all but @len, @done and @adrift stay as they are
+ * @moves: what is to be moved; filled: done, status, engine and adrift
+ * @n: how many, at most the engine's max_moves
  *
  * If the driver chose the engine, the CPU does what the engine could not, unless
  * the engine may be at it still: then it would write later what nobody expects.
- *
- * Return: 0, -EFAULT, or how the engine failed: -EIO, -ETIMEDOUT, -ENODEV.
+ * A status is 0, -EFAULT, or how the engine failed: -EIO, -ETIMEDOUT, -ENODEV.
  */
-int nymph_engine_move(struct nymph_ring *ring, struct nymph_move *move)
+void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
+		       unsigned int n)
 {
 	struct nymph_engine *engine = ring->engine;
 	bool may_fall_back = ring->auto_engine && engine != &nymph_engine_cpu;
-	int ret = -EIO;
+	bool tried = !may_fall_back || engine->ready(engine);
+	struct nymph_move *move;
 
-	move->done = 0;
-	move->adrift = false;
-	if (!may_fall_back || engine->ready(engine)) {
-		ring->transfer.engine = engine->id;
-		ret = engine->move(engine, move);
-		if (!ret || ret == -EFAULT)
-			return ret;
-		nymph_count(NYMPH_COUNT_ENGINE_FAILURES, 1);
+	for (move = moves; move < moves + n; move++) {
+		move->done = 0;
+		move->status = -EIO;
+		move->engine = engine->id;
+		move->adrift = false;
 	}
-	if (!may_fall_back || move->adrift)
-		return ret;
-	nymph_count(NYMPH_COUNT_FALLBACKS, 1);
-	move->done = 0;
-	ring->transfer.engine = nymph_engine_cpu.id;
-	return nymph_engine_cpu.move(&nymph_engine_cpu, move);
+	if (tried)
+		engine->move(engine, moves, n);
+	for (move = moves; move < moves + n; move++) {
+		if (!move->status || move->status == -EFAULT)
+			continue;
+		if (tried)
+			nymph_count(NYMPH_COUNT_ENGINE_FAILURES, 1);
+		if (!may_fall_back || move->adrift)
+			continue;
+		nymph_count(NYMPH_COUNT_FALLBACKS, 1);
+		move->done = 0;
+		move->engine = nymph_engine_cpu.id;
+		nymph_engine_cpu.move(&nymph_engine_cpu, move, 1);
+	}
 }
 
 /**

@@ -46,7 +46,7 @@ static bool nymph_cpu_copy_card(const struct nymph_pin *dst, u64 dst_off,
 	return there;
 }
 
-static int nymph_cpu_move(struct nymph_engine *engine, struct nymph_move *move)
+static int nymph_cpu_move_one(struct nymph_move *move)
 {
 	struct nymph_region *to = move->dst->region;
 	struct nymph_region *from = move->src ? move->src->region : NULL;
@@ -60,11 +60,11 @@ static int nymph_cpu_move(struct nymph_engine *engine, struct nymph_move *move)
 				      move->src_off, move->len);
 	} else if (to) {
 		if (!nymph_pin_store(&to->pin, move->dst_off,
-				     move->bounce->data, move->len))
+				     nymph_move_bounce(move), move->len))
 			return -EFAULT;
 	} else {
 		size_t left = copy_to_user(u64_to_user_ptr(move->dst_off),
-					   move->bounce->data, move->len);
+					   nymph_move_bounce(move), move->len);
 
 		move->done = move->len - left;
 		return left ? -EFAULT : 0;
@@ -73,8 +73,18 @@ static int nymph_cpu_move(struct nymph_engine *engine, struct nymph_move *move)
 	return 0;
 }
 
+static void nymph_cpu_move(struct nymph_engine *engine,
+			   struct nymph_move *moves, unsigned int n)
+{
+	struct nymph_move *move;
+
+	for (move = moves; move < moves + n; move++)
+		move->status = nymph_cpu_move_one(move);
+}
+
 struct nymph_engine nymph_engine_cpu = {
 	.name = "cpu",
 	.id = 1,
+	.max_moves = 1,
 	.move = nymph_cpu_move,
 };

@@ -2,11 +2,11 @@
 /*
  * pcie_nymph: any dmaengine channel that can copy, as an engine.
  *
- * A piece is an operation: it holds the memory it is about, its mappings, and a
- * transaction for each run of neighbouring bytes. Whoever waits for it does so
- * until a deadline. Then the channel is told to stop; as long as it is not known
- * to have, the operation is in quarantine: what it holds is neither unmapped nor
- * given back, and the channel is not used.
+ * Moves that a ring wants made are an operation: it holds the memory they are
+ * about, its mappings, and a transaction for each run of neighbouring bytes.
+ * Whoever waits for it does so until a deadline. Then the channel is told to stop;
+ * as long as it is not known to have, the operation is in quarantine: what it
+ * holds is neither unmapped nor given back, and the channel is not used.
  */
 #include <linux/completion.h>
 #include <linux/delay.h>
@@ -31,9 +31,11 @@
 #include "nymph.h"
 #include "runs.h"
 
-/* Transactions an operation can have; a piece in the most scattered memory. */
-#define NYMPH_DMA_MAX_RUNS	(2 * (NYMPH_PIECE / PAGE_SIZE + 1))
+/* Transactions an operation can have: more than a piece in scattered memory has. */
+#define NYMPH_DMA_MAX_RUNS	112
 #define NYMPH_DMA_MAX_PAGES	(NYMPH_PIECE / PAGE_SIZE + 1)
+/* Operations that are kept to be used again. */
+#define NYMPH_DMA_MAX_SPARE	8
 
 /* When a channel that did not stop is told to again. */
 #define NYMPH_DMA_RETRY		HZ
@@ -63,8 +65,10 @@ MODULE_PARM_DESC(dma_timeout_ms, "how long a DMA channel may take for 64 KiB");
  * @stops: how often it was told
  * @stop_work: tells it
  * @stopped: woken when that was done
- * @ops_lock: serializes @ops, and what becomes of them
+ * @ops_lock: serializes @ops, what becomes of them, and @spare
  * @ops: operations that the channel may be at
+ * @spare: operations to be used again
+ * @nr_spare: how many
  */
 struct nymph_dma_engine {
 	struct nymph_engine engine;
@@ -78,13 +82,17 @@ struct nymph_dma_engine {
 	unsigned int stops;
 	struct delayed_work stop_work;
 	wait_queue_head_t stopped;
-	spinlock_t ops_lock;	/* ops */
+	spinlock_t ops_lock;	/* ops, spare */
 	struct list_head ops;
+	struct list_head spare;
+	unsigned int nr_spare;
 };
 
 /**
  * struct nymph_dma_run - bytes that are neighbours on either side
  * @op: what it belongs to
+ * @move: index of the move it is of
+ * @status: how it ended; -EINPROGRESS until it has; under ops_lock
  * @src: where the device has them
  * @dst: where the device has them
  * @len: how many
@@ -93,6 +101,8 @@ struct nymph_dma_engine {
  */
 struct nymph_dma_run {
 	struct nymph_dma_op *op;
+	unsigned int move;
+	int status;
 	dma_addr_t src;
 	dma_addr_t dst;
 	size_t len;
@@ -101,16 +111,16 @@ struct nymph_dma_run {
 };
 
 /**
- * struct nymph_dma_op - a piece that is being moved
- * @list: in the engine's ops
+ * struct nymph_dma_op - moves that are being made
+ * @list: in the engine's ops, or its spare
  * @dma: the engine
  * @dev: what the mappings are for, held
  * @pending: transactions that the channel has; under ops_lock
- * @status: of the first that failed; under ops_lock
  * @abandoned: nobody waits any more; under ops_lock
  * @ended: the channel is done with all it was given
- * @dst: held, or NULL if @pages are the destination
- * @src: held, or NULL
+ * @nr_moves: how many
+ * @dst: of each move, held; NULL if @pages are the destination
+ * @src: of each move, held; NULL if it is @bounce
  * @bounce: held, or NULL
  * @nr_pages: how many
  * @pages: of the caller's memory, pinned for this
@@ -122,11 +132,11 @@ struct nymph_dma_op {
 	struct nymph_dma_engine *dma;
 	struct device *dev;
 	unsigned int pending;
-	int status;
 	bool abandoned;
 	struct completion ended;
-	struct nymph_region *dst;
-	struct nymph_region *src;
+	unsigned int nr_moves;
+	struct nymph_region *dst[NYMPH_MAX_MOVES];
+	struct nymph_region *src[NYMPH_MAX_MOVES];
 	struct nymph_bounce *bounce;
 	unsigned int nr_pages;
 	struct page *pages[NYMPH_DMA_MAX_PAGES];
@@ -146,28 +156,77 @@ static struct nymph_dma_engine *to_nymph_dma(struct nymph_engine *engine)
 
 /* --- an operation, and the memory it holds --- */
 
-static struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
-						const struct nymph_move *move)
+/* Returns one that was used before, or NULL. */
+static struct nymph_dma_op *nymph_dma_op_again(struct nymph_dma_engine *dma)
 {
 	struct nymph_dma_op *op;
 
-	op = kzalloc(sizeof(*op), GFP_KERNEL_ACCOUNT);
+	spin_lock_irq(&dma->ops_lock);
+	op = list_first_entry_or_null(&dma->spare, struct nymph_dma_op, list);
+	if (op) {
+		list_del(&op->list);
+		dma->nr_spare--;
+	}
+	spin_unlock_irq(&dma->ops_lock);
+	return op;
+}
+
+static struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
+						const struct nymph_move *moves,
+						unsigned int n)
+{
+	struct nymph_dma_op *op = nymph_dma_op_again(dma);
+	unsigned int i;
+
+	if (!op)
+		op = kmalloc(sizeof(*op), GFP_KERNEL_ACCOUNT);
 	if (!op)
 		return NULL;
+	INIT_LIST_HEAD(&op->list);
 	op->dma = dma;
+	op->dev = NULL;
+	op->pending = 0;
+	op->abandoned = false;
 	init_completion(&op->ended);
-	if (move->dst->region) {
-		op->dst = move->dst->region;
-		refcount_inc(&op->dst->refs);
+	op->nr_moves = n;
+	op->bounce = NULL;
+	op->nr_pages = 0;
+	op->nr_runs = 0;
+	for (i = 0; i < n; i++) {
+		op->dst[i] = moves[i].dst->region;
+		if (op->dst[i])
+			refcount_inc(&op->dst[i]->refs);
+		op->src[i] = moves[i].src ? moves[i].src->region : NULL;
+		if (op->src[i])
+			refcount_inc(&op->src[i]->refs);
+		else if (!op->bounce)
+			op->bounce = moves[i].bounce;
 	}
-	if (move->src) {
-		op->src = move->src->region;
-		refcount_inc(&op->src->refs);
-	} else {
-		op->bounce = move->bounce;
+	if (op->bounce)
 		refcount_inc(&op->bounce->refs);
-	}
 	return op;
+}
+
+static void nymph_dma_op_put_by(struct nymph_dma_op *op)
+{
+	struct nymph_dma_engine *dma = op->dma;
+
+	spin_lock_irq(&dma->ops_lock);
+	if (dma->nr_spare < NYMPH_DMA_MAX_SPARE) {
+		list_add(&op->list, &dma->spare);
+		dma->nr_spare++;
+		op = NULL;
+	}
+	spin_unlock_irq(&dma->ops_lock);
+	kfree(op);
+}
+
+static void nymph_dma_drop_spare(struct nymph_dma_engine *dma)
+{
+	struct nymph_dma_op *op;
+
+	while ((op = nymph_dma_op_again(dma)))
+		kfree(op);
 }
 
 /*
@@ -194,10 +253,10 @@ static void nymph_dma_unmap(struct device *dev, dma_addr_t dma, size_t len,
 	dma_unmap_page_attrs(dev, dma, len, direction, DMA_ATTR_SKIP_CPU_SYNC);
 }
 
-/* The channel is known to be done with it, or never had it. May sleep. */
-static void nymph_dma_op_free(struct nymph_dma_op *op)
+/* Unmaps all runs but the first @left. */
+static void nymph_dma_op_unmap(struct nymph_dma_op *op, unsigned int left)
 {
-	while (op->nr_runs) {
+	while (op->nr_runs > left) {
 		struct nymph_dma_run *run = &op->runs[--op->nr_runs];
 
 		if (run->src_mapped)
@@ -207,18 +266,29 @@ static void nymph_dma_op_free(struct nymph_dma_op *op)
 			nymph_dma_unmap(op->dev, run->dst, run->len,
 					DMA_FROM_DEVICE);
 	}
+}
+
+/* The channel is known to be done with it, or never had it. May sleep. */
+static void nymph_dma_op_free(struct nymph_dma_op *op)
+{
+	bool abandoned = op->abandoned;
+	unsigned int i;
+
+	nymph_dma_op_unmap(op, 0);
 	if (op->dev)
 		put_device(op->dev);
 	if (op->nr_pages)
 		unpin_user_pages_dirty_lock(op->pages, op->nr_pages, true);
-	nymph_region_put(op->dst);
-	nymph_region_put(op->src);
+	for (i = 0; i < op->nr_moves; i++) {
+		nymph_region_put(op->dst[i]);
+		nymph_region_put(op->src[i]);
+	}
 	nymph_bounce_put(op->bounce);
-	if (op->abandoned) {
+	nymph_dma_op_put_by(op);
+	if (abandoned) {
 		nymph_count(NYMPH_COUNT_QUARANTINED, -1);
 		module_put(THIS_MODULE);
 	}
-	kfree(op);
 }
 
 /* Pins the caller's memory; returns how many bytes of it. */
@@ -279,10 +349,10 @@ static struct nymph_place nymph_place_in_region(const struct nymph_region *in,
 	return nymph_place_in(in->pin.pages, in->pin.offset + offset, max);
 }
 
-static struct nymph_place nymph_place_in_bounce(struct nymph_bounce *bounce,
+static struct nymph_place nymph_place_in_bounce(const struct nymph_move *move,
 						size_t at, size_t max)
 {
-	void *address = bounce->data + at;
+	void *address = nymph_move_bounce(move) + at;
 	struct nymph_place place = {
 		.offset = offset_in_page(address),
 		.len = max,
@@ -301,19 +371,20 @@ static struct nymph_place nymph_dma_op_dst(const struct nymph_dma_op *op,
 					   const struct nymph_move *move,
 					   size_t at, size_t max)
 {
-	if (op->dst)
-		return nymph_place_in_region(op->dst, move->dst_off + at, max);
+	if (move->dst->region)
+		return nymph_place_in_region(move->dst->region,
+					     move->dst_off + at, max);
 	return nymph_place_in(op->pages, offset_in_page(move->dst_off) + at,
 			      max);
 }
 
-static struct nymph_place nymph_dma_op_src(const struct nymph_dma_op *op,
-					   const struct nymph_move *move,
+static struct nymph_place nymph_dma_op_src(const struct nymph_move *move,
 					   size_t at, size_t max)
 {
-	if (op->src)
-		return nymph_place_in_region(op->src, move->src_off + at, max);
-	return nymph_place_in_bounce(op->bounce, at, max);
+	if (move->src)
+		return nymph_place_in_region(move->src->region,
+					     move->src_off + at, max);
+	return nymph_place_in_bounce(move, at, max);
 }
 
 /*
@@ -359,17 +430,18 @@ static int nymph_dma_map_place(struct nymph_dma_op *op,
 	return dma_mapping_error(op->dev, *dma) ? -EIO : 0;
 }
 
-static int nymph_dma_map_run(struct nymph_dma_op *op,
+static int nymph_dma_map_run(struct nymph_dma_op *op, unsigned int move,
 			     const struct nymph_place *dst,
 			     const struct nymph_place *src, size_t len)
 {
 	struct nymph_dma_run *run = &op->runs[op->nr_runs];
 	int ret;
 
-	/* the channel takes less at a time than there are pages to */
 	if (op->nr_runs == NYMPH_DMA_MAX_RUNS)
-		return -EIO;
+		return -ENOSPC;
 	run->op = op;
+	run->move = move;
+	run->status = -EINPROGRESS;
 	run->len = len;
 	run->src_mapped = !src->card;
 	run->dst_mapped = !dst->card;
@@ -397,24 +469,19 @@ static size_t nymph_dma_alignment(struct dma_chan *chan, struct device *dev)
 	return align;
 }
 
-/* Cuts the move into runs. @op->dma->lock is held, and there is a channel. */
-static int nymph_dma_op_map(struct nymph_dma_op *op,
-			    const struct nymph_move *move, size_t len)
+/* Cuts a move into runs of at most @longest bytes. */
+static int nymph_dma_map_move(struct nymph_dma_op *op,
+			      const struct nymph_move *moves, unsigned int i,
+			      size_t align, size_t longest)
 {
-	struct dma_chan *chan = op->dma->chan;
-	size_t align, longest, at = 0;
+	const struct nymph_move *move = &moves[i];
+	size_t at = 0;
 	int ret;
 
-	op->dev = get_device(dmaengine_get_dma_device(chan));
-	align = nymph_dma_alignment(chan, op->dev);
-	longest = min_t(size_t, dma_get_max_seg_size(op->dev),
-			dma_max_mapping_size(op->dev));
-	longest = max(longest & ~(align - 1), align);
-
-	while (at < len) {
-		size_t left = min(len - at, longest);
+	while (at < move->done) {
+		size_t left = min(move->done - at, longest);
 		struct nymph_place dst = nymph_dma_op_dst(op, move, at, left);
-		struct nymph_place src = nymph_dma_op_src(op, move, at, left);
+		struct nymph_place src = nymph_dma_op_src(move, at, left);
 		struct nymph_cut cut;
 
 		cut = nymph_cut(dst.offset, src.offset, min(dst.len, src.len),
@@ -427,12 +494,47 @@ static int nymph_dma_op_map(struct nymph_dma_op *op,
 			at += n;
 			continue;
 		}
-		ret = nymph_dma_map_run(op, &dst, &src, cut.by_dma);
+		ret = nymph_dma_map_run(op, i, &dst, &src, cut.by_dma);
 		if (ret)
 			return ret;
 		at += cut.by_dma;
 	}
 	return 0;
+}
+
+/*
+ * Maps as many of the moves as there is room for, and says so in op->nr_moves.
+ * @op->dma->lock is held, and there is a channel.
+ */
+static void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves)
+{
+	struct dma_chan *chan = op->dma->chan;
+	size_t align, longest;
+	unsigned int i;
+
+	op->dev = get_device(dmaengine_get_dma_device(chan));
+	align = nymph_dma_alignment(chan, op->dev);
+	longest = min_t(size_t, dma_get_max_seg_size(op->dev),
+			dma_max_mapping_size(op->dev));
+	longest = max(longest & ~(align - 1), align);
+
+	for (i = 0; i < op->nr_moves; i++) {
+		unsigned int nr_runs = op->nr_runs;
+		int ret;
+
+		ret = nymph_dma_map_move(op, moves, i, align, longest);
+		if (!ret)
+			continue;
+		nymph_dma_op_unmap(op, nr_runs);
+		if (ret == -ENOSPC && i)
+			break;
+		/* the channel takes less at a time than there is room for */
+		moves[i].status = ret == -ENOSPC ? -EIO : ret;
+	}
+	for (; op->nr_moves > i; op->nr_moves--) {
+		nymph_region_put(op->dst[op->nr_moves - 1]);
+		nymph_region_put(op->src[op->nr_moves - 1]);
+	}
 }
 
 /* --- the channel --- */
@@ -461,8 +563,7 @@ static void nymph_dma_callback(void *param,
 	unsigned long flags;
 
 	spin_lock_irqsave(&op->dma->ops_lock, flags);
-	if (!op->status)
-		op->status = nymph_dma_status(result);
+	run->status = nymph_dma_status(result);
 	/* the waiter may free it as soon as the lock is gone */
 	if (!--op->pending)
 		complete(&op->ended);
@@ -486,8 +587,8 @@ static int nymph_dma_submit(struct nymph_dma_op *op, unsigned int first)
 		return -EIO;
 
 	/* one more, so that it can't end before all of it is handed over */
-	op->pending = 1;
 	spin_lock_irq(&dma->ops_lock);
+	op->pending = op->nr_runs - first + 1;
 	list_add_tail(&op->list, &dma->ops);
 	spin_unlock_irq(&dma->ops_lock);
 
@@ -495,28 +596,21 @@ static int nymph_dma_submit(struct nymph_dma_op *op, unsigned int first)
 		struct nymph_dma_run *run = &op->runs[i];
 		struct dma_async_tx_descriptor *tx;
 
-		spin_lock_irq(&dma->ops_lock);
-		op->pending++;
-		spin_unlock_irq(&dma->ops_lock);
 		/* until it is submitted, the provider may hold a spinlock */
 		tx = dmaengine_prep_dma_memcpy(chan, run->dst, run->src,
 					       run->len, DMA_PREP_INTERRUPT |
 					       DMA_CTRL_ACK);
-		if (tx) {
-			tx->callback_result = nymph_dma_callback;
-			tx->callback_param = run;
-			dmaengine_submit(tx);
-			continue;
-		}
-		spin_lock_irq(&dma->ops_lock);
-		op->pending--;
-		spin_unlock_irq(&dma->ops_lock);
-		break;
+		if (!tx)
+			break;
+		tx->callback_result = nymph_dma_callback;
+		tx->callback_param = run;
+		dmaengine_submit(tx);
 	}
 
 	dma_async_issue_pending(chan);
 	spin_lock_irq(&dma->ops_lock);
-	if (!--op->pending)
+	op->pending -= op->nr_runs - i + 1;
+	if (!op->pending)
 		complete(&op->ended);
 	spin_unlock_irq(&dma->ops_lock);
 	return i - first;
@@ -539,8 +633,6 @@ static void nymph_dma_end_ops(struct nymph_dma_engine *dma,
 			continue;
 		if (op->pending) {
 			op->pending = 0;
-			if (!op->status)
-				op->status = -ETIMEDOUT;
 			complete(&op->ended);
 		}
 		if (op->abandoned)
@@ -608,12 +700,35 @@ static void nymph_dma_stop_work(struct work_struct *work)
 	wake_up_all(&dma->stopped);
 }
 
-/* Waits for what was handed over. Returns 0, or how it failed. */
-static int nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *move)
+/* Says of each move how the first @nr_runs runs ended; or did not, in time. */
+static void nymph_dma_collect(struct nymph_dma_op *op, struct nymph_move *moves,
+			      unsigned int nr_runs)
+{
+	const struct nymph_dma_run *run;
+
+	lockdep_assert_held(&op->dma->ops_lock);
+	for (run = op->runs; run < op->runs + nr_runs; run++) {
+		struct nymph_move *move = &moves[run->move];
+
+		if (run->status == -EINPROGRESS && op->pending)
+			move->adrift = true;
+		if (run->status && !move->status)
+			move->status = run->status == -EINPROGRESS ?
+				       -ETIMEDOUT : run->status;
+	}
+}
+
+/*
+ * Waits for what was handed over, the first @handed_over runs. Returns whether
+ * the channel is done with it, well or not; else the operation is in quarantine,
+ * and not to be touched any more.
+ */
+static bool nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *moves,
+			   unsigned int handed_over)
 {
 	struct nymph_dma_engine *dma = op->dma;
 	unsigned int stops;
-	int ret = 0;
+	bool done;
 
 	if (!wait_for_completion_timeout(&op->ended,
 					 msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms)))) {
@@ -626,19 +741,18 @@ static int nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *move)
 	}
 
 	spin_lock_irq(&dma->ops_lock);
-	if (op->pending) {
+	done = !op->pending;
+	nymph_dma_collect(op, moves, done ? handed_over : op->nr_runs);
+	if (done) {
+		list_del_init(&op->list);
+	} else {
 		/* from now on it is end_ops()'s to free */
 		op->abandoned = true;
-		move->adrift = true;
 		nymph_count(NYMPH_COUNT_QUARANTINED, 1);
 		__module_get(THIS_MODULE);
-		ret = -ETIMEDOUT;
-	} else {
-		list_del_init(&op->list);
-		ret = op->status;
 	}
 	spin_unlock_irq(&dma->ops_lock);
-	return ret;
+	return done;
 }
 
 /*
@@ -720,6 +834,7 @@ static void nymph_dma_stop(struct nymph_engine *engine)
 
 	mutex_lock(&dma->lock);
 	dma->wanted = false;
+	nymph_dma_drop_spare(dma);
 	spin_lock_irq(&dma->ops_lock);
 	idle = list_empty(&dma->ops);
 	spin_unlock_irq(&dma->ops_lock);
@@ -746,9 +861,9 @@ static bool nymph_dma_ready(struct nymph_engine *engine)
 			  NYMPH_DMA_PENANCE);
 }
 
-/* Maps the operation, and hands over what there is room for. */
-static int nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *move,
-			   size_t len, unsigned int *handed_over)
+/* Maps the operation, and hands over what the channel has room for. */
+static int nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *moves,
+			   unsigned int *handed_over)
 {
 	struct nymph_dma_engine *dma = op->dma;
 	int ret;
@@ -757,7 +872,7 @@ static int nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *move,
 	/* its device may have come back */
 	ret = nymph_dma_acquire(dma);
 	if (!ret && !op->dev)
-		ret = nymph_dma_op_map(op, move, len);
+		nymph_dma_op_map(op, moves);
 	if (!ret && *handed_over < op->nr_runs) {
 		ret = nymph_dma_submit(op, *handed_over);
 		if (ret > 0)
@@ -767,62 +882,93 @@ static int nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *move,
 	return ret;
 }
 
-static int nymph_dma_carry_out(struct nymph_dma_op *op,
-			       struct nymph_move *move, size_t len)
+/*
+ * Makes the first @n of the moves, which becomes fewer if there is no room for so
+ * many. Returns whether the operation is ours still, see nymph_dma_wait().
+ */
+static bool nymph_dma_carry_out(struct nymph_dma_op *op,
+				struct nymph_move *moves, unsigned int *n)
 {
 	unsigned long deadline = jiffies +
 			msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms));
-	unsigned int handed_over = 0;
+	unsigned int i, handed_over = 0;
 	int ret;
 
-	do {
+	for (;;) {
 		reinit_completion(&op->ended);
-		ret = nymph_dma_begin(op, move, len, &handed_over);
-		if (ret < 0)
-			return ret;
-		if (!op->nr_runs)
-			return 0;
-		ret = nymph_dma_wait(op, move);
-		if (ret)
-			return ret;
-		if (handed_over < op->nr_runs) {
-			/* others have it full */
-			if (time_after(jiffies, deadline))
-				return -ETIMEDOUT;
-			usleep_range(50, 200);
-		}
-	} while (handed_over < op->nr_runs);
-	return 0;
+		ret = nymph_dma_begin(op, moves, &handed_over);
+		*n = op->nr_moves;
+		if (ret < 0 || !op->nr_runs)
+			break;
+		if (!nymph_dma_wait(op, moves, handed_over))
+			return false;
+		if (handed_over == op->nr_runs)
+			break;
+		/* others have it full */
+		ret = -ETIMEDOUT;
+		if (time_after(jiffies, deadline))
+			break;
+		usleep_range(50, 200);
+	}
+	if (ret < 0) {
+		for (i = 0; i < *n && !op->dev; i++)
+			moves[i].status = ret;
+		for (i = handed_over; i < op->nr_runs; i++)
+			if (!moves[op->runs[i].move].status)
+				moves[op->runs[i].move].status = ret;
+	}
+	return true;
 }
 
-static int nymph_dma_move(struct nymph_engine *engine, struct nymph_move *move)
+/* What a move says of the channel, if it says anything. */
+static void nymph_dma_judge(struct nymph_dma_engine *dma,
+			    const struct nymph_move *move)
 {
-	struct nymph_dma_engine *dma = to_nymph_dma(engine);
-	size_t len = move->len;
-	struct nymph_dma_op *op;
-	int ret = 0;
-
-	op = nymph_dma_op_create(dma, move);
-	if (!op)
-		return -ENOMEM;
-	if (!op->dst)
-		len = nymph_dma_op_pin(op, move->dst_off, move->len);
-	if (len)
-		ret = nymph_dma_carry_out(op, move, len);
-	if (!move->adrift)
-		nymph_dma_op_free(op);
-	/* these say nothing against the channel */
-	if (ret == -EFAULT || ret == -EXDEV)
-		return ret;
-	if (ret) {
+	if (!move->status) {
+		if (move->done && READ_ONCE(dma->failed))
+			WRITE_ONCE(dma->failed, false);
+	} else if (move->status != -EFAULT && move->status != -EXDEV) {
 		WRITE_ONCE(dma->failed_at, jiffies);
 		WRITE_ONCE(dma->failed, true);
-		return ret;
 	}
-	if (len && READ_ONCE(dma->failed))
-		WRITE_ONCE(dma->failed, false);
-	move->done = len;
-	return len == move->len ? 0 : -EFAULT;
+}
+
+/* Makes the first moves of @n; returns how many. */
+static unsigned int nymph_dma_move_some(struct nymph_dma_engine *dma,
+					struct nymph_move *moves,
+					unsigned int n)
+{
+	struct nymph_dma_op *op = nymph_dma_op_create(dma, moves, n);
+	struct nymph_move *move;
+
+	for (move = moves; move < moves + n; move++) {
+		move->status = op ? 0 : -ENOMEM;
+		move->done = op ? move->len : 0;
+	}
+	if (!op)
+		return n;
+	if (!moves->dst->region)
+		moves->done = nymph_dma_op_pin(op, moves->dst_off, moves->len);
+	if (!moves->done || nymph_dma_carry_out(op, moves, &n))
+		nymph_dma_op_free(op);
+
+	for (move = moves; move < moves + n; move++) {
+		nymph_dma_judge(dma, move);
+		if (move->status)
+			move->done = 0;
+		else if (move->done < move->len)
+			move->status = -EFAULT;
+	}
+	return n;
+}
+
+static void nymph_dma_move(struct nymph_engine *engine,
+			   struct nymph_move *moves, unsigned int n)
+{
+	unsigned int made;
+
+	for (; n; moves += made, n -= made)
+		made = nymph_dma_move_some(to_nymph_dma(engine), moves, n);
 }
 
 static struct nymph_card *nymph_dma_card(struct nymph_engine *engine,
@@ -868,11 +1014,13 @@ static bool nymph_dma_see(struct dma_chan *chan, void *param)
 		mutex_init(&dma->lock);
 		spin_lock_init(&dma->ops_lock);
 		INIT_LIST_HEAD(&dma->ops);
+		INIT_LIST_HEAD(&dma->spare);
 		init_waitqueue_head(&dma->stopped);
 		INIT_DELAYED_WORK(&dma->stop_work, nymph_dma_stop_work);
 		engine = &dma->engine;
 		strscpy(engine->name, dma_chan_name(chan),
 			sizeof(engine->name));
+		engine->max_moves = NYMPH_MAX_MOVES;
 		engine->start = nymph_dma_start;
 		engine->stop = nymph_dma_stop;
 		engine->ready = nymph_dma_ready;
@@ -925,6 +1073,7 @@ void nymph_dma_forget(struct nymph_engine *engine)
 	cancel_delayed_work_sync(&dma->stop_work);
 	if (dma->chan)
 		nymph_dma_release(dma);
+	nymph_dma_drop_spare(dma);
 	mutex_destroy(&dma->lock);
 	kfree(dma);
 }

@@ -6,6 +6,7 @@
 #ifndef _NYMPH_FIFO_H
 #define _NYMPH_FIFO_H
 
+#include <asm/barrier.h>
 #include <linux/compiler.h>
 #include <linux/minmax.h>
 #include <linux/types.h>
@@ -14,7 +15,8 @@
  * struct nymph_fifo - which elements of an array are in use
  * @size: elements in the array
  * @tail: index of the oldest element in use
- * @count: elements in use; may be read without the lock that serializes them
+ * @count: elements in use; may be read without the lock that serializes them,
+ *	and who does that with smp_load_acquire() sees them filled
  */
 struct nymph_fifo {
 	u32 size;
@@ -43,7 +45,7 @@ static inline u32 nymph_fifo_run(const struct nymph_fifo *f)
 
 static inline void nymph_fifo_push(struct nymph_fifo *f)
 {
-	WRITE_ONCE(f->count, f->count + 1);
+	smp_store_release(&f->count, f->count + 1);
 }
 
 static inline void nymph_fifo_pop(struct nymph_fifo *f, u32 n)

@@ -443,7 +443,8 @@ static void cpu_copy_scattered_test(struct kunit *test)
 
 				for (i = 0; i < all; i++)
 					*scatter_at(&dst.pin, i) = 0xff;
-				KUNIT_ASSERT_EQ(test, cpu->move(cpu, &move), 0);
+				cpu->move(cpu, &move, 1);
+				KUNIT_ASSERT_EQ(test, move.status, 0);
 				KUNIT_ASSERT_EQ(test, move.done, len);
 				for (i = 0; i < all; i++) {
 					bool in = i >= skip && i < skip + len;

@@ -125,8 +125,11 @@ void nymph_bounce_put(struct nymph_bounce *bounce);
  * @src: where from, which has a pin, and @dst then too; or NULL
  * @src_off: where in it
  * @bounce: where from, if @src is NULL
+ * @bounce_off: where in it
  * @len: how many, at most NYMPH_PIECE
  * @done: how many arrived, from the start on
+ * @status: 0 or a negative errno
+ * @engine: id of the engine that was last at it
  * @adrift: the engine failed, and may be at it still: until it is known not to
  *	be, it keeps a reference to the regions, or the bounce buffer
  */
@@ -136,35 +139,51 @@ struct nymph_move {
 	const struct nymph_operand *src;
 	u64 src_off;
 	struct nymph_bounce *bounce;
+	size_t bounce_off;
 	size_t len;
 	size_t done;
+	int status;
+	u32 engine;
 	bool adrift;
 };
+
+/* The most moves that an engine is given at a time. */
+#define NYMPH_MAX_MOVES		64
+
+static inline void *nymph_move_bounce(const struct nymph_move *move)
+{
+	return move->bounce->data + move->bounce_off;
+}
 
 /**
  * struct nymph_engine - something that moves bytes
  * @list: in the list of all
  * @name: what SETUP2 takes
  * @id: what records say
+ * @max_moves: how many moves it is better given at a time than one by one
  * @rings: rings that have it; under the engines' lock
  * @start: a ring is to have it; returns 0 or a negative errno
  * @stop: the last one is gone
  * @ready: whether it is worth trying; NULL if always
  * @card: takes memory of the device it is part of; NULL if there can't be any
- * @move: returns 0 or a negative errno: -EFAULT is the memory's fault, all
- *	others are the engine's. Sleeps, for no longer than the engine's own
- *	deadline. Called for one ring at a time of each, but for many rings.
+ * @move: sets the status of all: -EFAULT is the memory's fault, all others are
+ *	the engine's. More than one only if all are between regions, or a bounce
+ *	buffer that is the same for all and a region. Sleeps, for no longer than
+ *	the engine's own deadline. Called for one ring at a time of each, but for
+ *	many rings.
  */
 struct nymph_engine {
 	struct list_head list;
 	char name[NYMPH_ENGINE_NAME_SIZE];
 	u32 id;
+	unsigned int max_moves;
 	unsigned int rings;
 	int (*start)(struct nymph_engine *engine);
 	void (*stop)(struct nymph_engine *engine);
 	bool (*ready)(struct nymph_engine *engine);
 	struct nymph_card *(*card)(struct nymph_engine *engine, u64 length);
-	int (*move)(struct nymph_engine *engine, struct nymph_move *move);
+	void (*move)(struct nymph_engine *engine, struct nymph_move *moves,
+		     unsigned int n);
 };
 
 extern struct nymph_engine nymph_engine_cpu;
@@ -175,7 +194,8 @@ extern struct nymph_engine nymph_engine_cpu;
 struct nymph_engine *nymph_engine_get(const char *name, bool *is_auto);
 void nymph_engine_put(struct nymph_engine *engine);
 int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max);
-int nymph_engine_move(struct nymph_ring *ring, struct nymph_move *move);
+void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
+		       unsigned int n);
 struct nymph_engine *nymph_engine_lookup(const char *name);
 void nymph_engine_add(struct nymph_engine *engine);
 void nymph_engines_each(void (*visit)(struct nymph_engine *engine, void *param),
@@ -393,6 +413,7 @@ struct nymph_estate {
  * @work_wait: where @worker sleeps
  * @state: NYMPH_RING_EXECUTING, taken with nymph_ring_claim()
  * @transfer: the executor's
+ * @moves: the executor's, as many as the engine takes
  * @bounce: the executor's
  * @reap_lock: one reader of records at a time; taken before @lock
  * @lock: serializes everything below; never held over user memory
@@ -423,6 +444,7 @@ struct nymph_ring {
 	wait_queue_head_t work_wait;
 	unsigned long state;
 	struct nymph_transfer transfer;
+	struct nymph_move *moves;
 	struct nymph_bounce *bounce;
 
 	struct mutex reap_lock;	/* one reader of records at a time */
@@ -507,8 +529,19 @@ int nymph_entry_check(const struct nymph_entry *entry);
 bool nymph_entry_moves(const struct nymph_entry *entry);
 int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot);
 void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot);
-void nymph_transfer_start(struct nymph_transfer *transfer);
+void nymph_transfer_start(struct nymph_transfer *transfer,
+			  const struct nymph_entry *entry, u64 now);
 int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot);
+int nymph_transfer_renew_bounce(struct nymph_ring *ring);
+int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
+			   u64 at, size_t len, size_t bounce_off,
+			   struct nymph_move *move);
+int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
+			const struct nymph_move *move);
+
+/* flight.c: entries that an engine moves side by side */
+
+unsigned int nymph_flight_gather(struct nymph_ring *ring);
 
 /* digest.c: the ring's hash */
 

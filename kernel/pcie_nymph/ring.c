@@ -2,10 +2,10 @@
 /*
  * pcie_nymph: a ring: slots, completion records, and who runs them.
  *
- * Entries run in order, one at a time, by whoever holds NYMPH_RING_EXECUTING:
- * the ring's worker, or a caller that would only wait otherwise. The transfer
- * under way belongs to the ring, not to the executor, so an executor that is
- * interrupted between two pieces lets another go on.
+ * Entries run in order, one at a time or in flights, by whoever holds
+ * NYMPH_RING_EXECUTING: the ring's worker, or a caller that would only wait
+ * otherwise. The transfer under way belongs to the ring, not to the executor, so
+ * an executor that is interrupted between two pieces lets another go on.
  */
 #include <linux/atomic.h>
 #include <linux/err.h>
@@ -82,6 +82,7 @@ static void nymph_ring_free(struct nymph_ring *ring)
 	kvfree(ring->records);
 	kvfree(ring->slots);
 	nymph_bounce_put(ring->bounce);
+	kfree(ring->moves);
 	put_pid(ring->owner);
 	mmdrop(ring->mm);
 	nymph_context_put(ring->ctx);
@@ -154,6 +155,11 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 		goto err;
 	}
 	ring->engine = engine;
+	ring->moves = kcalloc(engine->max_moves, sizeof(*ring->moves),
+			      GFP_KERNEL_ACCOUNT);
+	ret = -ENOMEM;
+	if (!ring->moves)
+		goto err;
 
 	ret = nymph_ring_publish(ring);
 	if (ret)
@@ -180,10 +186,11 @@ void nymph_ring_put(struct nymph_ring *ring)
 		nymph_ring_free(ring);
 }
 
-/* An answer without the lock: good to wake and to sleep by. */
+/* An answer without the lock: once it is yes, an executor can rely on it. */
 static bool nymph_ring_runnable(struct nymph_ring *ring)
 {
-	return READ_ONCE(ring->active.count) &&
+	/* pairs with nymph_fifo_push(): the slot at tail is filled */
+	return smp_load_acquire(&ring->active.count) &&
 	       (!READ_ONCE(ring->paused) || READ_ONCE(ring->dead));
 }
 
@@ -319,25 +326,18 @@ int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
 }
 
 /*
- * Makes the entry at tail the one under way. Returns 0; -ECANCELED if it is to
- * retire unstarted; -ENOENT if there is none.
+ * Makes the entry at tail the one under way. Returns 0, or -ECANCELED if it is to
+ * retire unstarted.
  */
-static int nymph_ring_start(struct nymph_ring *ring)
+static int nymph_ring_start(struct nymph_ring *ring, u64 now)
 {
 	struct nymph_slot *slot = nymph_ring_oldest(ring);
-	int ret = 0;
 
-	mutex_lock(&ring->lock);
-	if (!nymph_ring_runnable(ring)) {
-		ret = -ENOENT;
-	} else if (ring->chain_broken || slot->canceled) {
-		ret = -ECANCELED;
-	} else {
-		nymph_transfer_start(&ring->transfer);
-		trace_nymph_start(ring, &slot->entry);
-	}
-	mutex_unlock(&ring->lock);
-	return ret;
+	if (ring->chain_broken || READ_ONCE(slot->canceled))
+		return -ECANCELED;
+	nymph_transfer_start(&ring->transfer, &slot->entry, now);
+	trace_nymph_start(ring, &slot->entry);
+	return 0;
 }
 
 static void nymph_ring_leave_record(struct nymph_ring *ring,
@@ -370,8 +370,8 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 		nymph_eventfd_raise(ring->estate->eventfd);
 }
 
-/* Retires the entry at tail: one step for whoever looks. */
-static void nymph_ring_retire(struct nymph_ring *ring, int status)
+/* Retires the entry at tail: one step for whoever looks. Returns when that was. */
+static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 {
 	struct nymph_slot *slot = nymph_ring_oldest(ring);
 	struct nymph_estate *estate = ring->estate;
@@ -408,7 +408,9 @@ static void nymph_ring_retire(struct nymph_ring *ring, int status)
 
 	nymph_count(NYMPH_COUNT_BYTES, done);
 	nymph_count(status ? NYMPH_COUNT_FAILED : NYMPH_COUNT_COMPLETED, 1);
-	wake_up(&ring->ctx->wait);
+	if (wq_has_sleeper(&ring->ctx->wait))
+		wake_up(&ring->ctx->wait);
+	return now;
 }
 
 static bool nymph_limits_reached(struct nymph_ring *ring,
@@ -444,6 +446,48 @@ static int nymph_ring_step(struct nymph_ring *ring)
 	return nymph_transfer_step(ring, slot);
 }
 
+/*
+ * Runs several entries at once, if they can be. Returns when the last of them was
+ * retired, or 0.
+ */
+static u64 nymph_ring_fly(struct nymph_ring *ring)
+{
+	unsigned int i, n = nymph_flight_gather(ring);
+	u64 now = 0, started;
+
+	if (n < 2)
+		return 0;
+	started = ktime_get_ns();
+	nymph_engine_move(ring, ring->moves, n);
+	for (i = 0; i < n; i++) {
+		struct nymph_slot *slot = nymph_ring_oldest(ring);
+		int ret;
+
+		nymph_transfer_start(&ring->transfer, &slot->entry, started);
+		trace_nymph_start(ring, &slot->entry);
+		ret = nymph_transfer_land(ring, slot, &ring->moves[i]);
+		while (ret == NYMPH_STEP_MORE) {
+			cond_resched();
+			ret = nymph_ring_step(ring);
+		}
+		now = nymph_ring_retire(ring, ret);
+	}
+	return now;
+}
+
+/*
+ * Starts the entry at tail, if none is under way, and runs a piece of it. Returns
+ * as nymph_transfer_step(); @now is when the one before it ended, or 0.
+ */
+static int nymph_ring_run(struct nymph_ring *ring, u64 now)
+{
+	int ret = 0;
+
+	if (!ring->transfer.active)
+		ret = nymph_ring_start(ring, now ?: ktime_get_ns());
+	return ret ?: nymph_ring_step(ring);
+}
+
 /**
  * nymph_ring_execute() - run what is queued, then stop being the executor
  * @ring: current is its executor
@@ -453,6 +497,7 @@ void nymph_ring_execute(struct nymph_ring *ring,
 			const struct nymph_limits *limits)
 {
 	struct nymph_transfer *t = &ring->transfer;
+	u64 now = 0, flown;
 	int ret;
 
 	for (;;) {
@@ -468,23 +513,28 @@ void nymph_ring_execute(struct nymph_ring *ring,
 			break;
 		if (!t->active && nymph_memory_abandoned())
 			break;
-		ret = t->active ? 0 : nymph_ring_start(ring);
-		if (ret == -ENOENT)
+		if (!t->active && !nymph_ring_runnable(ring))
 			break;
-		if (!ret)
-			ret = nymph_ring_step(ring);
-		if (ret == NYMPH_STEP_INTERRUPTED) {
-			if (!READ_ONCE(ring->dead))
-				break;
-		} else if (ret != NYMPH_STEP_MORE) {
-			nymph_ring_retire(ring, ret);
+		flown = t->active ? 0 : nymph_ring_fly(ring);
+		if (flown) {
+			now = flown;
+		} else {
+			ret = nymph_ring_run(ring, now);
+			if (ret == NYMPH_STEP_INTERRUPTED) {
+				if (!READ_ONCE(ring->dead))
+					break;
+			} else if (ret != NYMPH_STEP_MORE) {
+				now = nymph_ring_retire(ring, ret);
+			}
 		}
 		cond_resched();
 		/* suspend shall not have to wait for the whole queue */
-		if (READ_ONCE(nymph_all_paused))
+		if (READ_ONCE(nymph_all_paused)) {
 			wait_event_state(nymph_resumed,
 					 !READ_ONCE(nymph_all_paused),
 					 (TASK_KILLABLE | TASK_FREEZABLE));
+			now = 0;
+		}
 	}
 
 	clear_bit_unlock(NYMPH_RING_EXECUTING, &ring->state);

@@ -240,17 +240,24 @@ void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot)
 /**
  * nymph_transfer_start() - get ready for the entry at tail
  * @t: the ring's
+ * @entry: that entry
+ * @now: CLOCK_MONOTONIC
  */
-void nymph_transfer_start(struct nymph_transfer *t)
+void nymph_transfer_start(struct nymph_transfer *t,
+			  const struct nymph_entry *entry, u64 now)
 {
 	t->active = true;
-	t->started_ns = ktime_get_ns();
+	t->started_ns = now;
 	t->done = 0;
 	t->checked = 0;
 	t->engine = 0;
 	t->record_flags = 0;
-	nymph_blake3_init(&t->src_hash);
-	nymph_blake3_init(&t->dst_hash);
+	if (entry->opcode == NYMPH_OP_HASH ||
+	    entry->flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
+			    NYMPH_DMA_FLAG_DIGEST_ONLY)) {
+		nymph_blake3_init(&t->src_hash);
+		nymph_blake3_init(&t->dst_hash);
+	}
 }
 
 /*
@@ -260,6 +267,11 @@ void nymph_transfer_start(struct nymph_transfer *t)
 static int nymph_fault(void)
 {
 	return fatal_signal_pending(current) ? NYMPH_STEP_INTERRUPTED : -EFAULT;
+}
+
+static bool nymph_is_borrowed(const struct nymph_operand *o)
+{
+	return o->used && !o->region;
 }
 
 /* Returns how many of the bytes could be loaded. */
@@ -272,87 +284,111 @@ static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
 	return len - copy_from_user(to, u64_to_user_ptr(o->at + offset), len);
 }
 
-static int nymph_copy_direct(struct nymph_ring *ring, struct nymph_slot *slot,
-			     size_t len)
-{
-	const struct nymph_operand *src = &slot->src, *dst = &slot->dst;
-	struct nymph_transfer *t = &ring->transfer;
-	struct nymph_move move = {
-		.dst = dst,
-		.dst_off = dst->at + t->done,
-		.src = src,
-		.src_off = src->at + t->done,
-		.len = len,
-	};
-	u32 flags = slot->entry.flags;
-	int ret;
-
-	ret = nymph_engine_move(ring, &move);
-	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
-	    !nymph_pin_hash(&src->region->pin, move.src_off, move.done,
-			    &t->src_hash))
-		ret = -EFAULT;
-	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY &&
-	    !nymph_pin_hash(&dst->region->pin, move.dst_off, move.done,
-			    &t->dst_hash))
-		ret = -EFAULT;
-	t->done += move.done;
-	return ret;
-}
-
-/* A COPY by way of the bounce buffer, or a FILL. */
-static int nymph_copy_bounced(struct nymph_ring *ring, struct nymph_slot *slot,
-			      size_t len)
+/**
+ * nymph_transfer_prepare() - get the next bytes of an entry ready to be moved
+ * @ring: current is its executor
+ * @slot: a COPY or FILL
+ * @at: how many of its bytes are moved already, a multiple of 8
+ * @len: how many are next
+ * @bounce_off: where the bounce buffer has room for them, and up to 7 more
+ * @move: filled, for nymph_engine_move(); its len is less than @len if not all
+ *	could be read
+ *
+ * Return: 0; -EFAULT if not all could be read; NYMPH_STEP_INTERRUPTED.
+ */
+int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
+			   u64 at, size_t len, size_t bounce_off,
+			   struct nymph_move *move)
 {
 	const struct nymph_entry *e = &slot->entry;
-	struct nymph_transfer *t = &ring->transfer;
-	struct nymph_move move = {
-		.dst = &slot->dst,
-		.dst_off = slot->dst.at + t->done,
-		.bounce = ring->bounce,
-	};
-	void *bounce = ring->bounce->data;
-	size_t loaded = len;
-	int ret = 0;
 
-	/* every piece but the last is a multiple of the pattern */
+	*move = (struct nymph_move) {
+		.dst = &slot->dst,
+		.dst_off = slot->dst.at + at,
+		.len = len,
+	};
+	if (e->opcode == NYMPH_OP_COPY && e->flags & NYMPH_DMA_FLAG_ZERO_COPY) {
+		move->src = &slot->src;
+		move->src_off = slot->src.at + at;
+		return 0;
+	}
+	move->bounce = ring->bounce;
+	move->bounce_off = bounce_off;
 	if (e->opcode == NYMPH_OP_FILL)
-		memset64(bounce, (__force u64)cpu_to_le64(e->src),
+		memset64(nymph_move_bounce(move),
+			 (__force u64)cpu_to_le64(e->src),
 			 DIV_ROUND_UP(len, sizeof(u64)));
 	else
-		loaded = nymph_load(&slot->src, t->done, bounce, len);
-	if (loaded < len) {
+		move->len = nymph_load(&slot->src, at, nymph_move_bounce(move),
+				       len);
+	return move->len < len ? nymph_fault() : 0;
+}
+
+/* Hashes what was moved, as the entry asks. */
+static int nymph_transfer_hash(struct nymph_ring *ring, struct nymph_slot *slot,
+			       const struct nymph_move *move)
+{
+	struct nymph_transfer *t = &ring->transfer;
+	u32 flags = slot->entry.flags;
+
+	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH) {
+		if (!move->src)
+			nymph_blake3_update(&t->src_hash,
+					    nymph_move_bounce(move),
+					    move->done);
+		else if (!nymph_pin_hash(&move->src->region->pin,
+					 move->src_off, move->done,
+					 &t->src_hash))
+			return -EFAULT;
+	}
+	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY && !move->adrift) {
+		if (move->dst->region)
+			return nymph_pin_hash(&move->dst->region->pin,
+					      move->dst_off, move->done,
+					      &t->dst_hash) ? 0 : -EFAULT;
+		if (nymph_load(move->dst, t->done, nymph_move_bounce(move),
+			       move->done) < move->done)
+			return nymph_fault();
+		nymph_blake3_update(&t->dst_hash, nymph_move_bounce(move),
+				    move->done);
+	}
+	return 0;
+}
+
+/* What is left to do once the engine was at the next bytes. */
+static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
+			   const struct nymph_move *move)
+{
+	struct nymph_transfer *t = &ring->transfer;
+	int ret = move->status, err;
+
+	if (ret == -EFAULT && nymph_is_borrowed(&slot->dst))
 		ret = nymph_fault();
-		if (ret == NYMPH_STEP_INTERRUPTED)
-			return ret;
-	}
+	/* the whole piece is done again, so nothing of it is hashed */
+	if (ret == NYMPH_STEP_INTERRUPTED)
+		return ret;
+	err = nymph_transfer_hash(ring, slot, move);
+	if (err == NYMPH_STEP_INTERRUPTED)
+		return err;
+	t->engine = move->engine;
+	t->done += move->done;
+	return ret ?: err;
+}
 
-	move.len = loaded;
-	if (loaded) {
-		int err = nymph_engine_move(ring, &move);
+/* A COPY or a FILL. */
+static int nymph_copy_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+			    size_t len)
+{
+	struct nymph_move *move = ring->moves;
+	int ret, err;
 
-		if (err == -EFAULT)
-			err = nymph_fault();
-		/* the whole piece is done again, so nothing of it is hashed */
-		if (err == NYMPH_STEP_INTERRUPTED)
-			return err;
-		if (err)
-			ret = err;
-	}
-
-	if (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH)
-		nymph_blake3_update(&t->src_hash, bounce, move.done);
-	if (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY && !move.adrift) {
-		if (nymph_load(&slot->dst, t->done, bounce,
-			       move.done) < move.done) {
-			ret = nymph_fault();
-			if (ret == NYMPH_STEP_INTERRUPTED)
-				return ret;
-		}
-		nymph_blake3_update(&t->dst_hash, bounce, move.done);
-	}
-	t->done += move.done;
-	return ret;
+	ret = nymph_transfer_prepare(ring, slot, ring->transfer.done, len, 0,
+				     move);
+	if (ret == NYMPH_STEP_INTERRUPTED || !move->len)
+		return ret;
+	nymph_engine_move(ring, move, 1);
+	err = nymph_copy_land(ring, slot, move);
+	return err ?: ret;
 }
 
 static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
@@ -435,12 +471,8 @@ static int nymph_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 		return nymph_hash_piece(ring, slot, len);
 	case NYMPH_OP_COMPARE:
 		return nymph_compare_piece(ring, slot, len);
-	case NYMPH_OP_COPY:
-		if (slot->entry.flags & NYMPH_DMA_FLAG_ZERO_COPY)
-			return nymph_copy_direct(ring, slot, len);
-		fallthrough;
 	default:
-		return nymph_copy_bounced(ring, slot, len);
+		return nymph_copy_piece(ring, slot, len);
 	}
 }
 
@@ -467,13 +499,24 @@ static int nymph_transfer_finish(struct nymph_transfer *t,
 	return 0;
 }
 
-static bool nymph_is_borrowed(const struct nymph_operand *o)
+static int nymph_transfer_progress(struct nymph_transfer *t,
+				   const struct nymph_entry *e)
 {
-	return o->used && !o->region;
+	if (t->done < e->length ||
+	    (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH && t->checked < e->length))
+		return NYMPH_STEP_MORE;
+	return nymph_transfer_finish(t, e);
 }
 
-/* An engine that is adrift may read what is in the bounce buffer for ever. */
-static int nymph_transfer_renew_bounce(struct nymph_ring *ring)
+/**
+ * nymph_transfer_renew_bounce() - see that the bounce buffer may be written
+ * @ring: current is its executor
+ *
+ * An engine that is adrift may read what is in the one there was for ever.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int nymph_transfer_renew_bounce(struct nymph_ring *ring)
 {
 	struct nymph_bounce *bounce;
 
@@ -519,11 +562,21 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 		ret = nymph_read_back(ring, slot,
 				      min_t(u64, e->length - t->checked,
 					    NYMPH_PIECE));
-	if (ret)
-		return ret;
+	return ret ?: nymph_transfer_progress(t, e);
+}
 
-	if (t->done < e->length ||
-	    (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH && t->checked < e->length))
-		return NYMPH_STEP_MORE;
-	return nymph_transfer_finish(t, e);
+/**
+ * nymph_transfer_land() - an engine was at all of the entry at tail
+ * @ring: current is its executor
+ * @slot: the one at tail, started
+ * @move: all of it
+ *
+ * Return: as nymph_transfer_step(), which is for what is left to do.
+ */
+int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
+			const struct nymph_move *move)
+{
+	int ret = nymph_copy_land(ring, slot, move);
+
+	return ret ?: nymph_transfer_progress(&ring->transfer, &slot->entry);
 }

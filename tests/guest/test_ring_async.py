@@ -9,10 +9,11 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import pytest
 
 import pynymph
-from pynymph import AsyncRing, Copy, Fill, Hash, Nop, digest
+from pynymph import AsyncRing, Copy, Fill, Hash, Nop, batch, digest
 
 KIB = 2**10
 
@@ -119,6 +120,37 @@ async def test_who_collects_makes_room_for_who_submits() -> None:
                 collected += 1
             await asyncio.sleep(0)
         await producer
+
+
+@in_loop
+async def test_arrays_of_entries() -> None:
+    async with AsyncRing(8) as ring:
+        src, dst = ring.ring.allocate(1 << 16), ring.ring.allocate(1 << 16)
+        src.view[:] = os.urandom(1 << 16)
+        parts = np.arange(256).reshape(4, 64) * 256
+        many = [batch.copies(src, dst, src_at=at, dst_at=at, length=256, verify=True) for at in parts]
+        found = await asyncio.gather(*map(ring.run_many, many), ring.copy(src=b"abc", dst=bytearray(3)))
+        assert [(len(ended), ended["status"].any()) for ended in found[:4]] == [(64, False)] * 4
+        assert dst.view == src.view
+        assert len(await ring.run_many(many[0][:0])) == 0
+        with pytest.raises(pynymph.ArgumentError):
+            await ring.run_many([])  # type: ignore[arg-type]
+
+
+@in_loop
+async def test_arrays_are_told_of_the_end() -> None:
+    async with AsyncRing(8, paused=True) as ring:
+        buffer = ring.ring.allocate(64)
+        entries = batch.copies(buffer, buffer, src_at=np.zeros(12, int), dst_at=32, length=8)
+        waiting = asyncio.create_task(ring.run_many(entries))
+        await until(lambda: ring._room is not None)
+        waiting.cancel()
+        another = asyncio.create_task(ring.run_many(entries[:1]))
+        await until(lambda: ring._room is not None)
+        ring.close()
+        with pytest.raises(pynymph.ClosedError):
+            await another
+        assert waiting.cancelled()
 
 
 @in_loop

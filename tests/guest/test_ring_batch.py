@@ -90,6 +90,57 @@ def test_beside_other_operations(
     assert len({*np.concatenate([each.entries["cookie"] for each in batches]).tolist()}) == 32
 
 
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_is_before_it_counts(ring: pynymph.Ring, verify: bool) -> None:
+    """Entries of one request that read and write each other's bytes, as if run one after the other."""
+    random, size = np.random.default_rng(1), 4096
+    with ring.allocate(size) as buffer, ring.allocate(size) as other:
+        for memory in (buffer, other):
+            memory.view[:] = os.urandom(size)
+        now = [np.array(memory) for memory in (buffer, other)]
+        memories = [buffer, other]
+        for _ in range(40):
+            lengths = random.integers(1, 200, 64)
+            ends = [random.integers(0, size - 200, 64) for _ in range(2)]
+            sides = random.integers(0, 2, (2, 64))
+            same = sides[0] == sides[1]
+            ends[1] = np.where(same & (abs(ends[0] - ends[1]) < 200), (ends[0] + 1000) % (size - 200), ends[1])
+            entries = np.concatenate(
+                [
+                    batch.copies(
+                        memories[sides[0][i]], memories[sides[1][i]],
+                        src_at=ends[0][i], dst_at=ends[1][i], length=lengths[i], verify=verify,
+                    )
+                    for i in range(64)
+                ]
+            )  # fmt: skip
+            fills = random.integers(0, 8, 64) == 0
+            entries["opcode"][fills] = lib.NYMPH_OP_FILL
+            entries["src_buffer"][fills], entries["src"][fills] = 0, 0x0101010101010101 * 7
+            entries["flags"][random.integers(0, 4, 64) == 0] |= lib.NYMPH_DMA_FLAG_LINK
+            assert not ring.submit_many(entries).result(60)["status"].any()
+            for i in range(64):
+                at, to, length = ends[0][i], ends[1][i], lengths[i]
+                what = 7 if fills[i] else now[sides[0][i]][at : at + length].copy()
+                now[sides[1][i]][to : to + length] = what
+            assert [bytes(memory.view) for memory in memories] == [each.tobytes() for each in now]
+
+
+def test_a_failure_is_its_own_and_breaks_its_chain(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
+    src, dst = sides
+    at = np.arange(12) * 100
+    entries = batch.copies(src, dst, src_at=at, dst_at=at, length=100)
+    entries["flags"][2:6] |= lib.NYMPH_DMA_FLAG_LINK
+    entries["opcode"][4] = lib.NYMPH_OP_COMPARE
+    entries["dst"][4] = 1 << 15  # zeros
+    ended = ring.submit_many(entries).result(60)["status"]
+    assert list(ended) == [0] * 4 + [-errno.EBADMSG] + [-errno.ECANCELED] * 2 + [0] * 5
+    copied = bytes(src.view[:400]) + bytes(300) + bytes(src.view[700:1200])
+    assert bytes(dst.view[:1200]) == copied
+
+
 def test_any_operation(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]) -> None:
     src, dst = sides
     entries = batch.copies(src, dst[100:], src_at=[0, 0, 0], dst_at=[0, 0, 0], length=[50, 50, 50])

@@ -15,7 +15,8 @@ from types import FrameType
 import pytest
 
 import pynymph
-from pynymph import Copy
+from pynymph import Copy, abi
+from pynymph.abi import ffi, lib
 from pynymph.operation import Job
 
 
@@ -75,16 +76,16 @@ def test_a_full_ring_is_waited_for() -> None:
 
 
 def test_records_nobody_collects_do_not_block_copies() -> None:
-    abandoned = [bytearray(1) for _ in range(4)]
+    nobodys = {"size": 64, "opcode": lib.NYMPH_OP_NOP, "flags": lib.NYMPH_DMA_FLAG_RECORD, "cookie": 2**64 - 1}
+    entries = ffi.new("struct nymph_entry[]", [nobodys] * 2)
     with pynymph.Ring(2) as ring:
         # Room for records is twice that for entries.
-        for cookie, dst in enumerate(abandoned):
-            ring._submit([Job(2**64 - 1 - cookie, Copy(src=b"1", dst=dst), ring)])
+        for _ in range(2):
+            arg = abi.new("nymph_enter", entries=abi.address(entries), to_submit=2)
+            ring._request(abi.NYMPH_IOC_ENTER, arg)
             until(queued(ring, 0))
         assert ring.snapshot().unread_records == 4
         assert ring.copy(src=b"2", dst=bytearray(1)).status == 0
-    for dst in abandoned:
-        dst.append(0)
 
 
 @pytest.mark.parametrize("entries", [1, 2, 64])

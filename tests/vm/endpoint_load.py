@@ -3,11 +3,12 @@
 """In the guest, for test_endpoint.py: many copies on one engine, beside others on another.
 
 Prints how they ended, as JSON. Each destination has its neighbours watched, and is read whatever the driver
-said of it.
+said of it. Memory is the caller's and the driver's own, by turns: of the latter many are under way at once.
 """
 
 import argparse
 import errno
+import itertools
 import json
 import mmap
 import sys
@@ -41,24 +42,30 @@ class Load:
     def run(self, left: Callable[[], int], begun: Callable[[], None] = lambda: None) -> None:
         """Go on until left() says that no more copies are wanted. begun() is called behind the first."""
         with pynymph.Ring(2 * DEPTH, engine=self.engine) as ring:
-            while (wanted := left()) > 0:
-                self.batch(ring, min(DEPTH, wanted))
+            own = ring.allocate(len(self.src)), ring.allocate(len(self.dst))
+            users = memoryview(self.src), memoryview(self.dst)
+            for turn in itertools.count():
+                if (wanted := left()) <= 0:
+                    break
+                self.batch(ring, min(DEPTH, wanted), *(own if turn % 2 else users))
                 if self.number <= DEPTH:
                     begun()
+            for view in users:
+                view.release()
 
-    def batch(self, ring: pynymph.Ring, depth: int) -> None:
+    def batch(self, ring: pynymph.Ring, depth: int, from_: Any, to: Any) -> None:
+        src, dst = (getattr(side, "view", side) for side in (from_, to))
         at = [i * self.stride for i in range(depth)]
-        self.dst[:] = self.blank
+        dst[:] = self.blank
         for i in range(depth):
             number = (self.number + i).to_bytes(8, "little")
-            self.src[at[i] : at[i] + self.size] = (number * (self.size // 8 + 1))[: self.size]
-        views = memoryview(self.src), memoryview(self.dst)
+            src[at[i] : at[i] + self.size] = (number * (self.size // 8 + 1))[: self.size]
         jobs = []
         try:
             jobs = ring.submit_all(
                 Copy(
-                    src=views[0][start : start + self.size],
-                    dst=views[1][GAP + start : GAP + start + self.size],
+                    src=from_[start : start + self.size],
+                    dst=to[GAP + start : GAP + start + self.size],
                     verify=self.verify,
                 )
                 for start in at
@@ -85,13 +92,11 @@ class Load:
                 last_good_ns = done.completed_ns
             self.slowest_s = max(self.slowest_s, (done.completed_ns - done.started_ns) / 1e9)
             first = GAP + start
-            same = self.dst[first : first + self.size] == self.src[start : start + self.size]
+            same = dst[first : first + self.size] == src[start : start + self.size]
             self.wrong += not status and not same
             gap = self.blank[: self.stride - self.size]
-            self.stray += self.dst[first + self.size : first + self.stride] != gap
-        self.stray += self.dst[:GAP] != self.blank[:GAP]
-        for view in views:
-            view.release()
+            self.stray += dst[first + self.size : first + self.stride] != gap
+        self.stray += dst[:GAP] != self.blank[:GAP]
 
     def report(self) -> dict[str, Any]:
         names = ("ended", "engines", "wrong", "stray", "refused", "slowest_s", "longest_gap_s")
