@@ -7,6 +7,7 @@ This module needs NumPy; nothing else of pynymph does.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,8 @@ class Batch:
         What failed has a negative errno in `status`. Raises RingTimeoutError after `timeout` seconds: they go
         on; and ClosedError or CanceledError if the ring was closed or reset before all had ended.
         """
-        return self._ring._batch_result(self, timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._ring._batch_result(self, timeout, deadline)
 
     # What follows is the ring's, under its mutex.
 
@@ -144,12 +146,14 @@ class Batch:
         opcodes, handles = self.entries["opcode"], set[int]()
         for side, needs in (("src", _NEEDS_SRC), ("dst", _NEEDS_DST)):
             named = self.entries[f"{side}_buffer"]
-            nameless = needs[opcodes] & (named == 0)
-            if nameless.any():
-                i = int(nameless.argmax())
-                message = f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle"
-                raise ArgumentError(errno.EINVAL, message)
-            handles.update(named.tolist())
+            if not named.all():
+                nameless = needs[opcodes] & (named == 0)
+                if nameless.any():
+                    i = int(nameless.argmax())
+                    message = f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle"
+                    raise ArgumentError(errno.EINVAL, message)
+            same = (named == named[0]).all()
+            handles.update(named[:1].tolist() if same else named.tolist())
         handles.discard(0)
         for handle in sorted(handles):
             if handle not in memories:
@@ -164,6 +168,10 @@ class Batch:
         """Keep those records that are its own, and return the others."""
         at = records["cookie"] - np.uint64(self._first)
         own = at < len(self)
+        if len(at) and own.all() and at[-1] - at[0] == len(at) - 1:
+            # The usual case: they come in the order of the entries.
+            self._records[at[0] : at[-1] + 1] = records
+            return records[:0]
         self._records[at[own]] = records[own]
         return records[~own]
 

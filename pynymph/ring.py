@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pynymph import abi
 from pynymph.abi import address, ffi, lib
 from pynymph.buffer import Memory, RingBuffer, check_length
-from pynymph.errors import ArgumentError, ClosedError, NymphError, error
+from pynymph.errors import ArgumentError, ClosedError, FullError, NymphError, error
 from pynymph.model import Model
 from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Job, Operation, memlock
 from pynymph.state import Latency, Query, Snapshot, Status
@@ -34,7 +34,6 @@ DEVICE = "/dev/pcie_nymph"
 MODEL = "model:"
 
 _FORKED = "this ring belongs to the process that opened it; after fork, open a Ring of your own"
-_REAP_BATCH = 256
 # So long the driver is waited for with the mutex held, by who has the ring alone: then it may run what it
 # waits for in this thread, and there is no other that could be told to.
 _ALONE_NS = 10_000_000
@@ -104,8 +103,9 @@ class Ring:
         self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
         # Handles of memory that was garbage. Collection can come at any moment, so their end has to wait.
         self._forgotten: list[int] = []
-        self._records = ffi.new("struct nymph_record[]", _REAP_BATCH)
-        self._reaping = abi.new("nymph_enter", records=address(self._records), max_records=_REAP_BATCH)
+        room = max(64, entries)  # so that all of a batch come at once
+        self._records = ffi.new("struct nymph_record[]", room)
+        self._reaping = abi.new("nymph_enter", records=address(self._records), max_records=room)
 
         self._file = _open(device)
         try:
@@ -232,15 +232,30 @@ class Ring:
         that were accepted: the first ones, if there was not room for all. Raises NymphError if the very first
         was refused (FullError: there is no room).
         """
-        from pynymph.batch import Batch
+        return self._make_batch(entries, None, wait=False)
 
-        with self._lock():
-            batch = Batch(self, entries, self._next_batch_cookie)
-            self._next_batch_cookie += len(entries)
-            self._reap()
-            if len(entries):
-                self._submit_batch(batch)
-        return batch
+    def run_many(self, entries: NDArray[np.void], timeout: float | None = None) -> NDArray[np.void]:
+        """Queue a NumPy array of entries, as room for them comes, and return how all ended, in their order.
+
+        Entries are those of submit_many(), and what is returned is that of Batch.result(). Nothing is faster
+        for many small copies. Raises NymphError if an entry was refused, and RingTimeoutError after `timeout`
+        seconds; what was queued by then goes on and holds its buffers.
+        """
+        import numpy as np
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        done, left = [], entries
+        while len(left) or not done:
+            try:
+                batch = self._make_batch(left[: self.entries], deadline, wait=True)
+            except FullError:
+                # Of others' making: this call has nothing in flight here.
+                if not self._wait(self._has_room, deadline, select.POLLIN | select.POLLOUT):
+                    raise error(errno.ETIMEDOUT, f"the ring had no room within {timeout} s") from None
+                continue
+            done.append(self._batch_result(batch, timeout, deadline))
+            left = left[len(batch) :]
+        return done[0] if len(done) == 1 else np.concatenate(done)
 
     def completions(self, timeout: float | None = None) -> Iterator[Completion]:
         """How operations of submit() ended, in the order in which they did, as soon as they do.
@@ -513,8 +528,23 @@ class Ring:
             raise job.failure(job.outcome)
         return job.outcome
 
-    def _batch_result(self, batch: Batch, timeout: float | None) -> NDArray[np.void]:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _make_batch(self, entries: NDArray[np.void], deadline: float | None, *, wait: bool) -> Batch:
+        from pynymph.batch import Batch
+
+        with self._lock():
+            self._opened()
+            batch = Batch(self, entries, self._next_batch_cookie)
+            self._next_batch_cookie += len(entries)
+            if self._in_flight or self._batches:
+                # Their records could be all there is room for.
+                self._reap()
+            if len(entries):
+                self._submit_batch(batch, deadline, wait=wait)
+        return batch
+
+    def _batch_result(
+        self, batch: Batch, timeout: float | None, deadline: float | None
+    ) -> NDArray[np.void]:
         if not self._wait_alone(batch, deadline) and not self._wait(
             lambda: batch not in self._batches, deadline, select.POLLIN
         ):
@@ -609,7 +639,7 @@ class Ring:
         number = arg.submitted = 0
         arg.entries = 0 if entries is None else address(entries)
         arg.to_submit = to_submit
-        arg.min_records = min(min_records, _REAP_BATCH)
+        arg.min_records = min(min_records, arg.max_records)
         arg.deadline_ns = 0
         if min_records:
             arg.deadline_ns = time.monotonic_ns() + _ALONE_NS
@@ -646,8 +676,9 @@ class Ring:
                 self._in_flight.pop(job.cookie, None)
         return int(self._reaping.submitted)
 
-    def _submit_batch(self, batch: Batch) -> None:
+    def _submit_batch(self, batch: Batch, deadline: float | None, *, wait: bool) -> None:
         self._drop_forgotten()
+        wait = wait and not (self._in_flight or self._batches or self._wakers)
         batch.hold({memory.handle: memory for memory in self._memories if memory.gone is None})
         hints = {
             errno.EINVAL: "the first entry is not well-formed, or its sides overlap; see docs/abi.md",
@@ -658,7 +689,11 @@ class Ring:
         try:
             # Before the request, so that Ctrl-C can't come between it and this.
             self._batches.append(batch)
-            self._enter(ffi.from_buffer(batch.entries), len(batch.entries), lambda: hints)
+            n = len(batch)
+            records = min(n, self.entries) if wait else 0
+            self._enter(
+                ffi.from_buffer(batch.entries), n, lambda: hints, min_records=records, deadline=deadline
+            )
         finally:
             batch.cut(self._reaping.submitted)
             if batch in self._batches and batch.ended == len(batch):
@@ -691,8 +726,12 @@ class Ring:
 
     def _reap(self) -> None:
         """Collect all records there are, and hand them to whom they belong."""
-        while self._enter() == _REAP_BATCH:
+        while self._enter() == self._reaping.max_records:
             pass
+
+    def _has_room(self) -> bool:
+        self._reap()
+        return bool(select.select([], [self._opened().fileno()], [], 0)[1])
 
     def _hand_out(self) -> None:
         if not self._reaping.reaped:

@@ -40,9 +40,9 @@ PATHS: tuple[str, ...] = (
     "C enter",
     "Python copy",
     "Python submit_all",
-    "Python submit_many",
+    "Python run_many",
 )
-BATCH_PATHS: tuple[str, ...] = ("C enter", "Python submit_many")
+BATCH_PATHS: tuple[str, ...] = ("C enter", "Python run_many")
 PATIENCE = 60.0
 
 
@@ -72,10 +72,10 @@ def rate_from_python(engine: str, size: int, depth: int, path: str, seconds: flo
                 transfer.result(PATIENCE)
 
         def as_array() -> None:
-            if ring.submit_many(entries).result(PATIENCE)["status"].any():
-                raise RuntimeError("a copy of submit_many failed")
+            if ring.run_many(entries, PATIENCE)["status"].any():
+                raise RuntimeError("a copy of run_many failed")
 
-        turn = {"copy": one_each, "submit_all": all_at_once, "submit_many": as_array}[path]
+        turn = {"copy": one_each, "submit_all": all_at_once, "run_many": as_array}[path]
         turn()
         if src.view != dst.view:
             raise RuntimeError(f"{path}: the destinations are not the sources")

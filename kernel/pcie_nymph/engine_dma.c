@@ -50,7 +50,7 @@ MODULE_PARM_DESC(dma_channels, "DMA channels that may be used: names of channels
 
 static unsigned int nymph_dma_timeout_ms = 3000;
 module_param_named(dma_timeout_ms, nymph_dma_timeout_ms, uint, 0644);
-MODULE_PARM_DESC(dma_timeout_ms, "how long a DMA channel may take for 64 KiB");
+MODULE_PARM_DESC(dma_timeout_ms, "how long a DMA channel may take for what it is given at once, 1 MiB at most");
 
 /**
  * struct nymph_dma_engine - a channel
@@ -469,12 +469,16 @@ static size_t nymph_dma_alignment(struct dma_chan *chan, struct device *dev)
 	return align;
 }
 
-/* Cuts a move into runs of at most @longest bytes. */
+/*
+ * Cuts a move into runs of at most @longest bytes. Returns 0, or why it can't be;
+ * -ENOSPC if there are too many, and then the first move is as long as there was
+ * room for.
+ */
 static int nymph_dma_map_move(struct nymph_dma_op *op,
-			      const struct nymph_move *moves, unsigned int i,
+			      struct nymph_move *moves, unsigned int i,
 			      size_t align, size_t longest)
 {
-	const struct nymph_move *move = &moves[i];
+	struct nymph_move *move = &moves[i];
 	size_t at = 0;
 	int ret;
 
@@ -495,6 +499,8 @@ static int nymph_dma_map_move(struct nymph_dma_op *op,
 			continue;
 		}
 		ret = nymph_dma_map_run(op, i, &dst, &src, cut.by_dma);
+		if (ret == -ENOSPC && !i)
+			move->done = at;
 		if (ret)
 			return ret;
 		at += cut.by_dma;
@@ -525,11 +531,16 @@ static void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves)
 		ret = nymph_dma_map_move(op, moves, i, align, longest);
 		if (!ret)
 			continue;
-		nymph_dma_op_unmap(op, nr_runs);
-		if (ret == -ENOSPC && i)
+		/* what there was room for of the first is better than nothing */
+		if (ret == -ENOSPC && !i) {
+			moves->len = moves->done;
+			i = 1;
 			break;
-		/* the channel takes less at a time than there is room for */
-		moves[i].status = ret == -ENOSPC ? -EIO : ret;
+		}
+		nymph_dma_op_unmap(op, nr_runs);
+		if (ret == -ENOSPC)
+			break;
+		moves[i].status = ret;
 	}
 	for (; op->nr_moves > i; op->nr_moves--) {
 		nymph_region_put(op->dst[op->nr_moves - 1]);

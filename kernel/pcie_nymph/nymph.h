@@ -28,6 +28,9 @@
  */
 #define NYMPH_PIECE		(64 * 1024U)
 
+/* The same for a DMA channel that needs nobody's help: its memory is pinned. */
+#define NYMPH_LARGE_PIECE	(1024 * 1024U)
+
 #define NYMPH_MAX_RINGS_DEFAULT	1024
 #define NYMPH_MAX_USER_RINGS_DEFAULT	256
 
@@ -126,7 +129,8 @@ void nymph_bounce_put(struct nymph_bounce *bounce);
  * @src_off: where in it
  * @bounce: where from, if @src is NULL
  * @bounce_off: where in it
- * @len: how many, at most NYMPH_PIECE
+ * @len: how many, at most NYMPH_PIECE, or NYMPH_LARGE_PIECE between regions on
+ *	an engine that takes several moves; lowered by an engine that does less
  * @done: how many arrived, from the start on
  * @status: 0 or a negative errno
  * @engine: id of the engine that was last at it

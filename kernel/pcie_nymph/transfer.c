@@ -476,6 +476,20 @@ static int nymph_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 	}
 }
 
+/* How many of an entry's bytes are next. */
+static size_t nymph_next_piece(struct nymph_ring *ring,
+			       const struct nymph_entry *e, u64 left)
+{
+	const u32 large = NYMPH_DMA_FLAG_ZERO_COPY;
+	const u32 hashed = NYMPH_DMA_FLAG_VERIFY_HASH |
+			   NYMPH_DMA_FLAG_DIGEST_ONLY;
+
+	if (e->opcode == NYMPH_OP_COPY && ring->engine->max_moves > 1 &&
+	    (e->flags & (large | hashed)) == large)
+		return min_t(u64, left, NYMPH_LARGE_PIECE);
+	return min_t(u64, left, NYMPH_PIECE);
+}
+
 static int nymph_transfer_finish(struct nymph_transfer *t,
 				 const struct nymph_entry *e)
 {
@@ -557,7 +571,8 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 
 	if (t->done < e->length)
 		ret = nymph_piece(ring, slot,
-				  min_t(u64, e->length - t->done, NYMPH_PIECE));
+				  nymph_next_piece(ring, e,
+						   e->length - t->done));
 	else
 		ret = nymph_read_back(ring, slot,
 				      min_t(u64, e->length - t->checked,

@@ -4,6 +4,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -72,6 +73,54 @@ def test_far_more_than_there_is_room_for(
     ended = np.concatenate([each.result(60) for each in batches])
     assert (len(ended), ended["status"].any()) == (1000, False)
     assert dst.view[:64000] == src.view[:64000]
+
+
+def test_all_of_them_and_wait(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
+    src, dst = sides
+    at = np.arange(1000) * 64
+    entries = batch.copies(src, dst, src_at=at, dst_at=at, length=64, verify=True)
+    ended = ring.run_many(entries)
+    assert (len(ended), ended["status"].any()) == (1000, False)
+    assert dst.view[:64000] == src.view[:64000]
+    assert [bytes(each) for each in ended["src_digest"]] == [digest.payload(src.view[i : i + 64]) for i in at]
+    assert len(ring.run_many(entries[:0])) == 0
+    entries["reserved"][70, 0] = 1
+    with pytest.raises(pynymph.ArgumentError, match="not well-formed"):
+        ring.run_many(entries)
+
+
+def test_all_of_them_beside_other_threads(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
+    src, dst = sides
+
+    def work(number: int) -> None:
+        part = slice(number * SIZE // 4, (number + 1) * SIZE // 4)
+        at = np.arange(part.start, part.stop, 100)[:-1]
+        for _ in range(5):
+            dst[part].view[:] = bytes(SIZE // 4)
+            entries = batch.copies(src, dst, src_at=at, dst_at=at, length=100)
+            assert not ring.run_many(entries, 60)["status"].any()
+            assert ring.digest(src=src[part], timeout=60) == digest.payload(src[part].view)
+            end = int(at[-1]) + 100
+            assert dst.view[part.start : end] == src.view[part.start : end]
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(work, range(4)))
+
+
+def test_time_is_up(ring: pynymph.Ring) -> None:
+    with pynymph.Ring(4, paused=True) as paused:
+        buffer = paused.allocate(64)
+        entries = batch.copies(buffer, buffer, src_at=0, dst_at=[8, 16, 24, 32], length=8)
+        with pytest.raises(pynymph.RingTimeoutError, match="0 of 4 done"):
+            paused.run_many(entries, 0.02)
+        with pytest.raises(pynymph.RingTimeoutError, match="no room within"):
+            paused.run_many(entries, 0.02)
+        paused.enable()
+        assert not paused.run_many(entries, 60)["status"].any()
 
 
 def test_beside_other_operations(
