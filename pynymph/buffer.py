@@ -157,6 +157,27 @@ class RingBuffer:
         return (1, 0)  # kDLCPU
 
 
+def with_bytes(thing: Any) -> Buffer:
+    """`thing`, or an array of its memory if it has no buffer protocol, but DLPack, as tensors have.
+
+    Raises TypeError if it has neither, and ArgumentError if its memory is not the CPU's.
+    """
+    try:
+        memoryview(thing).release()
+    except TypeError:
+        if not hasattr(thing, "__dlpack__"):
+            raise
+    else:
+        return thing  # type: ignore[no-any-return]
+    import numpy
+
+    try:
+        array: Buffer = numpy.from_dlpack(thing)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise ArgumentError(errno.EINVAL, f"DLPack does not give its memory to the CPU: {error}") from None
+    return array
+
+
 def check_length(nbytes: int) -> None:
     if not 1 <= nbytes <= lib.NYMPH_MAX_LENGTH:
         limit = lib.NYMPH_MAX_LENGTH

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pynymph.abi import address, ffi, lib
-from pynymph.buffer import RingBuffer
+from pynymph.buffer import RingBuffer, with_bytes
 from pynymph.errors import ArgumentError, NymphError, error
 
 if TYPE_CHECKING:
@@ -152,9 +152,13 @@ class Job:
             "cookie": cookie,
         }
         # First all checks: what fails here has nothing to let go of.
-        lengths = {name: _length(name, getattr(operation, name), owner) for name in self._names}
+        memory = {name: getattr(operation, name) for name in self._names}
+        for name, given in memory.items():
+            if not isinstance(given, RingBuffer):
+                memory[name] = with_bytes(given)
+        lengths = {name: _length(name, given, owner) for name, given in memory.items()}
         if self._written:
-            _check_writable(self._written, getattr(operation, self._written))
+            _check_writable(self._written, memory[self._written])
         if len(set(lengths.values())) > 1:
             raise ArgumentError(
                 errno.EINVAL, ", ".join(f"{name} has {length} bytes" for name, length in lengths.items())
@@ -171,7 +175,7 @@ class Job:
         try:
             for side, name in (("src", operation._src), ("dst", operation._dst)):
                 if name:
-                    self._take(side, getattr(operation, name), name == self._written)
+                    self._take(side, memory[name], name == self._written)
         except BaseException:
             self.let_go()
             raise

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pynymph import abi
 from pynymph.abi import address, ffi, lib
-from pynymph.buffer import Memory, RingBuffer, check_length
+from pynymph.buffer import Memory, RingBuffer, check_length, with_bytes
 from pynymph.errors import ArgumentError, ClosedError, FullError, NymphError, error
 from pynymph.model import Model
 from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Job, Operation, memlock
@@ -148,8 +148,8 @@ class Ring:
     ) -> Completion:
         """Copy all of `src` to `dst`, and return when it is done.
 
-        Each is a RingBuffer of this ring, or anything with the buffer protocol that is C-contiguous. Both are
-        of the same length, 1 byte to 1 GiB, and do not overlap; `dst` is writable.
+        Each is a RingBuffer of this ring, or anything with the buffer protocol, or else DLPack, that is
+        C-contiguous. Both are of the same length, 1 byte to 1 GiB, and do not overlap; `dst` is writable.
 
         `verify`: hash what is sent, read the destination back and hash it; VerifyError if the two differ.
         `digest`: only hash the destination. `zero_copy`: pin the memory (RLIMIT_MEMLOCK) instead of going
@@ -322,6 +322,7 @@ class Ring:
 
         `buffer`: as a src or dst of copy(). `read_only`: it need not be writable, and will only be a source.
         """
+        buffer = with_bytes(buffer)
         with memoryview(buffer) as view:
             if not view.c_contiguous:
                 raise ArgumentError(errno.EINVAL, "the buffer is not C-contiguous; give one without gaps")

@@ -151,6 +151,15 @@ def _buffers(context: Context) -> None:
     context.free(two)
 
 
+def _flight(context: Context) -> None:
+    """Entries that a channel is given all at once."""
+    one, two = context.alloc(PAGE).handle, context.alloc(PAGE).handle
+    many = [in_buffers(copy(i, 64 * i, 32, VERIFY_HASH | RECORD), one, two) for i in range(8)]
+    _entries(many)(context)
+    context.free(one)
+    context.free(two)
+
+
 MAPPED: list[Memory] = []
 EVENTFD = os.eventfd(0, os.EFD_NONBLOCK)
 REGISTERED = small_pages(4 * PAGE)
@@ -180,6 +189,7 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "ENTER compare": (True, _one(compare(SOURCE.address, TWIN.address, LENGTH))),
     "ENTER compare zero-copy": (True, _one(compare(SOURCE.address, TWIN.address, LENGTH, ZERO_COPY))),
     "ENTER buffers": (True, _buffers),
+    "ENTER flight": (True, _flight),
     "ENTER and read": (True, _read),
     "CANCEL": (True, _cancel),
     "BUFFER alloc": (True, lambda c: c.alloc(LENGTH)),

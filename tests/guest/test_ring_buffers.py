@@ -5,9 +5,11 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import pynymph
 from pynymph import Copy, digest
@@ -75,6 +77,39 @@ def test_numpy_and_dlpack_see_the_bytes_themselves(ring: pynymph.Ring) -> None:
     # Views stay what they are.
     assert array[5] == 77
     assert np.asarray(array).sum() > 0
+
+
+class Tensor:
+    """Has DLPack, and no buffer protocol."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+    def __dlpack__(self, **wanted: Any) -> Any:
+        return self.array.__dlpack__(**wanted)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+class Elsewhere(Tensor):
+    """As memory of a GPU is."""
+
+    def __dlpack__(self, **wanted: Any) -> Any:
+        raise BufferError("it is on another device")
+
+
+def test_tensors_are_taken(ring: pynymph.Ring) -> None:
+    src, dst = np.arange(1000), np.zeros(1000, np.int64)
+    ring.copy(src=Tensor(src), dst=Tensor(dst), verify=True)  # type: ignore[arg-type]
+    assert (src == dst).all()
+    with ring.register(Tensor(dst)) as buffer:  # type: ignore[arg-type]
+        ring.fill(dst=buffer, pattern=b"\1")
+    assert (dst == 0x0101010101010101).all()
+    with pytest.raises(pynymph.ArgumentError, match="does not give its memory to the CPU: it is on another"):
+        ring.copy(src=Elsewhere(src), dst=dst)  # type: ignore[arg-type]
+    with pytest.raises(pynymph.ArgumentError, match="C-contiguous"):
+        ring.copy(src=Tensor(src[::2]), dst=bytearray(4000))  # type: ignore[arg-type]
 
 
 def test_registered_memory(ring: pynymph.Ring) -> None:
