@@ -20,15 +20,16 @@ static u32 nymph_last_engine_id = 1;
 
 /**
  * nymph_bounce_create() - make a bounce buffer
+ * @engine: what will read it
  *
  * Return: the buffer, with one reference; or NULL.
  */
-struct nymph_bounce *nymph_bounce_create(void)
+struct nymph_bounce *nymph_bounce_create(const struct nymph_engine *engine)
 {
 	struct nymph_bounce *bounce;
 
-	bounce = kvmalloc(struct_size(bounce, data, NYMPH_PIECE),
-			  GFP_KERNEL_ACCOUNT);
+	bounce = kvmalloc_node(struct_size(bounce, data, NYMPH_PIECE),
+			       GFP_KERNEL_ACCOUNT, engine->node);
 	if (bounce)
 		refcount_set(&bounce->refs, 1);
 	return bounce;

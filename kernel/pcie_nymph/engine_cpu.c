@@ -85,6 +85,7 @@ static void nymph_cpu_move(struct nymph_engine *engine,
 struct nymph_engine nymph_engine_cpu = {
 	.name = "cpu",
 	.id = 1,
+	.node = NUMA_NO_NODE,
 	.max_moves = 1,
 	.move = nymph_cpu_move,
 };

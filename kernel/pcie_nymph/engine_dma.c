@@ -1039,6 +1039,7 @@ static bool nymph_dma_see(struct dma_chan *chan, void *param)
 		engine->move = nymph_dma_move;
 		nymph_engine_add(engine);
 	}
+	engine->node = dev_to_node(chan->device->dev);
 	to_nymph_dma(engine)->seen = true;
 	return false;
 }

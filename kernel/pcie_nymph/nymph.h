@@ -118,7 +118,7 @@ struct nymph_bounce {
 	u8 data[];
 };
 
-struct nymph_bounce *nymph_bounce_create(void);
+struct nymph_bounce *nymph_bounce_create(const struct nymph_engine *engine);
 void nymph_bounce_put(struct nymph_bounce *bounce);
 
 /**
@@ -164,6 +164,7 @@ static inline void *nymph_move_bounce(const struct nymph_move *move)
  * @list: in the list of all
  * @name: what SETUP2 takes
  * @id: what records say
+ * @node: of the machine's memory that is next to it, or NUMA_NO_NODE
  * @max_moves: how many moves it is better given at a time than one by one
  * @rings: rings that have it; under the engines' lock
  * @start: a ring is to have it; returns 0 or a negative errno
@@ -180,6 +181,7 @@ struct nymph_engine {
 	struct list_head list;
 	char name[NYMPH_ENGINE_NAME_SIZE];
 	u32 id;
+	int node;
 	unsigned int max_moves;
 	unsigned int rings;
 	int (*start)(struct nymph_engine *engine);

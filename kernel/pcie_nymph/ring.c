@@ -8,6 +8,7 @@
  * an executor that is interrupted between two pieces lets another go on.
  */
 #include <linux/atomic.h>
+#include <linux/cpumask.h>
 #include <linux/err.h>
 #include <linux/freezer.h>
 #include <linux/kthread.h>
@@ -15,6 +16,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/topology.h>
 #include <linux/uaccess.h>
 
 #include "compat.h"
@@ -82,7 +84,7 @@ static void nymph_ring_free(struct nymph_ring *ring)
 	kvfree(ring->records);
 	kvfree(ring->slots);
 	nymph_bounce_put(ring->bounce);
-	kfree(ring->moves);
+	kvfree(ring->moves);
 	put_pid(ring->owner);
 	mmdrop(ring->mm);
 	nymph_context_put(ring->ctx);
@@ -93,6 +95,33 @@ static void nymph_ring_free(struct nymph_ring *ring)
 		nymph_engine_put(ring->engine);
 	kfree(ring);
 	nymph_count(NYMPH_COUNT_RINGS, -1);
+}
+
+/* Memory next to the engine, which counts as current's. */
+static void *nymph_ring_array(const struct nymph_ring *ring, size_t n,
+			      size_t size)
+{
+	return kvmalloc_node(array_size(n, size),
+			     GFP_KERNEL_ACCOUNT | __GFP_ZERO,
+			     ring->engine->node);
+}
+
+/* Makes the worker, and has it run next to the engine if there are CPUs. */
+static int nymph_ring_start_worker(struct nymph_ring *ring)
+{
+	int node = ring->engine->node;
+	struct task_struct *worker;
+
+	worker = kthread_create_on_node(nymph_ring_work, ring, node, "nymph/%u",
+					ring->id);
+	if (IS_ERR(worker))
+		return PTR_ERR(worker);
+	if (node != NUMA_NO_NODE &&
+	    cpumask_intersects(cpumask_of_node(node), cpu_online_mask))
+		set_cpus_allowed_ptr(worker, cpumask_of_node(node));
+	ring->worker = worker;
+	wake_up_process(worker);
+	return 0;
 }
 
 /**
@@ -112,7 +141,7 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 	struct nymph_engine *engine;
 	struct nymph_user *user;
 	struct nymph_ring *ring;
-	int ret = -ENOMEM;
+	int ret;
 
 	user = nymph_user_add_ring(old);
 	if (IS_ERR(user))
@@ -140,35 +169,31 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 	ring->unread.size = setup->records;
 	ring->label = setup->ring_addr;
 
-	ring->estate = nymph_estate_create();
-	ring->slots = kvcalloc(setup->entries, sizeof(*ring->slots),
-			       GFP_KERNEL_ACCOUNT);
-	ring->records = kvcalloc(setup->records, sizeof(*ring->records),
-				 GFP_KERNEL_ACCOUNT);
-	ring->bounce = nymph_bounce_create();
-	if (!ring->estate || !ring->slots || !ring->records || !ring->bounce)
-		goto err;
-
 	engine = nymph_engine_get(setup->engine, &ring->auto_engine);
 	if (IS_ERR(engine)) {
 		ret = PTR_ERR(engine);
 		goto err;
 	}
 	ring->engine = engine;
-	ring->moves = kcalloc(engine->max_moves, sizeof(*ring->moves),
-			      GFP_KERNEL_ACCOUNT);
+	ring->estate = nymph_estate_create();
+	ring->slots = nymph_ring_array(ring, setup->entries,
+				       sizeof(*ring->slots));
+	ring->records = nymph_ring_array(ring, setup->records,
+					 sizeof(*ring->records));
+	ring->moves = nymph_ring_array(ring, engine->max_moves,
+				       sizeof(*ring->moves));
+	ring->bounce = nymph_bounce_create(engine);
 	ret = -ENOMEM;
-	if (!ring->moves)
+	if (!ring->estate || !ring->slots || !ring->records || !ring->moves ||
+	    !ring->bounce)
 		goto err;
 
 	ret = nymph_ring_publish(ring);
 	if (ret)
 		goto err;
-	ring->worker = kthread_run(nymph_ring_work, ring, "nymph/%u", ring->id);
-	if (IS_ERR(ring->worker)) {
-		ret = PTR_ERR(ring->worker);
+	ret = nymph_ring_start_worker(ring);
+	if (ret)
 		goto err;
-	}
 	return ring;
 
 err:

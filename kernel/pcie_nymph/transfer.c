@@ -536,7 +536,7 @@ int nymph_transfer_renew_bounce(struct nymph_ring *ring)
 
 	if (refcount_read(&ring->bounce->refs) == 1)
 		return 0;
-	bounce = nymph_bounce_create();
+	bounce = nymph_bounce_create(ring->engine);
 	if (!bounce)
 		return -ENOMEM;
 	nymph_bounce_put(ring->bounce);
