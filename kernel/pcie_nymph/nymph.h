@@ -33,6 +33,7 @@
 
 struct attribute_group;
 struct device;
+struct dma_buf;
 struct eventfd_ctx;
 struct mm_struct;
 struct nymph_ring;
@@ -65,6 +66,8 @@ enum nymph_counter {
 	NYMPH_COUNT_PINNED_PAGES,
 	NYMPH_COUNT_ALLOCATED_PAGES,
 	NYMPH_COUNT_CARD_BYTES,
+	NYMPH_COUNT_IMPORTED_BYTES,
+	NYMPH_COUNT_EXPORTS,
 	NYMPH_COUNT_ENGINE_FAILURES,
 	NYMPH_COUNT_FALLBACKS,
 	NYMPH_COUNT_QUARANTINED,
@@ -184,6 +187,8 @@ void nymph_engines_each_locked(void (*visit)(struct nymph_engine *engine,
 					     void *param), void *param);
 void nymph_engines_exit(void);
 
+extern unsigned int nymph_dma_timeout_ms;
+
 int nymph_dma_scan(void);
 bool nymph_dma_is_there(struct nymph_engine *engine);
 void nymph_dma_forget(struct nymph_engine *engine);
@@ -207,11 +212,40 @@ bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
 		     struct nymph_blake3 *hash);
 bool nymph_card_clear(const struct nymph_card *card);
 
+/* dmabuf.c: dma-bufs, ours and others' */
+
+struct nymph_dmabuf;
+struct nymph_dmabuf_map;
+struct nymph_pin;
+struct nymph_region;
+
+struct nymph_dmabuf *nymph_dmabuf_import(int fd, bool write, u64 *length);
+void nymph_dmabuf_free(struct nymph_dmabuf *d);
+bool nymph_dmabuf_wait(struct nymph_dmabuf *d, bool write,
+		       unsigned long timeout);
+bool nymph_dmabuf_load(struct nymph_dmabuf *d, u64 offset, void *to,
+		       size_t len);
+bool nymph_dmabuf_store(struct nymph_dmabuf *d, u64 offset, const void *from,
+			size_t len);
+bool nymph_dmabuf_hash(struct nymph_dmabuf *d, u64 offset, size_t len,
+		       struct nymph_blake3 *hash);
+bool nymph_dmabuf_copy(const struct nymph_pin *dst, u64 dst_off,
+		       const struct nymph_pin *src, u64 src_off, size_t len);
+struct nymph_dmabuf_map *nymph_dmabuf_map_get(struct nymph_dmabuf *d,
+					      struct device *dev,
+					      struct device *owner);
+void nymph_dmabuf_map_put(struct nymph_dmabuf_map *map);
+dma_addr_t nymph_dmabuf_map_at(const struct nymph_dmabuf_map *map, u64 offset,
+			       size_t *len);
+void nymph_dmabufs_withdraw(struct device *dev);
+struct dma_buf *nymph_dmabuf_export(struct nymph_region *region);
+
 /* pin.c: memory that stays where it is */
 
 /**
  * struct nymph_pin - memory that stays where it is
  * @card: it is this memory of a device; there are no pages then
+ * @dmabuf: it is this dma-buf; there are no pages then
  * @pages: the pages
  * @nr_pages: how many
  * @offset: where the memory starts in the first of them
@@ -221,6 +255,7 @@ bool nymph_card_clear(const struct nymph_card *card);
  */
 struct nymph_pin {
 	struct nymph_card *card;
+	struct nymph_dmabuf *dmabuf;
 	struct page **pages;
 	unsigned long nr_pages;
 	unsigned int offset;
@@ -235,6 +270,7 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 		   u64 len, bool write);
 int nymph_pin_alloc(struct nymph_pin *pin, struct user_struct *user, u64 len);
 int nymph_pin_card(struct nymph_pin *pin, struct nymph_engine *engine, u64 len);
+int nymph_pin_dmabuf(struct nymph_pin *pin, int fd, bool write, u64 *len);
 void nymph_unpin(struct nymph_pin *pin, struct user_struct *user);
 bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		    size_t len);
@@ -264,7 +300,7 @@ struct nymph_region {
 };
 
 struct nymph_region *nymph_region_create(struct nymph_ring *ring,
-					 const struct nymph_buffer *arg);
+					 struct nymph_buffer *arg);
 struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
 				      u64 length, bool write);
 void nymph_region_put(struct nymph_region *region);
@@ -338,6 +374,7 @@ struct nymph_slot {
  * @active: it was started
  * @done: bytes that reached the destination, or were hashed or found equal
  * @checked: bytes of the destination read back by VERIFY_HASH
+ * @blocked_ns: since when it waits for others' fences, or 0
  * @engine: id of the engine that moved the last of them
  * @record_flags: NYMPH_RECORD_*, which of the digests are whole
  *
@@ -349,6 +386,7 @@ struct nymph_transfer {
 	u64 started_ns;
 	u64 done;
 	u64 checked;
+	u64 blocked_ns;
 	u32 engine;
 	u32 record_flags;
 	struct nymph_blake3 src_hash;
