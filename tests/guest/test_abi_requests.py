@@ -379,7 +379,7 @@ def test_rings_are_given_back(context: Context, max_rings: Path) -> None:
 def test_query_values(context: Context) -> None:
     query, engines = context.query(16)
     assert query.version == 1
-    assert query.features == 0b11111
+    assert query.features == 0b111111
     assert query.requests == sum(1 << n for n in range(1, 15))
     assert query.opcodes == 0b11111
     assert query.entry_flags == 0b1111111
