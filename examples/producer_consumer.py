@@ -52,7 +52,7 @@ def consume(peer: socket.socket, size: int, blocks: int, device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1_000_000, help="bytes of a block")
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--device", default=pynymph.ring.DEVICE, help='the driver\'s, or "model:"')

@@ -62,9 +62,9 @@ def address(cdata: Any) -> int:
 
 
 def map_shared(fd: int, length: int, offset: int = 0, *, writable: bool = True) -> Buffer:
-    """Map `length` bytes of a file, from whole pages of it on, for as long as something has the result or a view.
+    """Map `length` bytes of a file from `offset` on. Unlike mmap.mmap(), this does not keep it open.
 
-    It does not keep the file's number open, as mmap.mmap() does.
+    They stay mapped as long as something has the result, or a view of it.
     """
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
     at = _libc.mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
@@ -112,10 +112,7 @@ class Device:
         return os.read(self._fd, size)
 
     def mmap(self, length: int, offset: int) -> Buffer:
-        """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more.
-
-        They stay mapped as long as something has the result, or a view of it.
-        """
+        """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more."""
         return map_shared(self._fd, length, offset)
 
     def close(self) -> None:

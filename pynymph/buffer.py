@@ -67,7 +67,8 @@ class Memory:
 
 
 class RingBuffer:
-    """Memory of one ring, named by a handle: of Ring.allocate(), register(), import_dmabuf() or allocate_on_card().
+    """Memory of one ring, named by a handle: of its allocate(), register(), import_dmabuf() or
+    allocate_on_card().
 
     It is a src or dst of every operation of that ring, and so is any part of it: `buffer[100:200]` is a
     RingBuffer too, of the same memory. NumPy, DLPack and, from Python 3.12 on, memoryview() and whatever
@@ -131,7 +132,7 @@ class RingBuffer:
         """Its bytes, as they are now and will be: not a copy. A NymphError if only operations reach them."""
         self.check()
         if self._memory.source is None:
-            message = "memory on a card, or of others who do not map it, has no view: copy() brings its bytes here"
+            message = "memory that only operations reach has no view: copy() brings its bytes here"
             raise ArgumentError(errno.EOPNOTSUPP, message)
         with memoryview(self._memory.source) as whole, whole.cast("B") as octets:
             part = octets[self.offset : self.offset + self.nbytes]
@@ -140,9 +141,9 @@ class RingBuffer:
     def export(self) -> int:
         """Memory of Ring.allocate() as a dma-buf: a new file descriptor, which is the caller's to close.
 
-        Any process that gets it, by socket.send_fds() say, and any driver that imports dma-bufs, has the same
-        bytes: all whole pages of the memory, also if this is a part of it, which then starts at `offset`. They
-        live, and count as locked memory of who allocated them, until the last of its holders has let go.
+        Any process that gets it, by socket.send_fds() say, and any driver that imports it, has the same
+        bytes: whole pages, and all of the memory, also if this is a part, which then starts at `offset`. They
+        live, and count as locked memory of who allocated them, until the last holder has let go.
         """
         self.check()
         return self._export(self._memory)

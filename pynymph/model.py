@@ -7,7 +7,9 @@ choose. It always says that it is a model: its one engine has that name.
 
 Where it knows less than a kernel: locked memory is charged by pages, not folios, and to the Model, not the
 user; nothing is pinned, so memory that is unmapped while queued is -EFAULT also with ZERO_COPY or registered;
-how many rings there are in all is nobody's concern. And Ctrl-C can cut a request in two.
+how many rings there are in all is nobody's concern. What it exports is no dma-buf but a memfd, which Models
+import, in other processes too; its charge ends with its handle, or an import by the same Model. And Ctrl-C
+can cut a request in two.
 """
 
 from __future__ import annotations
@@ -414,9 +416,7 @@ _RUN = {
 class Model:
     """An open file of the driver that is not there. Threads may share one.
 
-    Its methods are those of pynymph.abi.Device, and refuse with the same OSErrors. What it exports is a memfd and
-    no dma-buf, which other models take, in other processes too; it is charged for as long as its handle, or an
-    import by the same model, lives. Dma-bufs of the kernel's can be imported if they can be mapped.
+    Its methods are those of pynymph.abi.Device, and refuse with the same OSErrors.
     """
 
     def __init__(self) -> None:
@@ -785,12 +785,13 @@ class Model:
         self._check_size(argument, ffi.offsetof("struct nymph_buffer", "fd"))
         op, flags = argument.op, argument.flags
         has_fd = op in (lib.NYMPH_BUFFER_IMPORT, lib.NYMPH_BUFFER_EXPORT)
-        # Behind a shorter one there is nothing to read.
-        if has_fd and argument.size < ffi.sizeof("struct nymph_buffer"):
+        # A shorter struct has none, and nothing is read behind it.
+        if argument.size < ffi.sizeof("struct nymph_buffer"):
+            wrong = has_fd
+        else:
+            wrong = argument.reserved or (argument.fd and not has_fd)
+        if wrong:
             _fail(errno.EINVAL)
-        if argument.size >= ffi.sizeof("struct nymph_buffer"):
-            if argument.reserved or (argument.fd and not has_fd):
-                _fail(errno.EINVAL)
         if op in (lib.NYMPH_BUFFER_ALLOC, lib.NYMPH_BUFFER_REGISTER, lib.NYMPH_BUFFER_CARD):
             known = lib.NYMPH_BUFFER_READ_ONLY if op == lib.NYMPH_BUFFER_REGISTER else 0
             if (

@@ -331,19 +331,19 @@ class Ring:
     def import_dmabuf(self, fd: int, *, readonly: bool = False) -> RingBuffer:
         """Memory that somebody else has exported as a dma-buf: all of it.
 
-        `fd`: a file descriptor of it, of RingBuffer.export() say, or from another driver. It stays the caller's,
+        `fd`: a file descriptor of it, from RingBuffer.export() say, or another driver. It stays the caller's,
         who can close it at once. `readonly`: it need not be open for writing, and will only be a source.
 
-        Operations wait for the fences that other drivers have put there. Where it can be mapped it has a `view`;
-        on machines whose caches are not coherent with devices, looks at that go between two DMA_BUF_IOCTL_SYNC
-        of the file. Nothing counts as locked memory: it is paid for by who exported it.
+        Operations wait for the fences that other drivers have put there. If it can be mapped it has a `view`;
+        where caches are not coherent with devices, looks at that go between two DMA_BUF_IOCTL_SYNC of the
+        file. Nothing counts as locked memory: it is paid for by who exported it.
         """
         flags = lib.NYMPH_BUFFER_READ_ONLY if readonly else 0
         arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_IMPORT, flags=flags, fd=fd)
         hints = {
             errno.EBADF: f"there is no open file {fd}; give the descriptor of a dma-buf",
-            errno.EINVAL: f"file {fd} is no dma-buf of 1 to {lib.NYMPH_MAX_LENGTH} bytes, or there is no ring",
-            errno.EACCES: f"file {fd} is not open for reading and writing; if for reading, give readonly=True",
+            errno.EINVAL: f"file {fd} is no dma-buf, or of more than {lib.NYMPH_MAX_LENGTH} bytes",
+            errno.EACCES: f"file {fd} is not open to read and write; to read only, give readonly=True",
         }
         with self._lock():
             self._make_buffer(arg, hints)
@@ -373,7 +373,7 @@ class Ring:
         hints = {
             errno.EINVAL: "only memory of allocate() can be exported",
             errno.ENOENT: "the buffer was freed meanwhile; make another one",
-            errno.EMFILE: "the process can have no more open files; close some, or raise the limit (ulimit -n)",
+            errno.EMFILE: "the process can have no more open files; close some, or raise ulimit -n",
             errno.ENFILE: "the machine can have no more open files",
         }
         with self._lock():

@@ -319,7 +319,8 @@ def test_many_times(context: Context, owner: Context) -> None:
         expected = blake3.blake3(memory.read()).digest()
         for _ in range(20):
             handle = context.import_(fd).handle
-            assert context.run(in_buffers(abi.copy(0, PIECE // 2, 4096, abi.ZERO_COPY), handle, handle)).status == 0
+            entry = in_buffers(abi.copy(0, PIECE // 2, 4096, abi.ZERO_COPY), handle, handle)
+            assert context.run(entry).status == 0
             memory.randomize()
             assert bytes(context.run(in_buffers(abi.hash_only(0, PIECE), handle)).src_digest) == expected
             context.free(handle)
@@ -418,7 +419,7 @@ def test_it_has_no_mapping_by_the_device(context: Context, owner: Context) -> No
 
 
 def test_the_struct_before_it_had_a_file(context: Context) -> None:
-    """Its 40 bytes are enough for what there was then, nothing is written behind them, and fd is not made up."""
+    """Its 40 bytes are enough for what there was then; nothing is read or written behind them."""
     room = Memory(PAGE)
 
     def old(op: int, number: int = abi.OLD_BUFFER, size: int = 40, **fields: int) -> BufferArg:
@@ -544,12 +545,13 @@ def test_handles_go_on_with_the_next_ring(context: Context, owner: Context) -> N
         for engine in [*ENGINES, *ENGINES]:
             context.setup(4, engine=engine.encode())
             memory.randomize()
-            assert context.run(in_buffers(abi.copy(0, PIECE // 2, 999, abi.ZERO_COPY), handle, handle)).status == 0
+            entry = in_buffers(abi.copy(0, PIECE // 2, 999, abi.ZERO_COPY), handle, handle)
+            assert context.run(entry).status == 0
             assert memory.read(PIECE // 2, 999) == memory.read(0, 999)
 
 
 def test_charge() -> None:
-    """The memory is paid for by who allocated it, until the last holder has closed it; who imports pays nothing."""
+    """Who allocated the memory pays, until its last holder has let go; who imports it does not."""
 
     def inside() -> None:
         with Context() as consumer:

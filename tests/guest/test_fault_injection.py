@@ -70,7 +70,8 @@ def injection() -> Iterator[None]:
 
 
 def _counters() -> dict[str, int]:
-    names = ("contexts", "rings", "pinned_pages", "allocated_pages", "card_bytes", "imported_bytes", "exports")
+    names = ("contexts", "rings", "pinned_pages", "allocated_pages", "card_bytes", "imported_bytes",
+             "exports")
     return {name: int((SYSFS / "counters" / name).read_text()) for name in names}
 
 

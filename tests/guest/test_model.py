@@ -378,12 +378,16 @@ class Both(RuleBasedStateMachine):
             for side in self.sides:
                 side.maps.pop(handle, None)
 
-    @rule(handle=st.integers(0, 6), flags=st.sampled_from([0] * 5 + [1, 2]), first=st.sampled_from([0] * 9 + [1]))
-    def pass_on(self, handle: int, flags: int, first: int) -> None:
-        """Export a buffer and import that in its place. (With both, there would be overlaps that nobody sees.)"""
+    @rule(
+        handle=st.integers(0, 6),
+        flags=st.sampled_from([0] * 5 + [1, 2]),
+        wrong=st.sampled_from([0] * 9 + [1]),
+    )
+    def pass_on(self, handle: int, flags: int, wrong: int) -> None:
+        """Export a buffer and import that in its place. (Beside it, nobody would see that two overlap.)"""
 
         def act(side: Side) -> Any:
-            arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_EXPORT, handle=handle, flags=first)
+            arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_EXPORT, handle=handle, flags=wrong)
             done = side.request(abi.NYMPH_IOC_BUFFER, arg)
             if done != (0, 0):
                 return done
