@@ -504,13 +504,11 @@ bool nymph_dmabuf_copy(const struct nymph_pin *dst, u64 dst_off,
 /**
  * struct nymph_export - memory of the driver's as a dma-buf
  * @region: the memory, held
- * @vaddr: where the kernel has it, or NULL; set by vmap
  * @lock: serializes what follows
  * @attachments: struct nymph_export_attachment, one for each device
  */
 struct nymph_export {
 	struct nymph_region *region;
-	void *vaddr;
 	struct mutex lock;	/* attachments */
 	struct list_head attachments;
 };
@@ -619,8 +617,7 @@ static int nymph_export_begin_cpu_access(struct dma_buf *buf,
 	struct nymph_export_attachment *a;
 
 	mutex_lock(&export->lock);
-	if (export->vaddr)
-		invalidate_kernel_vmap_range(export->vaddr, buf->size);
+	invalidate_kernel_vmap_range(export->region->pin.vaddr, buf->size);
 	list_for_each_entry(a, &export->attachments, list)
 		if (a->mapped && a->direction != DMA_TO_DEVICE)
 			dma_sync_sgtable_for_cpu(a->dev, &a->table,
@@ -636,8 +633,7 @@ static int nymph_export_end_cpu_access(struct dma_buf *buf,
 	struct nymph_export_attachment *a;
 
 	mutex_lock(&export->lock);
-	if (export->vaddr)
-		flush_kernel_vmap_range(export->vaddr, buf->size);
+	flush_kernel_vmap_range(export->region->pin.vaddr, buf->size);
 	list_for_each_entry(a, &export->attachments, list)
 		if (a->mapped)
 			dma_sync_sgtable_for_device(a->dev, &a->table,
@@ -660,30 +656,13 @@ static int nymph_export_mmap(struct dma_buf *buf, struct vm_area_struct *vma)
 			       &left);
 }
 
+/* Cannot fail: the kernel warns of exporters whose vmap does. */
 static int nymph_export_vmap(struct dma_buf *buf, struct iosys_map *map)
 {
 	struct nymph_export *export = buf->priv;
-	struct nymph_pin *pin = &export->region->pin;
-	void *vaddr;
 
-	vaddr = vmap(pin->pages, pin->nr_pages, VM_MAP, PAGE_KERNEL);
-	if (!vaddr)
-		return -ENOMEM;
-	mutex_lock(&export->lock);
-	export->vaddr = vaddr;
-	mutex_unlock(&export->lock);
-	iosys_map_set_vaddr(map, vaddr);
+	iosys_map_set_vaddr(map, export->region->pin.vaddr);
 	return 0;
-}
-
-static void nymph_export_vunmap(struct dma_buf *buf, struct iosys_map *map)
-{
-	struct nymph_export *export = buf->priv;
-
-	mutex_lock(&export->lock);
-	export->vaddr = NULL;
-	mutex_unlock(&export->lock);
-	vunmap(map->vaddr);
 }
 
 static void nymph_export_free(struct nymph_export *export)
@@ -708,9 +687,23 @@ static const struct dma_buf_ops nymph_export_ops = {
 	.end_cpu_access = nymph_export_end_cpu_access,
 	.mmap = nymph_export_mmap,
 	.vmap = nymph_export_vmap,
-	.vunmap = nymph_export_vunmap,
 	.release = nymph_export_release,
 };
+
+/* Once for all dma-bufs of the region, for as long as it lives. */
+static bool nymph_export_vmap_region(struct nymph_pin *pin)
+{
+	void *vaddr;
+
+	if (READ_ONCE(pin->vaddr))
+		return true;
+	vaddr = vmap(pin->pages, pin->nr_pages, VM_MAP, PAGE_KERNEL);
+	if (!vaddr)
+		return false;
+	if (cmpxchg(&pin->vaddr, NULL, vaddr))
+		vunmap(vaddr);
+	return true;
+}
 
 /**
  * nymph_dmabuf_export() - make a dma-buf of memory of the driver's
@@ -727,6 +720,8 @@ struct dma_buf *nymph_dmabuf_export(struct nymph_region *region)
 
 	if (!region->pin.ours)
 		return ERR_PTR(-EINVAL);
+	if (!nymph_export_vmap_region(&region->pin))
+		return ERR_PTR(-ENOMEM);
 	export = kzalloc(sizeof(*export), GFP_KERNEL_ACCOUNT);
 	if (!export)
 		return ERR_PTR(-ENOMEM);

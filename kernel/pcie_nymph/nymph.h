@@ -249,6 +249,7 @@ struct dma_buf *nymph_dmabuf_export(struct nymph_region *region);
  * @pages: the pages
  * @nr_pages: how many
  * @offset: where the memory starts in the first of them
+ * @vaddr: where the kernel has all of them, since they were exported; or NULL
  * @charged: pages charged to the user's locked memory, whole folios
  * @write: an engine writes to them
  * @ours: they are the driver's, not a user's
@@ -259,6 +260,7 @@ struct nymph_pin {
 	struct page **pages;
 	unsigned long nr_pages;
 	unsigned int offset;
+	void *vaddr;
 	unsigned long charged;
 	bool write;
 	bool ours;

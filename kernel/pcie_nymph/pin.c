@@ -16,6 +16,7 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
 
 #include "compat.h"
 #include "nymph.h"
@@ -334,6 +335,7 @@ void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
 	} else if (pin->dmabuf) {
 		nymph_dmabuf_free(pin->dmabuf);
 	} else if (pin->ours) {
+		vunmap(pin->vaddr);
 		for (i = 0; i < pin->nr_pages; i++)
 			__free_page(pin->pages[i]);
 		nymph_count(NYMPH_COUNT_ALLOCATED_PAGES, -(long)pin->nr_pages);

@@ -119,7 +119,8 @@ def udmabuf(length: int) -> tuple[int, Memory]:
     os.truncate(memfd, length)
     fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     with open(UDMABUF, "rb", buffering=0) as device:
-        fd = fcntl.ioctl(device, UDMABUF_CREATE, struct.pack("=IIQQ", memfd, 1, 0, length))
+        argument = bytearray(struct.pack("=IIQQ", memfd, 1, 0, length))
+        fd = fcntl.ioctl(device, UDMABUF_CREATE, argument)
     memory = Memory(length, READ_WRITE, mmap.MAP_SHARED, memfd)
     os.close(memfd)
     return fd, memory
