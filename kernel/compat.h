@@ -30,6 +30,22 @@ static inline void nymph_eventfd_raise(struct eventfd_ctx *eventfd)
 #endif
 }
 
+#ifdef NYMPH_IMPORT_NS_STRINGIFIES
+#define NYMPH_IMPORT_NS(ns)	MODULE_IMPORT_NS(ns)
+#else
+#define NYMPH_IMPORT_NS(ns)	MODULE_IMPORT_NS(#ns)
+#endif
+
+/* Before they had these names, the functions locked what they need. */
+#ifndef NYMPH_HAS_DMA_BUF_MAP_UNLOCKED
+#define dma_buf_map_attachment_unlocked		dma_buf_map_attachment
+#define dma_buf_unmap_attachment_unlocked	dma_buf_unmap_attachment
+#endif
+#ifndef NYMPH_HAS_DMA_BUF_VMAP_UNLOCKED
+#define dma_buf_vmap_unlocked			dma_buf_vmap
+#define dma_buf_vunmap_unlocked			dma_buf_vunmap
+#endif
+
 /*
  * pin_user_pages_fast() of current's memory, for @nr_pages pages or less.
  */

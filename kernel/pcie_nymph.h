@@ -173,6 +173,7 @@ struct nymph_engine_info {
 #define NYMPH_FEATURE_ALLOC	0x4ULL	/* NYMPH_BUFFER_ALLOC, and mmap() of them */
 #define NYMPH_FEATURE_REGISTER	0x8ULL	/* NYMPH_BUFFER_REGISTER */
 #define NYMPH_FEATURE_CARD	0x10ULL	/* NYMPH_BUFFER_CARD */
+#define NYMPH_FEATURE_DMABUF	0x20ULL	/* NYMPH_BUFFER_IMPORT, NYMPH_BUFFER_EXPORT */
 
 /**
  * struct nymph_query - what this driver can do
@@ -318,22 +319,27 @@ struct nymph_cancel {
 /* nymph_buffer.op */
 #define NYMPH_BUFFER_ALLOC	1	/* zeroed memory of the driver's, to mmap() */
 #define NYMPH_BUFFER_REGISTER	2	/* memory of the caller's, pinned */
-#define NYMPH_BUFFER_IMPORT	3	/* a dma-buf: -EOPNOTSUPP so far */
+#define NYMPH_BUFFER_IMPORT	3	/* a dma-buf, of whoever exports one */
 #define NYMPH_BUFFER_FREE	4	/* give up a handle */
 #define NYMPH_BUFFER_CARD	5	/* zeroed memory of the ring's engine's device */
+#define NYMPH_BUFFER_EXPORT	6	/* memory of an ALLOC as a dma-buf */
 
 /* nymph_buffer.flags */
-#define NYMPH_BUFFER_READ_ONLY	0x1U	/* REGISTER: never a destination */
+#define NYMPH_BUFFER_READ_ONLY	0x1U	/* REGISTER, IMPORT: never a destination */
 
 /**
  * struct nymph_buffer - memory that entries name by a handle
- * @size: bytes of this struct
+ * @size: bytes of this struct; 40 will do but for IMPORT and EXPORT
  * @op: NYMPH_BUFFER_*
  * @flags: NYMPH_BUFFER_READ_ONLY
- * @handle: in for FREE, else out: from 1 up
+ * @handle: in for FREE and EXPORT, else out: from 1 up
  * @addr: REGISTER: user virtual address; else 0
- * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for FREE
+ * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for FREE and EXPORT; IMPORT: 0, out: all
+ *	the dma-buf has
  * @mmap_offset: ALLOC, out: where mmap() of the file finds the memory
+ * @fd: IMPORT: a file descriptor of a dma-buf; EXPORT, out: one, the caller's to
+ *	close; else 0
+ * @reserved: 0
  *
  * Memory of a CARD has no addresses in user space: bytes come and go by entries.
  * It goes when the device does; then its entries end with -EFAULT.
@@ -350,6 +356,8 @@ struct nymph_buffer {
 	__u64 addr;
 	__u64 length;
 	__u64 mmap_offset;
+	__s32 fd;
+	__u32 reserved;
 };
 
 /**

@@ -61,6 +61,27 @@ def address(cdata: Any) -> int:
     return int(ffi.cast("uintptr_t", cdata))
 
 
+def map_shared(fd: int, length: int, offset: int = 0, *, writable: bool = True) -> Buffer:
+    """Map `length` bytes of a file from `offset` on. Unlike mmap.mmap(), this does not keep it open.
+
+    They stay mapped as long as something has the result, or a view of it.
+    """
+    protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
+    at = _libc.mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
+    if at == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    owner = os.getpid()
+
+    def unmap(_: Any) -> None:
+        # A child made by fork may not have the mapping, and something else may live there.
+        if os.getpid() == owner:
+            _libc.munmap(at, length)
+
+    mapped: Buffer = ffi.buffer(ffi.gc(ffi.cast("char *", at), unmap), length)
+    return mapped
+
+
 class Device:
     """An open file of the driver, with the requests it takes. What is refused raises OSError.
 
@@ -91,24 +112,8 @@ class Device:
         return os.read(self._fd, size)
 
     def mmap(self, length: int, offset: int) -> Buffer:
-        """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more.
-
-        They stay mapped as long as something has the result, or a view of it.
-        """
-        # Not mmap.mmap(): that one would keep the device open, by a copy of the file's number.
-        at = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, self._fd, offset)
-        if at == ctypes.c_void_p(-1).value:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        owner = os.getpid()
-
-        def unmap(_: Any) -> None:
-            # A child made by fork does not have the mapping, and something else may live there.
-            if os.getpid() == owner:
-                _libc.munmap(at, length)
-
-        mapped: Buffer = ffi.buffer(ffi.gc(ffi.cast("char *", at), unmap), length)
-        return mapped
+        """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more."""
+        return map_shared(self._fd, length, offset)
 
     def close(self) -> None:
         os.close(self._fd)

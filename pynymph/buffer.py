@@ -67,7 +67,8 @@ class Memory:
 
 
 class RingBuffer:
-    """Memory of one ring, named by a handle: of Ring.allocate(), Ring.register() or Ring.allocate_on_card().
+    """Memory of one ring, named by a handle: of its allocate(), register(), import_dmabuf() or
+    allocate_on_card().
 
     It is a src or dst of every operation of that ring, and so is any part of it: `buffer[100:200]` is a
     RingBuffer too, of the same memory. NumPy, DLPack and, from Python 3.12 on, memoryview() and whatever
@@ -80,11 +81,18 @@ class RingBuffer:
     """
 
     def __init__(
-        self, memory: Memory, offset: int, nbytes: int, owner: object, free: Callable[[Memory], None]
+        self,
+        memory: Memory,
+        offset: int,
+        nbytes: int,
+        owner: object,
+        free: Callable[[Memory], None],
+        export: Callable[[Memory], int],
     ) -> None:
         self._memory = memory
         self._owner = owner
         self._free = free
+        self._export = export
         self._pid = os.getpid()
         self.offset = offset
         """Of its first byte in the memory behind the handle."""
@@ -111,7 +119,8 @@ class RingBuffer:
         if step != 1:
             raise ArgumentError(errno.EINVAL, f"a part of a RingBuffer has no gaps, and step is {step}")
         self.check()
-        return RingBuffer(self._memory, self.offset + first, max(0, end - first), self._owner, self._free)
+        nbytes = max(0, end - first)
+        return RingBuffer(self._memory, self.offset + first, nbytes, self._owner, self._free, self._export)
 
     @property
     def readonly(self) -> bool:
@@ -120,14 +129,24 @@ class RingBuffer:
 
     @property
     def view(self) -> memoryview:
-        """Its bytes, as they are now and will be: not a copy. A NymphError if they are on a card."""
+        """Its bytes, as they are now and will be: not a copy. A NymphError if only operations reach them."""
         self.check()
         if self._memory.source is None:
-            message = "memory on a card has no view: copy() brings its bytes here"
+            message = "memory that only operations reach has no view: copy() brings its bytes here"
             raise ArgumentError(errno.EOPNOTSUPP, message)
         with memoryview(self._memory.source) as whole, whole.cast("B") as octets:
             part = octets[self.offset : self.offset + self.nbytes]
             return part.toreadonly() if self.readonly else part
+
+    def export(self) -> int:
+        """Memory of Ring.allocate() as a dma-buf: a new file descriptor, which is the caller's to close.
+
+        Any process that gets it, by socket.send_fds() say, and any driver that imports it, has the same
+        bytes: whole pages, and all of the memory, also if this is a part, which then starts at `offset`. They
+        live, and count as locked memory of who allocated them, until the last holder has let go.
+        """
+        self.check()
+        return self._export(self._memory)
 
     def free(self) -> None:
         """Give up the handle. Transfers in flight go on; freeing again does nothing."""

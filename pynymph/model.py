@@ -7,13 +7,16 @@ choose. It always says that it is a model: its one engine has that name.
 
 Where it knows less than a kernel: locked memory is charged by pages, not folios, and to the Model, not the
 user; nothing is pinned, so memory that is unmapped while queued is -EFAULT also with ZERO_COPY or registered;
-how many rings there are in all is nobody's concern. And Ctrl-C can cut a request in two.
+how many rings there are in all is nobody's concern. What it exports is no dma-buf but a memfd, which Models
+import, in other processes too; its charge ends with its handle, or an import by the same Model. And Ctrl-C
+can cut a request in two.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import math
 import mmap
 import os
@@ -29,6 +32,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
+from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
@@ -44,6 +48,7 @@ _MAX_HANDLE = 4095
 _HANDLE_SHIFT = 30
 _USER_END = (1 << 47) - _PAGE
 _CAP_IPC_LOCK = 14
+_MEMFD = "pynymph model"
 _CHUNK = 256  # pages to load or store at once: what can't be, is found page by page
 
 _ALWAYS = (
@@ -213,6 +218,8 @@ class _Region:
     charge: _Charge
     memfd: int = -1
     mapping: mmap.mmap | None = None
+    origin: object = None
+    """What is of no use to it, but has to live as long."""
 
     def __del__(self) -> None:
         if self.memfd != -1:
@@ -418,6 +425,7 @@ class Model:
         self._changed = threading.Condition(self._lock)
         self._ring: _Ring | None = None
         self._locked_pages = [0]
+        self._exports: WeakValueDictionary[int, _Region] = WeakValueDictionary()
         self._process = _Process()
         # Readable while the peer has sent something, writable while the peer has room for more.
         self._poll, self._peer = socket.socketpair()
@@ -493,7 +501,9 @@ class Model:
         with self._lock:
             region = self._need_ring().estate.regions.get(offset >> _HANDLE_SHIFT)
             first = offset & ((1 << _HANDLE_SHIFT) - 1)
-            if region is None or region.mapping is None or not 0 < length <= len(region.mapping) - first:
+            if region is None or region.memfd == -1 or region.mapping is None:
+                _fail(errno.EINVAL)
+            if not 0 < length <= len(region.mapping) - first:
                 _fail(errno.EINVAL)
             mapping = _RegionView(region.memfd, length, offset=first)
             mapping.region = region
@@ -525,9 +535,9 @@ class Model:
         return self._ring
 
     @staticmethod
-    def _check_size(argument: Any) -> None:
+    def _check_size(argument: Any, least: int | None = None) -> None:
         known = ffi.sizeof(argument[0])
-        if argument.size < known:
+        if argument.size < (known if least is None else least):
             _fail(errno.EINVAL)
         if argument.size > _PAGE:
             _fail(errno.E2BIG)
@@ -772,8 +782,16 @@ class Model:
     # Buffers
 
     def _buffer(self, argument: Any) -> None:
-        self._check_size(argument)
+        self._check_size(argument, ffi.offsetof("struct nymph_buffer", "fd"))
         op, flags = argument.op, argument.flags
+        has_fd = op in (lib.NYMPH_BUFFER_IMPORT, lib.NYMPH_BUFFER_EXPORT)
+        # A shorter struct has none, and nothing is read behind it.
+        if argument.size < ffi.sizeof("struct nymph_buffer"):
+            wrong = has_fd
+        else:
+            wrong = argument.reserved or (argument.fd and not has_fd)
+        if wrong:
+            _fail(errno.EINVAL)
         if op in (lib.NYMPH_BUFFER_ALLOC, lib.NYMPH_BUFFER_REGISTER, lib.NYMPH_BUFFER_CARD):
             known = lib.NYMPH_BUFFER_READ_ONLY if op == lib.NYMPH_BUFFER_REGISTER else 0
             if (
@@ -787,13 +805,21 @@ class Model:
                 _fail(errno.EOPNOTSUPP)  # its only engine is the CPU
             make = self._allocate if op == lib.NYMPH_BUFFER_ALLOC else self._register
             self._add_region(ring, argument, make)
-        elif op == lib.NYMPH_BUFFER_FREE:
-            if flags or argument.addr or argument.length:
+        elif op in (lib.NYMPH_BUFFER_FREE, lib.NYMPH_BUFFER_IMPORT, lib.NYMPH_BUFFER_EXPORT):
+            known = lib.NYMPH_BUFFER_READ_ONLY if op == lib.NYMPH_BUFFER_IMPORT else 0
+            if flags & ~known or argument.addr or argument.length:
                 _fail(errno.EINVAL)
-            if self._need_ring().estate.regions.pop(argument.handle, None) is None:
+            ring = self._need_ring()
+            if op == lib.NYMPH_BUFFER_IMPORT:
+                self._add_region(ring, argument, self._import)
+            elif argument.handle not in ring.estate.regions:
                 _fail(errno.ENOENT)
+            elif op == lib.NYMPH_BUFFER_EXPORT:
+                argument.fd = self._export(ring.estate.regions[argument.handle])
+            else:
+                del ring.estate.regions[argument.handle]
         else:
-            _fail(errno.EOPNOTSUPP if op == lib.NYMPH_BUFFER_IMPORT else errno.EINVAL)
+            _fail(errno.EINVAL)
 
     def _add_region(self, ring: _Ring, argument: Any, make: Any) -> None:
         regions = ring.estate.regions
@@ -803,12 +829,12 @@ class Model:
             _fail(errno.EMFILE)
         regions[handle] = region
         argument.handle = handle
-        argument.mmap_offset = handle << _HANDLE_SHIFT if region.mapping is not None else 0
+        argument.mmap_offset = handle << _HANDLE_SHIFT if region.memfd != -1 else 0
 
     def _allocate(self, argument: Any) -> _Region:
         pages = -(-argument.length // _PAGE)
         charge = self._charge(pages)
-        memfd = os.memfd_create("pynymph model", os.MFD_CLOEXEC)
+        memfd = os.memfd_create(_MEMFD, os.MFD_CLOEXEC)
         os.ftruncate(memfd, pages * _PAGE)
         mapping = mmap.mmap(memfd, pages * _PAGE)
         at = abi.address(ffi.from_buffer(mapping))
@@ -820,6 +846,32 @@ class Model:
         charge = self._charge(_pages(argument.addr, argument.length))
         return _Region(argument.addr, argument.length, readonly, charge)
 
+    def _export(self, region: _Region) -> int:
+        if region.memfd == -1:
+            _fail(errno.EINVAL)
+        self._exports[os.fstat(region.memfd).st_ino] = region
+        return fcntl.fcntl(region.memfd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+    def _import(self, argument: Any) -> _Region:
+        readonly = bool(argument.flags & lib.NYMPH_BUFFER_READ_ONLY)
+        if argument.fd < 0:
+            _fail(errno.EBADF)
+        access = fcntl.fcntl(argument.fd, fcntl.F_GETFL) & os.O_ACCMODE  # the same, if there is no such file
+        name = os.readlink(f"/proc/self/fd/{argument.fd}")
+        if not name.startswith((f"/memfd:{_MEMFD} ", "/dmabuf:")):
+            _fail(errno.EINVAL)
+        if access == os.O_WRONLY or (access == os.O_RDONLY and not readonly):
+            _fail(errno.EACCES)
+        length = os.lseek(argument.fd, 0, os.SEEK_END)
+        if not 1 <= length <= lib.NYMPH_MAX_LENGTH:
+            _fail(errno.EINVAL)
+        protection = mmap.PROT_READ | (0 if readonly else mmap.PROT_WRITE)
+        mapping = mmap.mmap(argument.fd, length, prot=protection)
+        at = abi.address(ffi.from_buffer(mapping))
+        argument.length = length
+        origin = self._exports.get(os.fstat(argument.fd).st_ino)
+        return _Region(at, length, readonly, self._charge(0), mapping=mapping, origin=origin)
+
     # What there is to see
 
     def _query(self, argument: Any) -> None:
@@ -827,6 +879,7 @@ class Model:
         argument.version = lib.NYMPH_ABI_VERSION
         argument.features = lib.NYMPH_FEATURE_POLL | lib.NYMPH_FEATURE_READ
         argument.features |= lib.NYMPH_FEATURE_ALLOC | lib.NYMPH_FEATURE_REGISTER | lib.NYMPH_FEATURE_CARD
+        argument.features |= lib.NYMPH_FEATURE_DMABUF
         argument.requests = sum(1 << number for number in self._requests)
         argument.opcodes = sum(1 << opcode for opcode in _OPERATIONS)
         argument.entry_flags = _SERVED

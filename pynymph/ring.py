@@ -347,6 +347,36 @@ class Ring:
                 memory.end("it was never registered")
                 raise
 
+    def import_dmabuf(self, fd: int, *, readonly: bool = False) -> RingBuffer:
+        """Memory that somebody else has exported as a dma-buf: all of it.
+
+        `fd`: a file descriptor of it, from RingBuffer.export() say, or another driver. It stays the caller's,
+        who can close it at once. `readonly`: it need not be open for writing, and will only be a source.
+
+        Operations wait for the fences that other drivers have put there. If it can be mapped it has a `view`;
+        where caches are not coherent with devices, looks at that go between two DMA_BUF_IOCTL_SYNC of the
+        file. Nothing counts as locked memory: it is paid for by who exported it.
+        """
+        flags = lib.NYMPH_BUFFER_READ_ONLY if readonly else 0
+        arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_IMPORT, flags=flags, fd=fd)
+        hints = {
+            errno.EBADF: f"there is no open file {fd}; give the descriptor of a dma-buf",
+            errno.EINVAL: f"file {fd} is no dma-buf, or of more than {lib.NYMPH_MAX_LENGTH} bytes",
+            errno.EACCES: f"file {fd} is not open to read and write; to read only, give readonly=True",
+        }
+        with self._lock():
+            self._make_buffer(arg, hints)
+            try:
+                try:
+                    mapping = abi.map_shared(fd, arg.length, writable=not readonly)
+                except OSError:
+                    mapping = None
+                memory = Memory(mapping, readonly, self._forgotten.append, hold=False)
+                return self._buffer(memory, arg.handle, arg.length)
+            except BaseException:
+                self._forgotten.append(arg.handle)
+                raise
+
     def _make_buffer(self, arg: Any, hints: dict[int, str]) -> None:
         self._drop_forgotten()
         hints = {errno.EMFILE: "a ring can have no more buffers; free some", **hints}
@@ -355,7 +385,21 @@ class Ring:
     def _buffer(self, memory: Memory, handle: int, nbytes: int) -> RingBuffer:
         memory.handle = handle
         self._memories.add(memory)
-        return RingBuffer(memory, 0, nbytes, self, self._free_buffer)
+        return RingBuffer(memory, 0, nbytes, self, self._free_buffer, self._export_buffer)
+
+    def _export_buffer(self, memory: Memory) -> int:
+        arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_EXPORT, handle=memory.handle)
+        hints = {
+            errno.EINVAL: "only memory of allocate() can be exported",
+            errno.ENOENT: "the buffer was freed meanwhile; make another one",
+            errno.EMFILE: "the process can have no more open files; close some, or raise ulimit -n",
+            errno.ENFILE: "the machine can have no more open files",
+        }
+        with self._lock():
+            if memory.gone is not None:
+                raise error(errno.EBADF, f"the buffer can't be used: {memory.gone}; make another one")
+            self._request(abi.NYMPH_IOC_BUFFER, arg, hints)
+        return int(arg.fd)
 
     def _free_buffer(self, memory: Memory) -> None:
         with self._lock():

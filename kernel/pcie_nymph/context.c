@@ -2,8 +2,10 @@
 /*
  * pcie_nymph: one open file, and the requests made through it.
  */
+#include <linux/dma-buf.h>
 #include <linux/err.h>
 #include <linux/eventfd.h>
+#include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
@@ -56,17 +58,18 @@ static int nymph_release(struct inode *inode, struct file *file)
 }
 
 /*
- * Reads a struct that may have grown, its first member being its size. The
- * size is read twice; the first is the one that counts.
+ * Reads a struct that may have grown, its first member being its size, since it
+ * had @least bytes. The size is read twice; the first is the one that counts.
  */
-static int nymph_get_arg(void *arg, size_t size, void __user *uarg)
+static int nymph_get_grown_arg(void *arg, size_t size, size_t least,
+			       void __user *uarg)
 {
 	u32 usize;
 	int ret;
 
 	if (get_user(usize, (u32 __user *)uarg))
 		return -EFAULT;
-	if (usize < size)
+	if (usize < least)
 		return -EINVAL;
 	if (usize > PAGE_SIZE)
 		return -E2BIG;
@@ -75,6 +78,11 @@ static int nymph_get_arg(void *arg, size_t size, void __user *uarg)
 		return ret;
 	*(u32 *)arg = usize;
 	return 0;
+}
+
+static int nymph_get_arg(void *arg, size_t size, void __user *uarg)
+{
+	return nymph_get_grown_arg(arg, size, size, uarg);
 }
 
 /*
@@ -544,7 +552,7 @@ static int nymph_ioc_query(void __user *uarg)
 	arg.version = NYMPH_ABI_VERSION;
 	arg.features = NYMPH_FEATURE_POLL | NYMPH_FEATURE_READ |
 		       NYMPH_FEATURE_ALLOC | NYMPH_FEATURE_REGISTER |
-		       NYMPH_FEATURE_CARD;
+		       NYMPH_FEATURE_CARD | NYMPH_FEATURE_DMABUF;
 	arg.requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_LATENCY),
 				   _IOC_NR(NYMPH_IOC_SUBMIT_DMA));
 	arg.opcodes = GENMASK_ULL(NYMPH_OP_COMPARE, NYMPH_OP_NOP);
@@ -596,8 +604,13 @@ static int nymph_ioc_cancel(struct nymph_context *ctx, void __user *uarg)
 
 static int nymph_buffer_check(const struct nymph_buffer *arg)
 {
+	bool has_fd = arg->op == NYMPH_BUFFER_IMPORT ||
+		      arg->op == NYMPH_BUFFER_EXPORT;
 	u32 flags = 0;
 
+	if (arg->reserved ||
+	    (has_fd ? arg->size < sizeof(*arg) : arg->fd != 0))
+		return -EINVAL;
 	switch (arg->op) {
 	case NYMPH_BUFFER_REGISTER:
 		flags = NYMPH_BUFFER_READ_ONLY;
@@ -610,10 +623,13 @@ static int nymph_buffer_check(const struct nymph_buffer *arg)
 		if (arg->op != NYMPH_BUFFER_REGISTER && arg->addr)
 			return -EINVAL;
 		return 0;
-	case NYMPH_BUFFER_FREE:
-		return arg->flags || arg->addr || arg->length ? -EINVAL : 0;
 	case NYMPH_BUFFER_IMPORT:
-		return -EOPNOTSUPP;
+		flags = NYMPH_BUFFER_READ_ONLY;
+		fallthrough;
+	case NYMPH_BUFFER_FREE:
+	case NYMPH_BUFFER_EXPORT:
+		return arg->flags & ~flags || arg->addr || arg->length ?
+		       -EINVAL : 0;
 	default:
 		return -EINVAL;
 	}
@@ -631,6 +647,40 @@ static int nymph_buffer_free(struct nymph_context *ctx, u32 handle)
 	if (!region)
 		return -ENOENT;
 	nymph_region_put(region);
+	return 0;
+}
+
+/* Who can't be told of the file has none. */
+static int nymph_buffer_export(struct nymph_context *ctx, u32 handle,
+			       s32 __user *to)
+{
+	struct nymph_ring *ring = nymph_lock_ring(ctx);
+	struct nymph_region *region;
+	struct dma_buf *buf;
+	int fd;
+
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+	region = nymph_ring_get_region(ring, handle);
+	nymph_unlock_ring(ctx);
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+	buf = nymph_dmabuf_export(region);
+	nymph_region_put(region);
+	if (IS_ERR(buf))
+		return PTR_ERR(buf);
+
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0) {
+		dma_buf_put(buf);
+		return fd;
+	}
+	if (put_user(fd, to)) {
+		put_unused_fd(fd);
+		dma_buf_put(buf);
+		return -EFAULT;
+	}
+	fd_install(fd, buf->file);
 	return 0;
 }
 
@@ -667,10 +717,13 @@ static int nymph_buffer_create(struct nymph_context *ctx,
 
 static int nymph_ioc_buffer(struct nymph_context *ctx, void __user *uarg)
 {
+	struct nymph_buffer __user *to = uarg;
 	struct nymph_buffer arg;
+	size_t told;
 	int ret;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
+	ret = nymph_get_grown_arg(&arg, sizeof(arg),
+				  offsetof(struct nymph_buffer, fd), uarg);
 	if (ret)
 		return ret;
 	ret = nymph_buffer_check(&arg);
@@ -678,14 +731,17 @@ static int nymph_ioc_buffer(struct nymph_context *ctx, void __user *uarg)
 		return ret;
 	if (arg.op == NYMPH_BUFFER_FREE)
 		return nymph_buffer_free(ctx, arg.handle);
+	if (arg.op == NYMPH_BUFFER_EXPORT)
+		return nymph_buffer_export(ctx, arg.handle, &to->fd);
 
 	/* first, so that nothing is made for a caller who can't be told */
-	if (copy_to_user(uarg, &arg, sizeof(arg)))
+	told = min_t(size_t, arg.size, sizeof(arg));
+	if (copy_to_user(uarg, &arg, told))
 		return -EFAULT;
 	ret = nymph_buffer_create(ctx, &arg);
 	if (ret)
 		return ret;
-	if (copy_to_user(uarg, &arg, sizeof(arg))) {
+	if (copy_to_user(uarg, &arg, told)) {
 		nymph_buffer_free(ctx, arg.handle);
 		return -EFAULT;
 	}

@@ -51,7 +51,11 @@ static int nymph_cpu_move_one(struct nymph_move *move)
 	struct nymph_region *to = move->dst->region;
 	struct nymph_region *from = move->src ? move->src->region : NULL;
 
-	if (from && (from->pin.card || to->pin.card)) {
+	if (from && (from->pin.dmabuf || to->pin.dmabuf)) {
+		if (!nymph_dmabuf_copy(&to->pin, move->dst_off, &from->pin,
+				       move->src_off, move->len))
+			return -EFAULT;
+	} else if (from && (from->pin.card || to->pin.card)) {
 		if (!nymph_cpu_copy_card(&to->pin, move->dst_off, &from->pin,
 					 move->src_off, move->len))
 			return -EFAULT;

@@ -48,7 +48,7 @@ static char *nymph_dma_channels = "nymph_endpoint";
 module_param_named(dma_channels, nymph_dma_channels, charp, 0444);
 MODULE_PARM_DESC(dma_channels, "DMA channels that may be used: names of channels, of devices, or of drivers, separated by commas");
 
-static unsigned int nymph_dma_timeout_ms = 3000;
+unsigned int nymph_dma_timeout_ms = 3000;
 module_param_named(dma_timeout_ms, nymph_dma_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(dma_timeout_ms, "how long a DMA channel may take for what it is given at once, 1 MiB at most");
 
@@ -122,6 +122,9 @@ struct nymph_dma_run {
  * @dst: of each move, held; NULL if @pages are the destination
  * @src: of each move, held; NULL if it is @bounce
  * @bounce: held, or NULL
+ * @dst_map: the only move's destination is a dma-buf, which the channel has
+ *	there; held
+ * @src_map: the same for its source
  * @nr_pages: how many
  * @pages: of the caller's memory, pinned for this
  * @nr_runs: how many are mapped
@@ -138,6 +141,8 @@ struct nymph_dma_op {
 	struct nymph_region *dst[NYMPH_MAX_MOVES];
 	struct nymph_region *src[NYMPH_MAX_MOVES];
 	struct nymph_bounce *bounce;
+	struct nymph_dmabuf_map *dst_map;
+	struct nymph_dmabuf_map *src_map;
 	unsigned int nr_pages;
 	struct page *pages[NYMPH_DMA_MAX_PAGES];
 	unsigned int nr_runs;
@@ -190,6 +195,8 @@ static struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
 	init_completion(&op->ended);
 	op->nr_moves = n;
 	op->bounce = NULL;
+	op->dst_map = NULL;
+	op->src_map = NULL;
 	op->nr_pages = 0;
 	op->nr_runs = 0;
 	for (i = 0; i < n; i++) {
@@ -279,6 +286,8 @@ static void nymph_dma_op_free(struct nymph_dma_op *op)
 		put_device(op->dev);
 	if (op->nr_pages)
 		unpin_user_pages_dirty_lock(op->pages, op->nr_pages, true);
+	nymph_dmabuf_map_put(op->dst_map);
+	nymph_dmabuf_map_put(op->src_map);
 	for (i = 0; i < op->nr_moves; i++) {
 		nymph_region_put(op->dst[i]);
 		nymph_region_put(op->src[i]);
@@ -316,16 +325,26 @@ static size_t nymph_dma_op_pin(struct nymph_dma_op *op, u64 addr, size_t len)
 /**
  * struct nymph_place - where bytes are
  * @card: memory of a device, or NULL
+ * @dmabuf: a dma-buf, or NULL
  * @page: where in host memory
  * @offset: into the one or the other
+ * @dma: where the channel has a dma-buf's
  * @len: how many of them are neighbours
  */
 struct nymph_place {
 	struct nymph_card *card;
+	struct nymph_dmabuf *dmabuf;
 	struct page *page;
 	u64 offset;
+	dma_addr_t dma;
 	size_t len;
 };
+
+/* What it has in common with an address of the channel's: the low bits. */
+static u64 nymph_place_low_bits(const struct nymph_place *place)
+{
+	return place->dmabuf ? place->dma : place->offset;
+}
 
 static struct nymph_place nymph_place_in(struct page *const *pages, u64 offset,
 					 size_t max)
@@ -337,9 +356,21 @@ static struct nymph_place nymph_place_in(struct page *const *pages, u64 offset,
 	};
 }
 
-static struct nymph_place nymph_place_in_region(const struct nymph_region *in,
-						u64 offset, size_t max)
+static struct nymph_place
+nymph_place_in_region(const struct nymph_region *in,
+		      const struct nymph_dmabuf_map *map, u64 offset,
+		      size_t max)
 {
+	if (in->pin.dmabuf) {
+		struct nymph_place place = {
+			.dmabuf = in->pin.dmabuf,
+			.offset = offset,
+			.len = max,
+		};
+
+		place.dma = nymph_dmabuf_map_at(map, offset, &place.len);
+		return place;
+	}
 	if (in->pin.card)
 		return (struct nymph_place) {
 			.card = in->pin.card,
@@ -372,19 +403,25 @@ static struct nymph_place nymph_dma_op_dst(const struct nymph_dma_op *op,
 					   size_t at, size_t max)
 {
 	if (move->dst->region)
-		return nymph_place_in_region(move->dst->region,
+		return nymph_place_in_region(move->dst->region, op->dst_map,
 					     move->dst_off + at, max);
 	return nymph_place_in(op->pages, offset_in_page(move->dst_off) + at,
 			      max);
 }
 
-static struct nymph_place nymph_dma_op_src(const struct nymph_move *move,
+static struct nymph_place nymph_dma_op_src(const struct nymph_dma_op *op,
+					   const struct nymph_move *move,
 					   size_t at, size_t max)
 {
 	if (move->src)
-		return nymph_place_in_region(move->src->region,
+		return nymph_place_in_region(move->src->region, op->src_map,
 					     move->src_off + at, max);
 	return nymph_place_in_bounce(move, at, max);
+}
+
+static bool nymph_place_is_page(const struct nymph_place *place)
+{
+	return !place->card && !place->dmabuf;
 }
 
 /*
@@ -397,16 +434,20 @@ static ssize_t nymph_dma_by_cpu(const struct nymph_place *dst,
 	u8 some[256];
 
 	len = min(len, sizeof(some));
-	if (!src->card) {
+	if (nymph_place_is_page(src)) {
 		len = min_t(size_t, len, PAGE_SIZE - src->offset);
 		memcpy_from_page(some, src->page, src->offset, len);
-	} else if (!nymph_card_load(src->card, src->offset, some, len)) {
+	} else if (src->card ?
+		   !nymph_card_load(src->card, src->offset, some, len) :
+		   !nymph_dmabuf_load(src->dmabuf, src->offset, some, len)) {
 		return -EFAULT;
 	}
-	if (!dst->card) {
+	if (nymph_place_is_page(dst)) {
 		len = min_t(size_t, len, PAGE_SIZE - dst->offset);
 		memcpy_to_page(dst->page, dst->offset, some, len);
-	} else if (!nymph_card_store(dst->card, dst->offset, some, len)) {
+	} else if (dst->card ?
+		   !nymph_card_store(dst->card, dst->offset, some, len) :
+		   !nymph_dmabuf_store(dst->dmabuf, dst->offset, some, len)) {
 		return -EFAULT;
 	}
 	return len;
@@ -424,6 +465,10 @@ static int nymph_dma_map_place(struct nymph_dma_op *op,
 
 		*dma += place->offset;
 		return ret;
+	}
+	if (place->dmabuf) {
+		*dma = place->dma;
+		return 0;
 	}
 	*dma = nymph_dma_map(op->dev, place->page, place->offset, len,
 			     direction);
@@ -443,8 +488,8 @@ static int nymph_dma_map_run(struct nymph_dma_op *op, unsigned int move,
 	run->move = move;
 	run->status = -EINPROGRESS;
 	run->len = len;
-	run->src_mapped = !src->card;
-	run->dst_mapped = !dst->card;
+	run->src_mapped = nymph_place_is_page(src);
+	run->dst_mapped = nymph_place_is_page(dst);
 	ret = nymph_dma_map_place(op, src, len, DMA_TO_DEVICE, &run->src);
 	if (ret)
 		return ret;
@@ -469,6 +514,23 @@ static size_t nymph_dma_alignment(struct dma_chan *chan, struct device *dev)
 	return align;
 }
 
+/* Has the channel's device have the region, if that is a dma-buf. */
+static int nymph_dma_op_attach(struct nymph_dma_op *op,
+			       const struct nymph_region *region,
+			       struct nymph_dmabuf_map **map)
+{
+	struct nymph_dmabuf_map *got;
+
+	if (!region || !region->pin.dmabuf)
+		return 0;
+	got = nymph_dmabuf_map_get(region->pin.dmabuf, op->dev,
+				   op->dma->chan->device->dev);
+	if (IS_ERR(got))
+		return PTR_ERR(got);
+	*map = got;
+	return 0;
+}
+
 /*
  * Cuts a move into runs of at most @longest bytes. Returns 0, or why it can't be;
  * -ENOSPC if there are too many, and then the first move is as long as there was
@@ -485,11 +547,12 @@ static int nymph_dma_map_move(struct nymph_dma_op *op,
 	while (at < move->done) {
 		size_t left = min(move->done - at, longest);
 		struct nymph_place dst = nymph_dma_op_dst(op, move, at, left);
-		struct nymph_place src = nymph_dma_op_src(move, at, left);
+		struct nymph_place src = nymph_dma_op_src(op, move, at, left);
 		struct nymph_cut cut;
 
-		cut = nymph_cut(dst.offset, src.offset, min(dst.len, src.len),
-				align);
+		cut = nymph_cut(nymph_place_low_bits(&dst),
+				nymph_place_low_bits(&src),
+				min(dst.len, src.len), align);
 		if (cut.by_cpu) {
 			ssize_t n = nymph_dma_by_cpu(&dst, &src, cut.by_cpu);
 
@@ -517,6 +580,7 @@ static void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves)
 	struct dma_chan *chan = op->dma->chan;
 	size_t align, longest;
 	unsigned int i;
+	int ret;
 
 	op->dev = get_device(dmaengine_get_dma_device(chan));
 	align = nymph_dma_alignment(chan, op->dev);
@@ -524,9 +588,17 @@ static void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves)
 			dma_max_mapping_size(op->dev));
 	longest = max(longest & ~(align - 1), align);
 
+	/* none of several has a dma-buf */
+	ret = nymph_dma_op_attach(op, op->dst[0], &op->dst_map);
+	if (!ret)
+		ret = nymph_dma_op_attach(op, op->src[0], &op->src_map);
+	if (ret) {
+		moves->status = ret;
+		return;
+	}
+
 	for (i = 0; i < op->nr_moves; i++) {
 		unsigned int nr_runs = op->nr_runs;
-		int ret;
 
 		ret = nymph_dma_map_move(op, moves, i, align, longest);
 		if (!ret)
@@ -938,7 +1010,8 @@ static void nymph_dma_judge(struct nymph_dma_engine *dma,
 	if (!move->status) {
 		if (move->done && READ_ONCE(dma->failed))
 			WRITE_ONCE(dma->failed, false);
-	} else if (move->status != -EFAULT && move->status != -EXDEV) {
+	} else if (move->status != -EFAULT && move->status != -EXDEV &&
+		   move->status != -ENOMEM) {
 		WRITE_ONCE(dma->failed_at, jiffies);
 		WRITE_ONCE(dma->failed, true);
 	}
@@ -1132,6 +1205,7 @@ static int nymph_dma_bus_event(struct notifier_block *nb, unsigned long event,
 		xa_store(&nymph_dma_unbinding, key, data, GFP_KERNEL);
 		nymph_engines_each(nymph_dma_give_up, data);
 		nymph_cards_withdraw(data);
+		nymph_dmabufs_withdraw(data);
 		break;
 	case BUS_NOTIFY_UNBOUND_DRIVER:
 		nymph_engines_each(nymph_dma_let_go, data);

@@ -31,9 +31,10 @@ static bool nymph_slots_conflict(const struct nymph_slot *a,
 	       nymph_operands_overlap(&a->src, a_len, &b->dst, b_len);
 }
 
+/* A dma-buf may have to be waited for. */
 static bool nymph_is_in_buffer(const struct nymph_operand *o)
 {
-	return !o->used || (o->region && !o->own);
+	return !o->used || (o->region && !o->own && !o->region->pin.dmabuf);
 }
 
 /* Whether an entry can fly at all. */

@@ -4,8 +4,15 @@
  * is built with NYMPH_KUNIT=y; runs when that is loaded.
  */
 #include <kunit/test.h>
+#include <linux/dma-buf.h>
+#include <linux/dma-fence.h>
+#include <linux/dma-resv.h>
+#include <linux/err.h>
+#include <linux/fcntl.h>
+#include <linux/fdtable.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/sched/user.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 
@@ -568,6 +575,149 @@ static void cut_without_alignment_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, cut.by_dma, (size_t)0);
 }
 
+/* A region that is a dma-buf, of memory of our own; and the dma-buf. */
+static struct nymph_region *import_some(struct kunit *test, size_t len,
+					struct dma_buf **buf)
+{
+	struct user_struct *user = current_user();
+	struct nymph_region *region[2];
+	u64 length;
+	int i, fd;
+
+	for (i = 0; i < 2; i++) {
+		region[i] = kzalloc(sizeof(*region[i]), GFP_KERNEL);
+		KUNIT_ASSERT_NOT_NULL(test, region[i]);
+		refcount_set(&region[i]->refs, 1);
+		region[i]->user = get_uid(user);
+		region[i]->length = len;
+	}
+	KUNIT_ASSERT_EQ(test, nymph_pin_alloc(&region[0]->pin, user, len), 0);
+	*buf = nymph_dmabuf_export(region[0]);
+	nymph_region_put(region[0]);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(*buf));
+	fd = dma_buf_fd(*buf, O_CLOEXEC);
+	KUNIT_ASSERT_GE(test, fd, 0);
+	KUNIT_ASSERT_EQ(test, nymph_pin_dmabuf(&region[1]->pin, fd, true,
+					       &length), 0);
+	close_fd(fd);
+	KUNIT_ASSERT_EQ(test, length, (u64)len);
+	return region[1];
+}
+
+static const char *fence_name(struct dma_fence *fence)
+{
+	return "test";
+}
+
+static const struct dma_fence_ops fence_ops = {
+	.get_driver_name = fence_name,
+	.get_timeline_name = fence_name,
+};
+
+/* Somebody is at work on a dma-buf, until the fence is signaled. */
+static struct dma_fence *add_fence(struct kunit *test, struct dma_buf *buf,
+				   enum dma_resv_usage usage)
+{
+	static DEFINE_SPINLOCK(lock);
+	struct dma_fence *fence = kzalloc(sizeof(*fence), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, fence);
+	dma_fence_init(fence, &fence_ops, &lock, dma_fence_context_alloc(1), 1);
+	dma_resv_lock(buf->resv, NULL);
+	KUNIT_ASSERT_EQ(test, dma_resv_reserve_fences(buf->resv, 1), 0);
+	dma_resv_add_fence(buf->resv, fence, usage);
+	dma_resv_unlock(buf->resv);
+	return fence;
+}
+
+static int step_until_done(struct nymph_ring *ring, struct nymph_slot *slot,
+			   unsigned int *more)
+{
+	int ret;
+
+	nymph_transfer_start(&ring->transfer);
+	for (*more = 0;; (*more)++) {
+		ret = nymph_transfer_step(ring, slot);
+		if (ret != NYMPH_STEP_MORE)
+			return ret;
+	}
+}
+
+/* Readers wait for writers, writers for all, and neither for ever. */
+static void fences_test(struct kunit *test)
+{
+	static const enum dma_resv_usage usages[] = {
+		DMA_RESV_USAGE_WRITE, DMA_RESV_USAGE_READ,
+	};
+	static const u16 opcodes[] = { NYMPH_OP_HASH, NYMPH_OP_FILL };
+	unsigned int timeout_ms = nymph_dma_timeout_ms, u, o, more;
+	struct nymph_ring *ring;
+	struct dma_buf *buf;
+	struct nymph_region *region;
+
+	ring = kunit_kzalloc(test, sizeof(*ring), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, ring);
+	ring->engine = &nymph_engine_cpu;
+	ring->bounce = nymph_bounce_create();
+	KUNIT_ASSERT_NOT_NULL(test, ring->bounce);
+	region = import_some(test, PAGE_SIZE, &buf);
+	nymph_dma_timeout_ms = 200;
+	for (u = 0; u < ARRAY_SIZE(usages); u++) {
+		struct dma_fence *fence = add_fence(test, buf, usages[u]);
+
+		for (o = 0; o < ARRAY_SIZE(opcodes); o++) {
+			bool writes = opcodes[o] == NYMPH_OP_FILL;
+			bool waits = writes || usages[u] == DMA_RESV_USAGE_WRITE;
+			struct nymph_operand it = {
+				.used = true,
+				.region = region,
+			};
+			struct nymph_slot slot = {
+				.entry.opcode = opcodes[o],
+				.entry.flags = NYMPH_DMA_FLAG_RECORD,
+				.entry.length = PAGE_SIZE,
+			};
+
+			if (writes)
+				slot.dst = it;
+			else
+				slot.src = it;
+			KUNIT_EXPECT_EQ(test, step_until_done(ring, &slot, &more),
+					waits ? -ETIMEDOUT : 0);
+			KUNIT_EXPECT_EQ(test, more > 1, waits);
+			KUNIT_EXPECT_EQ(test, ring->transfer.done,
+					(u64)(waits ? 0 : PAGE_SIZE));
+		}
+		dma_fence_signal(fence);
+		dma_fence_put(fence);
+		for (o = 0; o < ARRAY_SIZE(opcodes); o++)
+			KUNIT_EXPECT_TRUE(test, nymph_dmabuf_wait(region->pin.dmabuf,
+								  o, 1));
+	}
+	nymph_dma_timeout_ms = timeout_ms;
+	nymph_region_put(region);
+	nymph_bounce_put(ring->bounce);
+}
+
+static void dmabuf_cpu_test(struct kunit *test)
+{
+	u8 *some = kunit_kmalloc(test, 5000, GFP_KERNEL);
+	u8 *back = kunit_kmalloc(test, 5000, GFP_KERNEL);
+	struct nymph_region *region;
+	struct dma_buf *buf;
+	size_t i;
+
+	KUNIT_ASSERT_NOT_NULL(test, some);
+	KUNIT_ASSERT_NOT_NULL(test, back);
+	for (i = 0; i < 5000; i++)
+		some[i] = i % 251;
+	region = import_some(test, 3 * PAGE_SIZE, &buf);
+	KUNIT_EXPECT_TRUE(test, nymph_pin_store(&region->pin, 4000, some, 5000));
+	KUNIT_EXPECT_TRUE(test, nymph_pin_load(&region->pin, 4000, back, 5000));
+	KUNIT_EXPECT_EQ(test, memcmp(some, back, 5000), 0);
+	nymph_region_put(region);
+}
+
 static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(blake3_vectors_test),
 	KUNIT_CASE(blake3_split_test),
@@ -584,6 +734,8 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(neighbours_test),
 	KUNIT_CASE(cut_test),
 	KUNIT_CASE(cut_without_alignment_test),
+	KUNIT_CASE(dmabuf_cpu_test),
+	KUNIT_CASE(fences_test),
 	{}
 };
 

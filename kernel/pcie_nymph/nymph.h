@@ -36,6 +36,7 @@
 
 struct attribute_group;
 struct device;
+struct dma_buf;
 struct eventfd_ctx;
 struct mm_struct;
 struct nymph_ring;
@@ -68,6 +69,8 @@ enum nymph_counter {
 	NYMPH_COUNT_PINNED_PAGES,
 	NYMPH_COUNT_ALLOCATED_PAGES,
 	NYMPH_COUNT_CARD_BYTES,
+	NYMPH_COUNT_IMPORTED_BYTES,
+	NYMPH_COUNT_EXPORTS,
 	NYMPH_COUNT_ENGINE_FAILURES,
 	NYMPH_COUNT_FALLBACKS,
 	NYMPH_COUNT_QUARANTINED,
@@ -173,9 +176,9 @@ static inline void *nymph_move_bounce(const struct nymph_move *move)
  * @card: takes memory of the device it is part of; NULL if there can't be any
  * @move: sets the status of all: -EFAULT is the memory's fault, all others are
  *	the engine's. More than one only if all are between regions, or a bounce
- *	buffer that is the same for all and a region. Sleeps, for no longer than
- *	the engine's own deadline. Called for one ring at a time of each, but for
- *	many rings.
+ *	buffer that is the same for all and a region, and none is a dma-buf.
+ *	Sleeps, for no longer than the engine's own deadline. Called for one ring
+ *	at a time of each, but for many rings.
  */
 struct nymph_engine {
 	struct list_head list;
@@ -210,6 +213,8 @@ void nymph_engines_each_locked(void (*visit)(struct nymph_engine *engine,
 					     void *param), void *param);
 void nymph_engines_exit(void);
 
+extern unsigned int nymph_dma_timeout_ms;
+
 int nymph_dma_scan(void);
 bool nymph_dma_is_there(struct nymph_engine *engine);
 void nymph_dma_forget(struct nymph_engine *engine);
@@ -233,23 +238,55 @@ bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
 		     struct nymph_blake3 *hash);
 bool nymph_card_clear(const struct nymph_card *card);
 
+/* dmabuf.c: dma-bufs, ours and others' */
+
+struct nymph_dmabuf;
+struct nymph_dmabuf_map;
+struct nymph_pin;
+struct nymph_region;
+
+struct nymph_dmabuf *nymph_dmabuf_import(int fd, bool write, u64 *length);
+void nymph_dmabuf_free(struct nymph_dmabuf *d);
+bool nymph_dmabuf_wait(struct nymph_dmabuf *d, bool write,
+		       unsigned long timeout);
+bool nymph_dmabuf_load(struct nymph_dmabuf *d, u64 offset, void *to,
+		       size_t len);
+bool nymph_dmabuf_store(struct nymph_dmabuf *d, u64 offset, const void *from,
+			size_t len);
+bool nymph_dmabuf_hash(struct nymph_dmabuf *d, u64 offset, size_t len,
+		       struct nymph_blake3 *hash);
+bool nymph_dmabuf_copy(const struct nymph_pin *dst, u64 dst_off,
+		       const struct nymph_pin *src, u64 src_off, size_t len);
+struct nymph_dmabuf_map *nymph_dmabuf_map_get(struct nymph_dmabuf *d,
+					      struct device *dev,
+					      struct device *owner);
+void nymph_dmabuf_map_put(struct nymph_dmabuf_map *map);
+dma_addr_t nymph_dmabuf_map_at(const struct nymph_dmabuf_map *map, u64 offset,
+			       size_t *len);
+void nymph_dmabufs_withdraw(struct device *dev);
+struct dma_buf *nymph_dmabuf_export(struct nymph_region *region);
+
 /* pin.c: memory that stays where it is */
 
 /**
  * struct nymph_pin - memory that stays where it is
  * @card: it is this memory of a device; there are no pages then
+ * @dmabuf: it is this dma-buf; there are no pages then
  * @pages: the pages
  * @nr_pages: how many
  * @offset: where the memory starts in the first of them
+ * @vaddr: where the kernel has all of them, since they were exported; or NULL
  * @charged: pages charged to the user's locked memory, whole folios
  * @write: an engine writes to them
  * @ours: they are the driver's, not a user's
  */
 struct nymph_pin {
 	struct nymph_card *card;
+	struct nymph_dmabuf *dmabuf;
 	struct page **pages;
 	unsigned long nr_pages;
 	unsigned int offset;
+	void *vaddr;
 	unsigned long charged;
 	bool write;
 	bool ours;
@@ -261,6 +298,7 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 		   u64 len, bool write);
 int nymph_pin_alloc(struct nymph_pin *pin, struct user_struct *user, u64 len);
 int nymph_pin_card(struct nymph_pin *pin, struct nymph_engine *engine, u64 len);
+int nymph_pin_dmabuf(struct nymph_pin *pin, int fd, bool write, u64 *len);
 void nymph_unpin(struct nymph_pin *pin, struct user_struct *user);
 bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		    size_t len);
@@ -290,7 +328,7 @@ struct nymph_region {
 };
 
 struct nymph_region *nymph_region_create(struct nymph_ring *ring,
-					 const struct nymph_buffer *arg);
+					 struct nymph_buffer *arg);
 struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
 				      u64 length, bool write);
 void nymph_region_put(struct nymph_region *region);
@@ -364,6 +402,7 @@ struct nymph_slot {
  * @active: it was started
  * @done: bytes that reached the destination, or were hashed or found equal
  * @checked: bytes of the destination read back by VERIFY_HASH
+ * @blocked_ns: since when it waits for others' fences, or 0
  * @engine: id of the engine that moved the last of them
  * @record_flags: NYMPH_RECORD_*, which of the digests are whole
  *
@@ -375,6 +414,7 @@ struct nymph_transfer {
 	u64 started_ns;
 	u64 done;
 	u64 checked;
+	u64 blocked_ns;
 	u32 engine;
 	u32 record_flags;
 	struct nymph_blake3 src_hash;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * pcie_nymph: memory that stays where it is: the caller's, pinned, the driver's
- * own, or a device's; who is charged for it, and what the CPU does with it.
+ * own, a device's, or a dma-buf; who is charged for it, and what the CPU does with it.
  */
 #include <linux/backing-dev.h>
 #include <linux/capability.h>
@@ -16,6 +16,7 @@
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/vmalloc.h>
 
 #include "compat.h"
 #include "nymph.h"
@@ -297,6 +298,30 @@ int nymph_pin_card(struct nymph_pin *pin, struct nymph_engine *engine, u64 len)
 }
 
 /**
+ * nymph_pin_dmabuf() - import a dma-buf of current's
+ * @pin: filled
+ * @fd: number of its file
+ * @write: whether an engine will write to it
+ * @len: filled: bytes
+ *
+ * Nobody is charged: the memory is its exporter's.
+ *
+ * Return: 0, or what nymph_dmabuf_import() says.
+ */
+int nymph_pin_dmabuf(struct nymph_pin *pin, int fd, bool write, u64 *len)
+{
+	struct nymph_dmabuf *dmabuf;
+
+	memset(pin, 0, sizeof(*pin));
+	pin->write = write;
+	dmabuf = nymph_dmabuf_import(fd, write, len);
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	pin->dmabuf = dmabuf;
+	return 0;
+}
+
+/**
  * nymph_unpin() - let go of memory
  * @pin: what one of the functions above filled; no engine may still use it
  * @user: who was charged
@@ -307,7 +332,10 @@ void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
 
 	if (pin->card) {
 		nymph_card_free(pin->card);
+	} else if (pin->dmabuf) {
+		nymph_dmabuf_free(pin->dmabuf);
 	} else if (pin->ours) {
+		vunmap(pin->vaddr);
 		for (i = 0; i < pin->nr_pages; i++)
 			__free_page(pin->pages[i]);
 		nymph_count(NYMPH_COUNT_ALLOCATED_PAGES, -(long)pin->nr_pages);
@@ -328,7 +356,8 @@ void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
  * @to: kernel memory
  * @len: bytes
  *
- * Return: whether the memory is still there; a device's may not be.
+ * Return: whether the memory is still there; a device's may not be, and the
+ * exporter of a dma-buf may not let the CPU at it.
  */
 bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		    size_t len)
@@ -337,6 +366,8 @@ bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 
 	if (pin->card)
 		return nymph_card_load(pin->card, offset, to, len);
+	if (pin->dmabuf)
+		return nymph_dmabuf_load(pin->dmabuf, offset, to, len);
 	offset += pin->offset;
 	for (; len; len -= n, offset += n, to += n) {
 		size_t off = offset_in_page(offset);
@@ -363,6 +394,8 @@ bool nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 
 	if (pin->card)
 		return nymph_card_store(pin->card, offset, from, len);
+	if (pin->dmabuf)
+		return nymph_dmabuf_store(pin->dmabuf, offset, from, len);
 	offset += pin->offset;
 	for (; len; len -= n, offset += n, from += n) {
 		size_t off = offset_in_page(offset);
@@ -389,6 +422,8 @@ bool nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 
 	if (pin->card)
 		return nymph_card_hash(pin->card, offset, len, hash);
+	if (pin->dmabuf)
+		return nymph_dmabuf_hash(pin->dmabuf, offset, len, hash);
 	offset += pin->offset;
 	for (; len; len -= n, offset += n) {
 		struct page *page = pin->pages[offset >> PAGE_SHIFT];

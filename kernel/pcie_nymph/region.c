@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * pcie_nymph: memory behind a handle: the driver's own, which user space maps,
- * user memory that stays pinned, or memory of the device that copies.
+ * user memory that stays pinned, memory of the device that copies, or a dma-buf.
  */
 #include <linux/anon_inodes.h>
 #include <linux/err.h>
@@ -43,13 +43,14 @@ static struct nymph_region *nymph_region_filled(struct nymph_region *region,
 /**
  * nymph_region_create() - allocate or pin memory
  * @ring: whose user is charged
- * @arg: op ALLOC, REGISTER or CARD, flags, addr and length, checked
+ * @arg: op ALLOC, REGISTER, CARD or IMPORT, flags, addr, length and fd, checked;
+ *	IMPORT fills its length
  *
  * Return: the region, with one reference; -ENOMEM, -EFAULT, -EOPNOTSUPP, -ENODEV,
- * or -EINTR if current was killed.
+ * -EINTR if current was killed, or what nymph_dmabuf_import() says.
  */
 struct nymph_region *nymph_region_create(struct nymph_ring *ring,
-					 const struct nymph_buffer *arg)
+					 struct nymph_buffer *arg)
 {
 	bool write = !(arg->flags & NYMPH_BUFFER_READ_ONLY);
 	struct user_struct *user = ring->user->account;
@@ -70,8 +71,12 @@ struct nymph_region *nymph_region_create(struct nymph_ring *ring,
 		return ERR_PTR(-ENOMEM);
 	if (arg->op == NYMPH_BUFFER_CARD)
 		ret = nymph_pin_card(&region->pin, ring->engine, arg->length);
+	else if (arg->op == NYMPH_BUFFER_IMPORT)
+		ret = nymph_pin_dmabuf(&region->pin, arg->fd, write,
+				       &arg->length);
 	else
 		ret = nymph_pin_alloc(&region->pin, user, arg->length);
+	region->length = arg->length;
 	return nymph_region_filled(region, ret);
 }
 

@@ -55,6 +55,8 @@ NYMPH_COUNTER_ATTR(rings, NYMPH_COUNT_RINGS);
 NYMPH_COUNTER_ATTR(pinned_pages, NYMPH_COUNT_PINNED_PAGES);
 NYMPH_COUNTER_ATTR(allocated_pages, NYMPH_COUNT_ALLOCATED_PAGES);
 NYMPH_COUNTER_ATTR(card_bytes, NYMPH_COUNT_CARD_BYTES);
+NYMPH_COUNTER_ATTR(imported_bytes, NYMPH_COUNT_IMPORTED_BYTES);
+NYMPH_COUNTER_ATTR(exports, NYMPH_COUNT_EXPORTS);
 NYMPH_COUNTER_ATTR(engine_failures, NYMPH_COUNT_ENGINE_FAILURES);
 NYMPH_COUNTER_ATTR(fallbacks, NYMPH_COUNT_FALLBACKS);
 NYMPH_COUNTER_ATTR(quarantined, NYMPH_COUNT_QUARANTINED);
@@ -71,6 +73,8 @@ static struct attribute *nymph_counter_attrs[] = {
 	&dev_attr_pinned_pages.attr,
 	&dev_attr_allocated_pages.attr,
 	&dev_attr_card_bytes.attr,
+	&dev_attr_imported_bytes.attr,
+	&dev_attr_exports.attr,
 	&dev_attr_engine_failures.attr,
 	&dev_attr_fallbacks.attr,
 	&dev_attr_quarantined.attr,
@@ -192,6 +196,7 @@ struct nymph_ring_info {
 	u64 pinned_bytes;
 	u64 buffer_bytes;
 	u64 card_bytes;
+	u64 imported_bytes;
 	u64 latency[6];
 };
 
@@ -220,6 +225,8 @@ static void nymph_ring_describe(struct nymph_ring *ring,
 					      << PAGE_SHIFT;
 			if (region->pin.card)
 				info->card_bytes += region->length;
+			if (region->pin.dmabuf)
+				info->imported_bytes += region->length;
 		}
 	latency = &ring->estate->latency;
 	for (i = 0; i < ARRAY_SIZE(nymph_permilles); i++)
@@ -252,6 +259,7 @@ void nymph_ring_show_fdinfo(struct nymph_ring *ring, struct seq_file *m)
 	seq_printf(m, "nymph-pinned-bytes:\t%llu\n", info.pinned_bytes);
 	seq_printf(m, "nymph-buffer-bytes:\t%llu\n", info.buffer_bytes);
 	seq_printf(m, "nymph-card-bytes:\t%llu\n", info.card_bytes);
+	seq_printf(m, "nymph-imported-bytes:\t%llu\n", info.imported_bytes);
 	seq_printf(m, "nymph-latency-ns:\tp50=%llu p95=%llu p99=%llu p99.9=%llu max=%llu count=%llu\n",
 		   l[0], l[1], l[2], l[3], l[4], l[5]);
 }
@@ -289,6 +297,7 @@ NYMPH_RING_ATTR(dma_bytes, "%llu", info.dma_bytes);
 NYMPH_RING_ATTR(pinned_bytes, "%llu", info.pinned_bytes);
 NYMPH_RING_ATTR(buffer_bytes, "%llu", info.buffer_bytes);
 NYMPH_RING_ATTR(card_bytes, "%llu", info.card_bytes);
+NYMPH_RING_ATTR(imported_bytes, "%llu", info.imported_bytes);
 NYMPH_RING_ATTR(latency_p50_ns, "%llu", info.latency[0]);
 NYMPH_RING_ATTR(latency_p95_ns, "%llu", info.latency[1]);
 NYMPH_RING_ATTR(latency_p99_ns, "%llu", info.latency[2]);
@@ -306,6 +315,7 @@ static const struct attribute *const nymph_ring_attrs[] = {
 	&ring_pinned_bytes_attr.attr,
 	&ring_buffer_bytes_attr.attr,
 	&ring_card_bytes_attr.attr,
+	&ring_imported_bytes_attr.attr,
 	&ring_latency_p50_ns_attr.attr,
 	&ring_latency_p95_ns_attr.attr,
 	&ring_latency_p99_ns_attr.attr,

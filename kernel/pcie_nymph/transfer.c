@@ -17,6 +17,9 @@
 	(NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_RECORD |		\
 	 NYMPH_DMA_FLAG_LINK | NYMPH_DMA_FLAG_BARRIER)
 
+/* How long others' fences are waited for between two looks at all else. */
+#define NYMPH_FENCE_SLICE	(HZ / 50)
+
 /**
  * struct nymph_operation - what there is to know of an opcode
  * @flags: what it takes
@@ -250,6 +253,7 @@ void nymph_transfer_start(struct nymph_transfer *t,
 	t->started_ns = now;
 	t->done = 0;
 	t->checked = 0;
+	t->blocked_ns = 0;
 	t->engine = 0;
 	t->record_flags = 0;
 	if (entry->opcode == NYMPH_OP_HASH ||
@@ -272,6 +276,43 @@ static int nymph_fault(void)
 static bool nymph_is_borrowed(const struct nymph_operand *o)
 {
 	return o->used && !o->region;
+}
+
+/*
+ * Whether others are done with the memory, so far that it can be read, or
+ * written. It is looked at time and again, so that whoever waits for this can
+ * see meanwhile whether he still has to.
+ */
+static int nymph_operand_await(struct nymph_transfer *t,
+			       const struct nymph_operand *o, bool write)
+{
+	u64 now;
+
+	if (!o->region || !o->region->pin.dmabuf ||
+	    nymph_dmabuf_wait(o->region->pin.dmabuf, write, NYMPH_FENCE_SLICE))
+		return 0;
+	now = ktime_get_ns();
+	if (!t->blocked_ns)
+		t->blocked_ns = now;
+	if (now - t->blocked_ns <
+	    (u64)READ_ONCE(nymph_dma_timeout_ms) * NSEC_PER_MSEC)
+		return NYMPH_STEP_MORE;
+	return -ETIMEDOUT;
+}
+
+static int nymph_transfer_await(struct nymph_transfer *t,
+				const struct nymph_slot *slot)
+{
+	bool write = t->done < slot->entry.length &&
+		     nymph_operation_of(&slot->entry)->moves;
+	int ret;
+
+	ret = nymph_operand_await(t, &slot->src, false);
+	if (!ret)
+		ret = nymph_operand_await(t, &slot->dst, write);
+	if (!ret)
+		t->blocked_ns = 0;
+	return ret;
 }
 
 /* Returns how many of the bytes could be loaded. */
@@ -568,6 +609,9 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 	if (current->mm != ring->mm &&
 	    (nymph_is_borrowed(&slot->src) || nymph_is_borrowed(&slot->dst)))
 		return -EFAULT;
+	ret = nymph_transfer_await(t, slot);
+	if (ret)
+		return ret;
 
 	if (t->done < e->length)
 		ret = nymph_piece(ring, slot,

@@ -39,7 +39,8 @@ ENABLE = 0x00004E08
 ENTER = 0xC0384E09
 SNAPSHOT = 0xC0704E0A
 CANCEL = 0xC0184E0B
-BUFFER = 0xC0284E0C
+BUFFER = 0xC0304E0C
+OLD_BUFFER = 0xC0284E0C  # whose struct ends before `fd`
 EVENTFD = 0x40104E0D
 LATENCY = 0xC0284E0E
 
@@ -53,7 +54,7 @@ RECORD = 1 << 4
 LINK = 1 << 5
 BARRIER = 1 << 6
 
-BUFFER_ALLOC, BUFFER_REGISTER, BUFFER_IMPORT, BUFFER_FREE, BUFFER_CARD = range(1, 6)
+BUFFER_ALLOC, BUFFER_REGISTER, BUFFER_IMPORT, BUFFER_FREE, BUFFER_CARD, BUFFER_EXPORT = range(1, 7)
 BUFFER_READ_ONLY = 1 << 0
 LATENCY_BUCKETS = 496
 
@@ -139,7 +140,8 @@ class CancelArg(ctypes.Structure):
 
 class BufferArg(ctypes.Structure):
     _fields_ = (("size", c_uint32), ("op", c_uint32), ("flags", c_uint32), ("handle", c_uint32),
-                ("addr", c_uint64), ("length", c_uint64), ("mmap_offset", c_uint64))
+                ("addr", c_uint64), ("length", c_uint64), ("mmap_offset", c_uint64), ("fd", c_int32),
+                ("reserved", c_uint32))
 
 
 class EventfdArg(ctypes.Structure):
@@ -465,8 +467,8 @@ class Context:
         return argument.canceled
 
     def buffer(self, op: int, *, flags: int = 0, handle: int = 0, addr: int = 0,
-               length: int = 0) -> BufferArg:
-        argument = BufferArg(ctypes.sizeof(BufferArg), op, flags, handle, addr, length)
+               length: int = 0, fd: int = 0) -> BufferArg:
+        argument = BufferArg(ctypes.sizeof(BufferArg), op, flags, handle, addr, length, fd=fd)
         assert self.ioctl(BUFFER, argument) == 0
         return argument
 
@@ -475,6 +477,12 @@ class Context:
 
     def register(self, memory: Memory, flags: int = 0) -> int:
         return self.buffer(BUFFER_REGISTER, addr=memory.address, length=memory.length, flags=flags).handle
+
+    def export(self, handle: int) -> int:
+        return self.buffer(BUFFER_EXPORT, handle=handle).fd
+
+    def import_(self, fd: int, flags: int = 0) -> BufferArg:
+        return self.buffer(BUFFER_IMPORT, fd=fd, flags=flags)
 
     def free(self, handle: int) -> None:
         self.buffer(BUFFER_FREE, handle=handle)

@@ -70,7 +70,8 @@ def injection() -> Iterator[None]:
 
 
 def _counters() -> dict[str, int]:
-    names = ("contexts", "rings", "pinned_pages", "allocated_pages", "card_bytes")
+    names = ("contexts", "rings", "pinned_pages", "allocated_pages", "card_bytes", "imported_bytes",
+             "exports")
     return {name: int((SYSFS / "counters" / name).read_text()) for name in names}
 
 
@@ -137,6 +138,24 @@ def _card(context: Context) -> None:
     _one(in_buffers(copy(SOURCE.address, 0, LENGTH, VERIFY_HASH), dst=card))(context)
 
 
+def _export(context: Context) -> None:
+    os.close(context.export(context.alloc(PAGE).handle))
+
+
+def _dmabuf(context: Context) -> None:
+    """One of our own, the way of any: exported, imported, and each side of an entry."""
+    buffer = context.alloc(LENGTH)
+    fd = context.export(buffer.handle)
+    try:
+        handle = context.import_(fd).handle
+    finally:
+        os.close(fd)
+    _one(in_buffers(copy(SOURCE.address, 0, LENGTH, VERIFY_HASH), dst=handle))(context)
+    _one(in_buffers(copy(0, PIECE, PAGE, ZERO_COPY), handle, handle))(context)
+    context.free(handle)
+    context.free(buffer.handle)
+
+
 def _map(context: Context) -> None:
     # Unmapping can fail as well: it is for later, when nothing does.
     MAPPED.append(context.map(context.alloc(LENGTH)))
@@ -195,6 +214,8 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "BUFFER alloc": (True, lambda c: c.alloc(LENGTH)),
     "BUFFER register": (True, lambda c: c.register(REGISTERED)),
     **({"ENTER card": (True, _card)} if len((SYSFS / "engines").read_text().split()) > 1 else {}),
+    "BUFFER export": (True, _export),
+    "ENTER dma-buf": (True, _dmabuf),
     "BUFFER map": (True, _map),
     "BUFFER free": (True, lambda c: c.free(c.alloc(PAGE).handle)),
     "EVENTFD": (True, _eventfd),

@@ -369,7 +369,7 @@ class Both(RuleBasedStateMachine):
 
         self.both(act)
 
-    @rule(handle=st.integers(0, 6), op=st.sampled_from([lib.NYMPH_BUFFER_FREE] * 5 + [0, 3, 5, 6]))
+    @rule(handle=st.integers(0, 6), op=st.sampled_from([lib.NYMPH_BUFFER_FREE] * 5 + [0, 3, 5, 7]))
     def free(self, handle: int, op: int) -> None:
         def act(side: Side) -> Any:
             return side.request(abi.NYMPH_IOC_BUFFER, abi.new("nymph_buffer", op=op, handle=handle))
@@ -377,6 +377,32 @@ class Both(RuleBasedStateMachine):
         if self.both(act) == (0, 0):
             for side in self.sides:
                 side.maps.pop(handle, None)
+
+    @rule(
+        handle=st.integers(0, 6),
+        flags=st.sampled_from([0] * 5 + [1, 2]),
+        wrong=st.sampled_from([0] * 9 + [1]),
+    )
+    def pass_on(self, handle: int, flags: int, wrong: int) -> None:
+        """Export a buffer and import that in its place. (Beside it, nobody would see that two overlap.)"""
+
+        def act(side: Side) -> Any:
+            arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_EXPORT, handle=handle, flags=wrong)
+            done = side.request(abi.NYMPH_IOC_BUFFER, arg)
+            if done != (0, 0):
+                return done
+            fd = arg.fd
+            free = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_FREE, handle=handle)
+            assert side.request(abi.NYMPH_IOC_BUFFER, free) == (0, 0)
+            del side.maps[handle]
+            arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_IMPORT, fd=fd, flags=flags)
+            done = side.request(abi.NYMPH_IOC_BUFFER, arg)
+            if done == (0, 0):
+                side.maps[arg.handle] = abi.map_shared(fd, arg.length)
+            os.close(fd)
+            return done, arg.handle, arg.length, arg.mmap_offset
+
+        self.both(act)
 
     # What there is to see
 

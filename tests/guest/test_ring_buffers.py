@@ -139,6 +139,54 @@ def test_read_only_memory_is_a_source_alone(ring: pynymph.Ring) -> None:
             ring.copy(src=bytes(5000), dst=buffer)
 
 
+def test_memory_passed_on_as_a_dmabuf(ring: pynymph.Ring) -> None:
+    data = os.urandom(5 * KIB)
+    with pynymph.Ring(8) as other:
+        with ring.allocate(len(data)) as one:
+            ring.copy(src=data, dst=one)
+            fds = [one.export(), one[100:200].export()]
+            kept = one.view
+        assert not any(os.get_inheritable(fd) for fd in fds)
+        two, same = (other.import_dmabuf(fd) for fd in fds)
+        source = other.import_dmabuf(fds[0], readonly=True)
+        for fd in fds:
+            os.close(fd)
+        assert (len(two), two.readonly, source.readonly) == (8 * KIB, False, True)  # whole pages
+        assert two.view[: len(data)] == same.view[: len(data)] == source.view[: len(data)] == data
+        assert source.view.readonly
+        done = other.copy(src=b"answer", dst=two[10:16], verify=True)
+        assert done.src_digest == digest.payload(b"answer")
+        assert bytes(kept[10:16]) == bytes(np.asarray(same)[10:16]) == b"answer"
+        assert other.digest(src=source[:6]) == digest.payload(data[:6])
+        assert other.compare(a=source, b=same) is None
+        with pytest.raises(pynymph.ArgumentError, match="read-only"):
+            other.copy(src=b"x", dst=source[:1])
+        two.free()
+        same.free()
+        with pytest.raises(pynymph.NymphError, match="it was freed"):
+            two.export()
+
+
+def test_what_is_no_dmabuf(ring: pynymph.Ring, tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b") as file:
+        with pytest.raises(pynymph.NymphError, match="is no dma-buf") as refused:
+            ring.import_dmabuf(file.fileno())
+        assert refused.value.errno == errno.EINVAL
+    with pytest.raises(pynymph.NymphError, match="no open file -1") as refused:
+        ring.import_dmabuf(-1)
+    assert refused.value.errno == errno.EBADF
+    with ring.register(bytearray(100)) as buffer:
+        with pytest.raises(pynymph.NymphError, match="only memory of allocate") as refused:
+            buffer.export()
+        assert refused.value.errno == errno.EINVAL
+    with ring.allocate(100) as buffer:
+        fd = buffer.export()
+        imported = ring.import_dmabuf(fd)
+        os.close(fd)
+        with pytest.raises(pynymph.NymphError, match="only memory of allocate"):
+            imported.export()
+
+
 def test_use_after_free(ring: pynymph.Ring) -> None:
     buffer = ring.allocate(100)
     view = buffer.view

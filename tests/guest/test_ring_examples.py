@@ -48,3 +48,16 @@ def test_prefetch(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     found = np.fromstring(done.stdout.split("[")[1].rstrip("]\n"), sep=" ")
     assert np.allclose(found, array.mean(axis=0, dtype=np.float64), atol=1e-5)
     assert run("prefetch.py", tmp_path / "array.npz").stderr.startswith("prefetch: [Errno 2]")
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(1, 1), (1_000_000, 10), (4 << 20, 2)])
+def test_producer_consumer(run, size: int, blocks: int) -> None:  # type: ignore[no-untyped-def]
+    done = run("producer_consumer.py", "--size", size, "--blocks", blocks)
+    said = f"{size * blocks} bytes in {blocks} blocks, all verified by the consumer\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_producer_consumer_says_what_is_wrong(run) -> None:  # type: ignore[no-untyped-def]
+    done = run("producer_consumer.py", "--size", 2 << 30)
+    assert done.returncode == 1
+    assert "producer_consumer: producer: " in done.stderr and "1073741824 bytes" in done.stderr

@@ -266,9 +266,63 @@ print(*sorted(saw), *open("/sys/class/misc/pcie_nymph/counters/card_bytes"))
 """
 
 
-def test_memory_of_a_card_goes_with_it(vm: Machine) -> None:
-    """Also while CPU and card are at it; its handles stay, lead nowhere, and are freed like others."""
-    command = vm.command(["python3", "-c", CARD, channels(vm)[0]])
+DMABUF = """
+import collections, errno, os, select, sys, pynymph
+data, back = bytes(range(256)) * 1024, bytearray(1 << 18)
+ring, other = pynymph.Ring(engine=sys.argv[1]), pynymph.Ring(engine="cpu")
+kept = other.allocate(len(data))
+fd = kept.export()
+half, rest = ring.import_dmabuf(fd)[: 1 << 17], ring.import_dmabuf(fd)[1 << 17 :]
+os.close(fd)
+saw = collections.Counter()
+
+def attempt(what, **arguments):
+    try:
+        what(**arguments)
+    except pynymph.NymphError as error:
+        saw[errno.errorcode[error.errno]] += 1
+    else:
+        saw["ok"] += 1
+
+def rounds():
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        attempt(ring.copy, src=data[: 1 << 17], dst=half, verify=True)
+        attempt(ring.copy, src=half, dst=rest, zero_copy=True, verify=True)
+        attempt(ring.digest, src=rest)
+    print(sys.stdin.readline().strip(), *saw.items(), flush=True)
+
+print("copying", flush=True)
+rounds()
+saw.clear()
+attempt(ring.copy, src=half, dst=rest, zero_copy=True)
+attempt(ring.digest, src=half)
+print(*sorted(saw), flush=True)
+sys.stdin.readline()
+kept.view[:] = data
+for zero_copy in (False, True):
+    assert ring.copy(src=half, dst=rest, zero_copy=zero_copy, verify=True).engine == sys.argv[1]
+assert kept.view[1 << 17 :] == kept.view[: 1 << 17] == data[: 1 << 17]
+print(*open("/sys/class/misc/pcie_nymph/counters/imported_bytes"))
+"""
+
+
+# The script; what it sees when the card goes; what it sees without; what it says when there is one again.
+@pytest.mark.parametrize(
+    ("script", "going", "gone", "back"),
+    [
+        (CARD, "'EFAULT'", "EFAULT ENODEV", ["EFAULT", str(2 << 18)]),
+        (DMABUF, "'ENODEV'", "ENODEV ok", [str(2 << 18)]),
+    ],
+    ids=["card", "dmabuf"],
+)
+def test_memory_of_a_card_goes_with_it(
+    vm: Machine, script: str, going: str, gone: str, back: list[str]
+) -> None:
+    """Also while CPU and card are at it; its handles stay, lead nowhere, and are freed like others.
+
+    A dma-buf that the card had stays, and the next card has it too.
+    """
+    command = vm.command(["python3", "-c", script, channels(vm)[0]])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdin and running.stdout
 
@@ -281,13 +335,14 @@ def test_memory_of_a_card_goes_with_it(vm: Machine) -> None:
         time.sleep(0.5)
         vm.unplug(NAME)
         seen = say("unplugged")
-        assert "'ok'" in seen and "'EFAULT'" in seen and "EBADMSG" not in seen
-        assert running.stdout.readline() == "EFAULT ENODEV\n"
+        assert "'ok'" in seen and going in seen and "EBADMSG" not in seen
+        assert running.stdout.readline() == f"{gone}\n"
         vm.plug(NAME)
         wait_for(lambda: len(channels(vm)) == vm.endpoints[NAME].channels)
-        assert say("plugged").split() == ["EFAULT", str(2 << 18)]
+        assert say("plugged").split() == back
     assert running.returncode == 0
-    assert vm.run(["cat", "/sys/class/misc/pcie_nymph/counters/card_bytes"]).stdout == "0\n"
+    for name in ("card_bytes", "imported_bytes", "exports"):
+        assert vm.run(["cat", f"/sys/class/misc/pcie_nymph/counters/{name}"]).stdout == "0\n"
 
 
 FROZEN = """
