@@ -110,15 +110,15 @@ int main(int argc, char **argv)
 			.src_buffer = src,
 			.dst_buffer = dst,
 		};
-	memory = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1,
-		      0);
+	memory = mmap(NULL, 2 * depth * bytes, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (memory == MAP_FAILED)
 		err(1, "mmap");
 
 	begun = now_ns();
 	end = begun + (uint64_t)(atof(argv[5]) * 1e9);
 	do {
-		/* as many on every path between two looks at the clock */
+		/* as many on every path between two looks at the clock, and as much memory */
 		if (!strcmp(argv[4], "enter"))
 			enter(fd, depth);
 		else if (!strcmp(argv[4], "enter-1"))
@@ -126,7 +126,7 @@ int main(int argc, char **argv)
 				enter(fd, 1);
 		else if (!strcmp(argv[4], "submit"))
 			for (unsigned int i = 0; i < depth; i++)
-				submit(fd, memory, memory + bytes, bytes);
+				submit(fd, memory + i * bytes, memory + (depth + i) * bytes, bytes);
 		else
 			errx(2, "no path %s", argv[4]);
 		copies += depth;
