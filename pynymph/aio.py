@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
+    from pynymph.batch import Batch
+
 
 class AsyncRing:
     """A DMA ring of one event loop: arguments, operations and errors are those of Ring.
@@ -118,7 +120,7 @@ class AsyncRing:
         """
         import numpy as np
 
-        batches = []
+        batches: list[Batch] = []
         async with self._turn:
             taken = 0
             while taken < len(entries) or not batches:

@@ -150,8 +150,10 @@ class Batch:
                 nameless = needs[opcodes] & (named == 0)
                 if nameless.any():
                     i = int(nameless.argmax())
-                    message = f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle"
-                    raise ArgumentError(errno.EINVAL, message)
+                    raise ArgumentError(
+                        errno.EINVAL,
+                        f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle",
+                    )
             same = (named == named[0]).all()
             handles.update(named[:1].tolist() if same else named.tolist())
         handles.discard(0)

@@ -179,8 +179,11 @@ class RingBuffer:
 def with_bytes(thing: Any) -> Buffer:
     """`thing`, or an array of its memory if it has no buffer protocol, but DLPack, as tensors have.
 
-    Raises TypeError if it has neither, and ArgumentError if its memory is not the CPU's.
+    A RingBuffer is as good as one. Raises TypeError if it has neither, and ArgumentError if its memory is not
+    the CPU's.
     """
+    if isinstance(thing, RingBuffer):
+        return thing
     try:
         memoryview(thing).release()
     except TypeError:
@@ -191,10 +194,10 @@ def with_bytes(thing: Any) -> Buffer:
     import numpy
 
     try:
-        array: Buffer = numpy.from_dlpack(thing)
+        array: Any = numpy.from_dlpack(thing)
     except (BufferError, RuntimeError, TypeError) as error:
         raise ArgumentError(errno.EINVAL, f"DLPack does not give its memory to the CPU: {error}") from None
-    return array
+    return array  # type: ignore[no-any-return]
 
 
 def check_length(nbytes: int) -> None:

@@ -152,10 +152,7 @@ class Job:
             "cookie": cookie,
         }
         # First all checks: what fails here has nothing to let go of.
-        memory = {name: getattr(operation, name) for name in self._names}
-        for name, given in memory.items():
-            if not isinstance(given, RingBuffer):
-                memory[name] = with_bytes(given)
+        memory = {name: with_bytes(getattr(operation, name)) for name in self._names}
         lengths = {name: _length(name, given, owner) for name, given in memory.items()}
         if self._written:
             _check_writable(self._written, memory[self._written])

@@ -244,7 +244,8 @@ class Ring:
         import numpy as np
 
         deadline = None if timeout is None else time.monotonic() + timeout
-        done, left = [], entries
+        done: list[NDArray[np.void]] = []
+        left = entries
         while len(left) or not done:
             try:
                 batch = self._make_batch(left[: self.entries], deadline, wait=True)

@@ -45,6 +45,7 @@ static inline u32 nymph_fifo_run(const struct nymph_fifo *f)
 
 static inline void nymph_fifo_push(struct nymph_fifo *f)
 {
+	/* for who looks without the lock, by smp_load_acquire() */
 	smp_store_release(&f->count, f->count + 1);
 }
 

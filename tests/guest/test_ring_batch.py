@@ -153,7 +153,8 @@ def test_what_is_before_it_counts(ring: pynymph.Ring, verify: bool) -> None:
             ends = [random.integers(0, size - 200, 64) for _ in range(2)]
             sides = random.integers(0, 2, (2, 64))
             same = sides[0] == sides[1]
-            ends[1] = np.where(same & (abs(ends[0] - ends[1]) < 200), (ends[0] + 1000) % (size - 200), ends[1])
+            near = same & (abs(ends[0] - ends[1]) < 200)
+            ends[1] = np.where(near, (ends[0] + 1000) % (size - 200), ends[1])
             entries = np.concatenate(
                 [
                     batch.copies(

@@ -76,7 +76,7 @@ def test_a_full_ring_is_waited_for() -> None:
 
 
 def test_records_nobody_collects_do_not_block_copies() -> None:
-    nobodys = {"size": 64, "opcode": lib.NYMPH_OP_NOP, "flags": lib.NYMPH_DMA_FLAG_RECORD, "cookie": 2**64 - 1}
+    nobodys = {"size": 64, "opcode": lib.NYMPH_OP_NOP, "flags": lib.NYMPH_DMA_FLAG_RECORD, "cookie": 1 << 62}
     entries = ffi.new("struct nymph_entry[]", [nobodys] * 2)
     with pynymph.Ring(2) as ring:
         # Room for records is twice that for entries.
