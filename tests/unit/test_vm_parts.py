@@ -55,6 +55,9 @@ EXCUSED = {
         "kobject_add_internal failed for ring7 (error: -17 parent: pcie_nymph)"
     ),
     "kobject: can not set name properly!": "kobject: is not initialized, yet kobject_put() is called.",
+    "kmemleak: Cannot allocate a scan area, scanning the full object": (
+        "kmemleak: Cannot allocate a kmemleak_object structure"
+    ),
 }
 
 
