@@ -120,7 +120,8 @@ def table(request: pytest.FixtureRequest, vm: Machine) -> Iterator[list[str]]:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]
     on = (
         f"{vm.state.kernel} ({vm.state.accel}), by tests/vm/test_endpoint.py. A copy is of 4 KiB, with "
-        "VERIFY_HASH; up to 32 are queued, and run one after the other.\n\n"
+        "VERIFY_HASH; up to 32 are queued, and run one after the other, or, every other 32, up to 16 side by "
+        "side.\n\n"
         "*To the next good* is the longest time from one good copy to the next: so long recovery took."
     )
     target = Path("dist/faults.md")
