@@ -348,31 +348,31 @@ class Ring:
                 memory.end("it was never registered")
                 raise
 
-    def import_dmabuf(self, fd: int, *, readonly: bool = False) -> RingBuffer:
+    def import_dmabuf(self, fd: int, *, read_only: bool = False) -> RingBuffer:
         """Memory that somebody else has exported as a dma-buf: all of it.
 
         `fd`: a file descriptor of it, from RingBuffer.export() say, or another driver. It stays the caller's,
-        who can close it at once. `readonly`: it need not be open for writing, and will only be a source.
+        who can close it at once. `read_only`: it need not be open for writing, and will only be a source.
 
         Operations wait for the fences that other drivers have put there. If it can be mapped it has a `view`;
         where caches are not coherent with devices, looks at that go between two DMA_BUF_IOCTL_SYNC of the
         file. Nothing counts as locked memory: it is paid for by who exported it.
         """
-        flags = lib.NYMPH_BUFFER_READ_ONLY if readonly else 0
+        flags = lib.NYMPH_BUFFER_READ_ONLY if read_only else 0
         arg = abi.new("nymph_buffer", op=lib.NYMPH_BUFFER_IMPORT, flags=flags, fd=fd)
         hints = {
             errno.EBADF: f"there is no open file {fd}; give the descriptor of a dma-buf",
             errno.EINVAL: f"file {fd} is no dma-buf, or of more than {lib.NYMPH_MAX_LENGTH} bytes",
-            errno.EACCES: f"file {fd} is not open to read and write; to read only, give readonly=True",
+            errno.EACCES: f"file {fd} is not open to read and write; to read only, give read_only=True",
         }
         with self._lock():
             self._make_buffer(arg, hints)
             try:
                 try:
-                    mapping = abi.map_shared(fd, arg.length, writable=not readonly)
+                    mapping = abi.map_shared(fd, arg.length, writable=not read_only)
                 except OSError:
                     mapping = None
-                memory = Memory(mapping, readonly, self._forgotten.append, hold=False)
+                memory = Memory(mapping, read_only, self._forgotten.append, hold=False)
                 return self._buffer(memory, arg.handle, arg.length)
             except BaseException:
                 self._forgotten.append(arg.handle)

@@ -148,7 +148,7 @@ def test_memory_passed_on_as_a_dmabuf(ring: pynymph.Ring) -> None:
             kept = one.view
         assert not any(os.get_inheritable(fd) for fd in fds)
         two, same = (other.import_dmabuf(fd) for fd in fds)
-        source = other.import_dmabuf(fds[0], readonly=True)
+        source = other.import_dmabuf(fds[0], read_only=True)
         for fd in fds:
             os.close(fd)
         assert (len(two), two.readonly, source.readonly) == (8 * KIB, False, True)  # whole pages
