@@ -19,8 +19,15 @@ typedef __u64 u64;
 #define NYMPH_BLAKE3_KEY_SIZE	32
 #define NYMPH_BLAKE3_BLOCK_SIZE	64
 
-/* 2^64 bytes are 2^54 chunks; one subtree more waits to be merged. */
-#define NYMPH_BLAKE3_MAX_DEPTH	55
+/* Subtrees of up to 2^7 chunks are made at a time. */
+#define NYMPH_BLAKE3_SUBTREE_DEPTH	7
+
+/*
+ * 2^64 bytes are 2^54 chunks, so that at most 54 subtrees are complete; those of
+ * 2^7 chunks begin behind at most 54 - 7. Above these, 16 chaining values for
+ * each doubling from 16 chunks on, and for their sibling.
+ */
+#define NYMPH_BLAKE3_STACK	(54 - 7 + 16 * (7 - 4 + 1))
 
 /**
  * struct nymph_blake3 - a hash in the making
@@ -32,9 +39,10 @@ typedef __u64 u64;
  * @block_len: bytes in @block
  * @depth: subtrees in @stack
  * @block: the chunk's last bytes; never empty once the chunk has any
- * @stack: chaining values of whole subtrees, oldest and largest first
+ * @stack: chaining values of whole subtrees, oldest and largest first; and where
+ *	those of more are made
  *
- * Close to 2 KiB: not for the kernel's stack. With a secret key the caller
+ * Close to 4 KiB: not for the kernel's stack. With a secret key the caller
  * wipes it.
  */
 struct nymph_blake3 {
@@ -46,7 +54,7 @@ struct nymph_blake3 {
 	u8 block_len;
 	u8 depth;
 	u8 block[NYMPH_BLAKE3_BLOCK_SIZE];
-	u8 stack[NYMPH_BLAKE3_MAX_DEPTH][NYMPH_BLAKE3_OUT_SIZE];
+	u8 stack[NYMPH_BLAKE3_STACK][NYMPH_BLAKE3_OUT_SIZE];
 };
 
 void nymph_blake3_init(struct nymph_blake3 *b);

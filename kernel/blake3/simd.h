@@ -27,6 +27,11 @@ static __always_inline quad load_quad(const u8 *from)
 	return q;
 }
 
+static __always_inline void store_quad(u32 *to, quad q)
+{
+	memcpy(to, &q, sizeof(q));
+}
+
 #ifdef HAS_8
 typedef u32 oct __attribute__((vector_size(32)));
 
@@ -60,115 +65,81 @@ static __always_inline hex join_octs(oct a, oct b)
 #undef WIDE
 #endif
 
+#if defined(HAS_16)
+#define WIDEST	16
+#elif defined(HAS_8)
+#define WIDEST	8
+#else
+#define WIDEST	4
+#endif
+
 #define LANES	4
 #define WIDE(name)	name##_4
 #include "wide.h"
 #undef LANES
 #undef WIDE
 
-/* --- one block: a row of the state in each vector --- */
-
-static __always_inline void mix_rows(quad row[4], quad x, quad y)
+/* One block, and all that comes out of it. */
+static void compress(const u32 cv[8], const u8 block[NYMPH_BLAKE3_BLOCK_SIZE],
+		     u32 len, u64 counter, u32 flags, u32 out[16])
 {
-	row[0] += row[1] + x;
-	row[3] = ror16_4(row[3] ^ row[0]);
-	row[2] += row[3];
-	row[1] ^= row[2];
-	row[1] = row[1] >> 12 | row[1] << 20;
-	row[0] += row[1] + y;
-	row[3] = ror8_4(row[3] ^ row[0]);
-	row[2] += row[3];
-	row[1] ^= row[2];
-	row[1] = row[1] >> 7 | row[1] << 25;
-}
-
-static __always_inline quad turn_1(quad q)
-{
-	return __builtin_shufflevector(q, q, 1, 2, 3, 0);
-}
-
-static __always_inline quad turn_2(quad q)
-{
-	return __builtin_shufflevector(q, q, 2, 3, 0, 1);
-}
-
-static __always_inline quad turn_3(quad q)
-{
-	return __builtin_shufflevector(q, q, 3, 0, 1, 2);
-}
-
-/*
- * @x and @y are the words that the columns take, @p and @q those of the
- * diagonals. Row 1 stays where it is and the others turn, so that the diagonal
- * of row 0's last word is first.
- */
-static __always_inline void round_of_rows(quad row[4], quad x, quad y, quad p,
-					  quad q)
-{
-	mix_rows(row, x, y);
-	row[0] = turn_3(row[0]);
-	row[2] = turn_1(row[2]);
-	row[3] = turn_2(row[3]);
-	mix_rows(row, p, q);
-	row[0] = turn_1(row[0]);
-	row[2] = turn_3(row[2]);
-	row[3] = turn_2(row[3]);
-}
-
-static void compress(u32 cv[8], const u8 block[NYMPH_BLAKE3_BLOCK_SIZE],
-		     u32 len, u64 counter, u32 flags)
-{
-	quad m[4], x, y, p, q, row[4];
+	quad m[4], row[4], h[2];
 	int i;
 
+#pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		m[i] = load_quad(block + 16 * i);
-	x = __builtin_shufflevector(m[0], m[1], 0, 2, 4, 6);
-	y = __builtin_shufflevector(m[0], m[1], 1, 3, 5, 7);
-	p = __builtin_shufflevector(m[2], m[3], 6, 0, 2, 4);
-	q = __builtin_shufflevector(m[2], m[3], 7, 1, 3, 5);
-	row[0] = load_quad((const u8 *)cv);
-	row[1] = load_quad((const u8 *)(cv + 4));
+	arrange_4(m);
+	h[0] = load_quad((const u8 *)cv);
+	h[1] = load_quad((const u8 *)(cv + 4));
+	row[0] = h[0];
+	row[1] = h[1];
 	row[2] = load_quad((const u8 *)nymph_blake3_iv);
 	row[3] = (quad){ (u32)counter, (u32)(counter >> 32), len, flags };
-
-	for (i = 0;; i++) {
-		quad a, b, c;
-
-		round_of_rows(row, x, y, p, q);
-		if (i == 6)
-			break;
-		/* the words in the order of the next round */
-		a = __builtin_shufflevector(p, q, 2, 7, 2, 7);
-		b = __builtin_shufflevector(y, p, 0, 7, 0, 7);
-		c = __builtin_shufflevector(q, y, 2, 6, 2, 6);
-		a = __builtin_shufflevector(x, a, 3, 4, 0, 5);
-		b = __builtin_shufflevector(q, b, 0, 4, 5, 1);
-		c = __builtin_shufflevector(p, c, 1, 4, 5, 0);
-		x = __builtin_shufflevector(x, y, 1, 5, 7, 2);
-		y = a;
-		p = b;
-		q = c;
+#pragma GCC unroll 8
+	for (i = 0; i < 7; i++) {
+		mix_rows_4(row, m[0], false);
+		mix_rows_4(row, m[1], true);
+		turn_rows_4(row, false);
+		mix_rows_4(row, m[2], false);
+		mix_rows_4(row, m[3], true);
+		turn_rows_4(row, true);
+		if (i < 6)
+			permute_4(m);
 	}
-	row[0] ^= row[2];
-	row[1] ^= row[3];
-	memcpy(cv, &row[0], sizeof(row[0]));
-	memcpy(cv + 4, &row[1], sizeof(row[1]));
+	store_quad(out, row[0] ^ row[2]);
+	store_quad(out + 4, row[1] ^ row[3]);
+	store_quad(out + 8, row[2] ^ h[0]);
+	store_quad(out + 12, row[3] ^ h[1]);
 }
 
-/* --- all widths there are --- */
-
-static void hash_one(const u8 *in, const struct nymph_blake3_task *task,
-		     u8 *out)
+static void hash_1(const u8 *const *in, const struct nymph_blake3_task *task,
+		   u8 *out)
 {
-	u32 cv[8];
-	size_t i;
+	hash_rows_4(in, 1, task, out, 1);
+}
 
-	memcpy(cv, task->key, sizeof(cv));
-	for (i = 0; i < task->blocks; i++)
-		compress(cv, in + 64 * i, 64, task->counter,
-			 nymph_blake3_flags(task, i));
-	memcpy(out, cv, sizeof(cv));
+static void hash_2(const u8 *const *in, const struct nymph_blake3_task *task,
+		   u8 *out)
+{
+#ifdef HAS_8
+	hash_rows_8(in, 2, task, out, 1);
+#else
+	hash_rows_4(in, 2, task, out, 2);
+#endif
+}
+
+/* All four of @in are read, and the outputs of the first @n are written. */
+static void hash_3_or_4(const u8 *const *in, size_t n,
+			const struct nymph_blake3_task *task, u8 *out)
+{
+#ifdef HAS_16
+	hash_rows_16(in, n, task, out, 1);
+#elif defined(HAS_8)
+	hash_rows_8(in, n, task, out, 2);
+#else
+	hash_4(in, n, task, out);
+#endif
 }
 
 /*
@@ -179,37 +150,50 @@ static void hash(const u8 *const *in, size_t n,
 		 const struct nymph_blake3_task *task, u8 *out)
 {
 	const u8 *lanes[NYMPH_BLAKE3_MANY];
-	size_t i;
+	struct nymph_blake3_task rest;
+	size_t done, i;
 
 	if (n == 1) {
-		hash_one(in[0], task, out);
+		hash_1(in, task, out);
 		return;
 	}
-	for (i = 0; i < NYMPH_BLAKE3_MANY; i++)
-		lanes[i] = in[i < n ? i : n - 1];
+	if (n == 2) {
+		hash_2(in, task, out);
+		return;
+	}
+	if (n % WIDEST) {
+		memcpy(lanes, in, n * sizeof(*in));
+		for (i = n; i % WIDEST; i++)
+			lanes[i] = in[n - 1];
+		in = lanes;
+	}
+	rest = *task;
+	for (; n; n -= done) {
 #ifdef HAS_16
-	if (n > 8) {
-		hash_16(lanes, n, task, out);
-		return;
-	}
+		if (n > 8) {
+			done = n;
+			hash_16(in, done, &rest, out);
+		} else
 #endif
 #ifdef HAS_8
-	if (n > 4) {
-		struct nymph_blake3_task rest = *task;
-
-		hash_8(lanes, n < 8 ? n : 8, task, out);
-		if (n > 8) {
-			rest.counter += rest.counts ? 8 : 0;
-			hash(in + 8, n - 8, &rest, out + 8 * 32);
-		}
-		return;
-	}
+		if (n > 4) {
+			done = n < 8 ? n : 8;
+			hash_8(in, done, &rest, out);
+		} else
 #endif
-	for (i = 0; i < n; i += 4) {
-		struct nymph_blake3_task part = *task;
-
-		part.counter += part.counts ? i : 0;
-		hash_4(lanes + i, n - i < 4 ? n - i : 4, &part, out + 32 * i);
+		if (n > 2) {
+			done = n < 4 ? n : 4;
+			hash_3_or_4(in, done, &rest, out);
+		} else if (n == 2) {
+			done = 2;
+			hash_2(in, &rest, out);
+		} else {
+			done = 1;
+			hash_1(in, &rest, out);
+		}
+		in += done;
+		out += 32 * done;
+		rest.counter += rest.counts ? done : 0;
 	}
 }
 

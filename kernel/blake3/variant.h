@@ -48,7 +48,7 @@ static inline u32 nymph_blake3_flags(const struct nymph_blake3_task *task,
  * @name: of the instruction set
  * @hash: of @n inputs, 1 to NYMPH_BLAKE3_MANY, writes a chaining value of 32 bytes
  *	each to @out
- * @compress: one block of @len bytes and zeros into @cv
+ * @compress: one block of @len bytes and zeros, started from @cv, to all of @out
  *
  * In the kernel they are called where SIMD may be used.
  */
@@ -56,8 +56,9 @@ struct nymph_blake3_variant {
 	const char *name;
 	void (*hash)(const u8 *const *in, size_t n,
 		     const struct nymph_blake3_task *task, u8 *out);
-	void (*compress)(u32 cv[8], const u8 block[NYMPH_BLAKE3_BLOCK_SIZE],
-			 u32 len, u64 counter, u32 flags);
+	void (*compress)(const u32 cv[8],
+			 const u8 block[NYMPH_BLAKE3_BLOCK_SIZE], u32 len,
+			 u64 counter, u32 flags, u32 out[16]);
 };
 
 extern const struct nymph_blake3_variant nymph_blake3_sse41;

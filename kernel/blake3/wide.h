@@ -1,44 +1,60 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3 in vectors of LANES words, one input in each lane. Included once for
- * every width that a variant has; WIDE(name) makes the names its own. Loops are
- * unrolled early, so that arrays of vectors become registers.
+ * BLAKE3 in vectors of LANES words. Included once for every width that a
+ * variant has; WIDE(name) makes the names its own. There are two ways: one
+ * input in each lane, which is the fastest when there are as many; and four
+ * words of a state in each 128 bits, for few inputs. Loops are unrolled early,
+ * so that arrays of vectors become registers.
  */
 
 #define vec	WIDE(vec)
+#define longs	WIDE(longs)
 #define bytes	WIDE(bytes)
 
 typedef u32 vec __attribute__((vector_size(4 * LANES)));
+typedef u64 longs __attribute__((vector_size(4 * LANES)));
 typedef u8 bytes __attribute__((vector_size(4 * LANES)));
 
-/* What the transposition takes of two vectors, in each 128 bits of them. */
+/*
+ * The same shuffle in every 128 bits of two vectors: of words, of which 4 and
+ * up are @b's, and of 64-bit words, of which 2 and up are @b's (gcc 12 does not see
+ * that words go in pairs).
+ */
+#define WORD(i, at)	((i) % 4 + (at) + (i) / 4 * LANES)
+#define LONG(i, at)	((i) % 2 + (at) + (i) / 2 * (LANES / 2))
 #if LANES == 4
-#define LO32(a, b)	__builtin_shufflevector(a, b, 0, 4, 1, 5)
-#define HI32(a, b)	__builtin_shufflevector(a, b, 2, 6, 3, 7)
-#define LO64(a, b)	__builtin_shufflevector(a, b, 0, 1, 4, 5)
-#define HI64(a, b)	__builtin_shufflevector(a, b, 2, 3, 6, 7)
+#define PICK(a, b, i, j, k, l)	__builtin_shufflevector(a, b, i, j, k, l)
+#define PICK64(a, b, i, j)	\
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), i, j))
 #elif LANES == 8
-#define LO32(a, b)	\
-	__builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
-#define HI32(a, b)	\
-	__builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
-#define LO64(a, b)	\
-	__builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
-#define HI64(a, b)	\
-	__builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
-#elif LANES == 16
-#define LO32(a, b)	\
-	__builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, \
-				25, 12, 28, 13, 29)
-#define HI32(a, b)	\
-	__builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, \
-				27, 14, 30, 15, 31)
-#define LO64(a, b)	\
-	__builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, \
-				25, 12, 13, 28, 29)
-#define HI64(a, b)	\
-	__builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, \
-				27, 14, 15, 30, 31)
+#define PICK(a, b, i, j, k, l) \
+	__builtin_shufflevector(a, b, WORD(i, 0), WORD(j, 0), WORD(k, 0), \
+				WORD(l, 0), WORD(i, 4), WORD(j, 4), \
+				WORD(k, 4), WORD(l, 4))
+#define PICK64(a, b, i, j) \
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), LONG(i, 0), \
+				      LONG(j, 0), LONG(i, 2), LONG(j, 2)))
+#else
+#define PICK(a, b, i, j, k, l) \
+	__builtin_shufflevector(a, b, WORD(i, 0), WORD(j, 0), WORD(k, 0), \
+				WORD(l, 0), WORD(i, 4), WORD(j, 4), \
+				WORD(k, 4), WORD(l, 4), WORD(i, 8), \
+				WORD(j, 8), WORD(k, 8), WORD(l, 8), \
+				WORD(i, 12), WORD(j, 12), WORD(k, 12), \
+				WORD(l, 12))
+#define PICK64(a, b, i, j) \
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), LONG(i, 0), \
+				      LONG(j, 0), LONG(i, 2), LONG(j, 2), \
+				      LONG(i, 4), LONG(j, 4), LONG(i, 6), \
+				      LONG(j, 6)))
+#endif
+
+/* {a_i, a_j, b_k, b_l}; gcc 12 knows wide ones of float alone */
+typedef float WIDE(floats) __attribute__((vector_size(4 * LANES)));
+#if LANES == 4
+#define SHUFPS(a, b, i, j, k, l) PICK(a, b, i, j, 4 + k, 4 + l)
+#else
+#define SHUFPS(a, b, i, j, k, l) ((vec)PICK((WIDE(floats))(a), (WIDE(floats))(b), i, j, 4 + k, 4 + l))
 #endif
 
 static __always_inline vec WIDE(splat)(u32 word)
@@ -85,33 +101,61 @@ static __always_inline vec WIDE(ror8)(vec v)
 #endif
 }
 
-/* 4 words of each of the inputs 0, 4, 8, ... from @in on. */
-static __always_inline vec WIDE(load)(const u8 *const *in, size_t at)
+/* 0, 1, 2, ... */
+static __always_inline vec WIDE(count)(void)
 {
 #if LANES == 4
-	return load_quad(in[0] + at);
+	return (vec){ 0, 1, 2, 3 };
 #elif LANES == 8
-	return join_quads(load_quad(in[0] + at), load_quad(in[4] + at));
+	return (vec){ 0, 1, 2, 3, 4, 5, 6, 7 };
 #else
-	return join_octs(join_quads(load_quad(in[0] + at),
-				    load_quad(in[4] + at)),
-			 join_quads(load_quad(in[8] + at),
-				    load_quad(in[12] + at)));
+	return (vec){ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
 #endif
 }
+
+/* The same in every 128 bits. */
+static __always_inline vec WIDE(repeat)(quad q)
+{
+#if LANES == 4
+	return q;
+#elif LANES == 8
+	return join_quads(q, q);
+#else
+	return join_octs(join_quads(q, q), join_quads(q, q));
+#endif
+}
+
+/* 16 bytes at @at of each of LANES / 4 inputs, @step apart in @in. */
+static __always_inline vec WIDE(load)(const u8 *const *in, size_t step,
+				      size_t at)
+{
+#if LANES == 4
+	(void)step;
+	return load_quad(in[0] + at);
+#elif LANES == 8
+	return join_quads(load_quad(in[0] + at), load_quad(in[step] + at));
+#else
+	return join_octs(join_quads(load_quad(in[0] + at),
+				    load_quad(in[step] + at)),
+			 join_quads(load_quad(in[2 * step] + at),
+				    load_quad(in[3 * step] + at)));
+#endif
+}
+
+/* --- an input in each lane --- */
 
 /* Transposes the squares of 4 by 4 words that each 128 bits of @x have. */
 static __always_inline void WIDE(transpose)(vec x[4])
 {
-	vec a = LO32(x[0], x[1]);
-	vec b = HI32(x[0], x[1]);
-	vec c = LO32(x[2], x[3]);
-	vec d = HI32(x[2], x[3]);
+	vec a = PICK(x[0], x[1], 0, 4, 1, 5);
+	vec b = PICK(x[0], x[1], 2, 6, 3, 7);
+	vec c = PICK(x[2], x[3], 0, 4, 1, 5);
+	vec d = PICK(x[2], x[3], 2, 6, 3, 7);
 
-	x[0] = LO64(a, c);
-	x[1] = HI64(a, c);
-	x[2] = LO64(b, d);
-	x[3] = HI64(b, d);
+	x[0] = PICK64(a, c, 0, 2);
+	x[1] = PICK64(a, c, 1, 3);
+	x[2] = PICK64(b, d, 0, 2);
+	x[3] = PICK64(b, d, 1, 3);
 }
 
 /* The 16 words at @at of every input, lane by lane. */
@@ -124,7 +168,7 @@ static __always_inline void WIDE(load_16)(vec m[16], const u8 *const *in,
 	for (i = 0; i < 4; i++) {
 #pragma GCC unroll 8
 		for (j = 0; j < 4; j++)
-			m[4 * i + j] = WIDE(load)(in + j, at + 16 * i);
+			m[4 * i + j] = WIDE(load)(in + j, 4, at + 16 * i);
 		WIDE(transpose)(m + 4 * i);
 	}
 }
@@ -138,6 +182,9 @@ static __always_inline void WIDE(mix)(vec v[16], const vec m[16], const u8 *s,
 {
 	vec *a = v, *b = v + 4, *c = v + 8, *d = v + 12;
 	int i;
+#ifdef FEW_REGISTERS
+	vec spare;
+#endif
 
 #define B	b[(i + turn) % 4]
 #define C	c[(i + 2 * turn) % 4]
@@ -157,6 +204,13 @@ static __always_inline void WIDE(mix)(vec v[16], const vec m[16], const u8 *s,
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		B ^= C;
+#ifdef FEW_REGISTERS
+	/* the rotations need one more register than there is: this one's */
+	i = 0;
+	spare = C;
+	asm volatile("" : "+m" (spare));
+	C = spare;
+#endif
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		B = second ? B >> 7 | B << 25 : B >> 12 | B << 20;
@@ -181,17 +235,17 @@ static __always_inline void WIDE(round)(vec v[16], const vec m[16],
 static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 		       const struct nymph_blake3_task *task, u8 *out)
 {
-	vec h[8], lo, hi;
+	const vec first = WIDE(splat)((u32)task->counter);
+	vec h[8], cvs[8], lo = first, hi;
 	size_t block, i;
 
+	if (task->counts)
+		lo += WIDE(count)();
+	/* a comparison that is true makes -1 */
+	hi = WIDE(splat)((u32)(task->counter >> 32)) - (vec)(lo < first);
+#pragma GCC unroll 8
 	for (i = 0; i < 8; i++)
 		h[i] = WIDE(splat)(task->key[i]);
-	for (i = 0; i < LANES; i++) {
-		u64 counter = task->counter + (task->counts ? i : 0);
-
-		lo[i] = (u32)counter;
-		hi[i] = (u32)(counter >> 32);
-	}
 	for (block = 0; block < task->blocks; block++) {
 		vec m[16], v[16];
 
@@ -219,15 +273,171 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 	}
 	WIDE(transpose)(h);
 	WIDE(transpose)(h + 4);
+#pragma GCC unroll 8
+	for (i = 0; i < 8; i++)
+		cvs[i] = h[i];
 	for (i = 0; i < n; i++) {
-		memcpy(out + 32 * i, (u32 *)&h[i % 4] + i / 4 * 4, 16);
-		memcpy(out + 32 * i + 16, (u32 *)&h[4 + i % 4] + i / 4 * 4, 16);
+		memcpy(out + 32 * i, (u32 *)&cvs[i % 4] + i / 4 * 4, 16);
+		memcpy(out + 32 * i + 16, (u32 *)&cvs[4 + i % 4] + i / 4 * 4,
+		       16);
+	}
+}
+
+/* --- a row of an input's state in each 128 bits --- */
+
+static __always_inline void WIDE(mix_rows)(vec row[4], vec m, bool second)
+{
+	/* row 1 was made last, so the rest is added without it */
+	row[0] += m;
+	KEEP(row[0]);
+	row[0] += row[1];
+	row[3] ^= row[0];
+	row[3] = second ? WIDE(ror8)(row[3]) : WIDE(ror16)(row[3]);
+	row[2] += row[3];
+	row[1] ^= row[2];
+	row[1] = second ? row[1] >> 7 | row[1] << 25 :
+			  row[1] >> 12 | row[1] << 20;
+}
+
+/*
+ * Row 1 stays where it is and the others turn, so that the diagonal of row 0's
+ * last word is first.
+ */
+static __always_inline void WIDE(turn_rows)(vec row[4], bool back)
+{
+	row[2] = back ? PICK(row[2], row[2], 3, 0, 1, 2) :
+			PICK(row[2], row[2], 1, 2, 3, 0);
+	row[3] = PICK(row[3], row[3], 2, 3, 0, 1);
+	row[0] = back ? PICK(row[0], row[0], 1, 2, 3, 0) :
+			PICK(row[0], row[0], 3, 0, 1, 2);
+}
+
+/* From blocks as they are to the order in which mix_rows() takes the words. */
+static __always_inline void WIDE(arrange)(vec m[4])
+{
+	vec x = SHUFPS(m[0], m[1], 0, 2, 0, 2);
+	vec y = SHUFPS(m[0], m[1], 1, 3, 1, 3);
+	vec p = SHUFPS(m[2], m[3], 0, 2, 0, 2);
+	vec q = SHUFPS(m[2], m[3], 1, 3, 1, 3);
+
+	m[0] = x;
+	m[1] = y;
+	m[2] = PICK(p, p, 3, 0, 1, 2);
+	m[3] = PICK(q, q, 3, 0, 1, 2);
+}
+
+/*
+ * From one round's order to that of the next, by shuffles that any x86 has as
+ * one instruction.
+ */
+static __always_inline void WIDE(permute)(vec m[4])
+{
+	vec x = m[0], y = m[1], p = m[2], q = m[3];
+	vec a = SHUFPS(x, y, 1, 2, 1, 3);
+	vec b = SHUFPS(p, q, 2, 2, 3, 3);
+	vec c = SHUFPS(y, p, 0, 0, 3, 3);
+	vec d = SHUFPS(q, y, 2, 2, 2, 2);
+
+	x = PICK(x, x, 3, 3, 0, 0);
+	q = PICK(q, q, 0, 0, 1, 1);
+	p = PICK(p, p, 1, 1, 0, 0);
+	m[0] = PICK(a, a, 0, 2, 3, 1);
+	m[1] = PICK(x, b, 0, 5, 2, 7);
+	m[2] = PICK(q, c, 0, 5, 6, 3);
+	m[3] = PICK(p, d, 0, 5, 6, 3);
+}
+
+/*
+ * As nymph_blake3_variant.hash, of LANES / 4 inputs in each of so many sets, whose
+ * latencies overlap. All of @in are read, and the outputs of the first @n are
+ * written.
+ */
+static __always_inline void
+WIDE(hash_rows)(const u8 *const *in, size_t n,
+		const struct nymph_blake3_task *task, u8 *out, const int sets)
+{
+	const vec iv = WIDE(repeat)(load_quad((const u8 *)nymph_blake3_iv));
+	vec h[2][2], last[2], cvs[2][2];
+	size_t block;
+	int i, s;
+
+#pragma GCC unroll 2
+	for (s = 0; s < sets; s++) {
+		u64 counter = task->counter + (task->counts ? s * (LANES / 4) : 0);
+		u32 words[LANES];
+
+		for (i = 0; i < LANES; i += 4) {
+			words[i] = (u32)counter;
+			words[i + 1] = (u32)(counter >> 32);
+			words[i + 2] = NYMPH_BLAKE3_BLOCK_SIZE;
+			words[i + 3] = 0;
+			counter += task->counts;
+		}
+		memcpy(&last[s], words, sizeof(last[s]));
+		h[s][0] = WIDE(repeat)(load_quad((const u8 *)task->key));
+		h[s][1] = WIDE(repeat)(load_quad((const u8 *)(task->key + 4)));
+	}
+	for (block = 0; block < task->blocks; block++) {
+		quad q = { 0, 0, 0, nymph_blake3_flags(task, block) };
+		const vec flags = WIDE(repeat)(q);
+		vec row[2][4], m[2][4];
+
+#pragma GCC unroll 2
+		for (s = 0; s < sets; s++) {
+#pragma GCC unroll 8
+			for (i = 0; i < 4; i++)
+				m[s][i] = WIDE(load)(in + LANES / 4 * s, 1,
+						     64 * block + 16 * i);
+			WIDE(arrange)(m[s]);
+			row[s][0] = h[s][0];
+			row[s][1] = h[s][1];
+			row[s][2] = iv;
+			row[s][3] = last[s] | flags;
+		}
+#pragma GCC unroll 8
+		for (i = 0; i < 7; i++) {
+#pragma GCC unroll 2
+			for (s = 0; s < sets; s++)
+				WIDE(mix_rows)(row[s], m[s][0], false);
+#pragma GCC unroll 2
+			for (s = 0; s < sets; s++)
+				WIDE(mix_rows)(row[s], m[s][1], true);
+#pragma GCC unroll 2
+			for (s = 0; s < sets; s++) {
+				WIDE(turn_rows)(row[s], false);
+				WIDE(mix_rows)(row[s], m[s][2], false);
+			}
+#pragma GCC unroll 2
+			for (s = 0; s < sets; s++) {
+				WIDE(mix_rows)(row[s], m[s][3], true);
+				WIDE(turn_rows)(row[s], true);
+				if (i < 6)
+					WIDE(permute)(m[s]);
+			}
+		}
+#pragma GCC unroll 2
+		for (s = 0; s < sets; s++) {
+			h[s][0] = row[s][0] ^ row[s][2];
+			h[s][1] = row[s][1] ^ row[s][3];
+		}
+	}
+#pragma GCC unroll 2
+	for (s = 0; s < sets; s++) {
+		cvs[s][0] = h[s][0];
+		cvs[s][1] = h[s][1];
+	}
+	for (i = 0; i < (int)n; i++) {
+		s = i / (LANES / 4);
+		memcpy(out + 32 * i, (u32 *)&cvs[s][0] + 4 * i % LANES, 16);
+		memcpy(out + 32 * i + 16, (u32 *)&cvs[s][1] + 4 * i % LANES, 16);
 	}
 }
 
 #undef vec
+#undef longs
 #undef bytes
-#undef LO32
-#undef HI32
-#undef LO64
-#undef HI64
+#undef WORD
+#undef LONG
+#undef PICK
+#undef PICK64
+#undef SHUFPS
