@@ -32,22 +32,59 @@ static __always_inline void store_quad(u32 *to, quad q)
 	memcpy(to, &q, sizeof(q));
 }
 
+#ifndef HAS_ROTATE
+static const u8 ror16_bytes[32] __attribute__((aligned(32))) = {
+	2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,
+	2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,
+};
+
+static const u8 ror8_bytes[32] __attribute__((aligned(32))) = {
+	1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12,
+	1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12,
+};
+#endif
+
 #ifdef HAS_8
+typedef u64 pair __attribute__((vector_size(16)));
 typedef u32 oct __attribute__((vector_size(32)));
 
 static __always_inline oct join_quads(quad a, quad b)
 {
-	return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+	return (oct)__builtin_shufflevector((pair)a, (pair)b, 0, 1, 2, 3);
 }
 #endif
 
+#ifdef HAS_8
+static __always_inline oct load_quads(const u8 *a, const u8 *b)
+{
+	oct h;
+	asm("vinserti128 $1,%2,%t1,%0" : "=x"(h) : "x"(load_quad(a)), "m"(*(const u8 (*)[16])b));
+	return h;
+}
+#endif
 #ifdef HAS_16
+typedef u64 four __attribute__((vector_size(32)));
 typedef u32 hex __attribute__((vector_size(64)));
+
+static __always_inline oct load_oct(const u8 *from)
+{
+	oct o;
+
+	memcpy(&o, from, sizeof(o));
+	return o;
+}
 
 static __always_inline hex join_octs(oct a, oct b)
 {
-	return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-				       11, 12, 13, 14, 15);
+	return (hex)__builtin_shufflevector((four)a, (four)b, 0, 1, 2, 3, 4, 5,
+					    6, 7);
+}
+
+static __always_inline hex load_octs(const u8 *a, const u8 *b)
+{
+	hex h;
+	asm("vinserti64x4 $1,%2,%g1,%0" : "=v"(h) : "v"(load_oct(a)), "m"(*(const u8 (*)[32])b));
+	return h;
 }
 
 #define LANES	16

@@ -57,47 +57,33 @@ typedef float WIDE(floats) __attribute__((vector_size(4 * LANES)));
 #define SHUFPS(a, b, i, j, k, l) ((vec)PICK((WIDE(floats))(a), (WIDE(floats))(b), i, j, 4 + k, 4 + l))
 #endif
 
+#define PICK128(a, b, i, j, k, l) \
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), 2 * i, 2 * i + 1, \
+				      2 * j, 2 * j + 1, 8 + 2 * k, 9 + 2 * k, \
+				      8 + 2 * l, 9 + 2 * l))
+
 static __always_inline vec WIDE(splat)(u32 word)
 {
 	return word - (vec) {};
 }
 
-/* By whole bytes, a shuffle is fewer instructions than two shifts. */
 static __always_inline vec WIDE(ror16)(vec v)
 {
-#if defined(HAS_ROTATE)
+#ifdef HAS_ROTATE
 	return v >> 16 | v << 16;
-#elif LANES == 4
-	bytes b = (bytes)v;
-
-	return (vec)__builtin_shufflevector(b, b, 2, 3, 0, 1, 6, 7, 4, 5, 10,
-					    11, 8, 9, 14, 15, 12, 13);
 #else
-	bytes b = (bytes)v;
-
-	return (vec)__builtin_shufflevector(b, b, 2, 3, 0, 1, 6, 7, 4, 5, 10,
-					    11, 8, 9, 14, 15, 12, 13, 18, 19,
-					    16, 17, 22, 23, 20, 21, 26, 27, 24,
-					    25, 30, 31, 28, 29);
+	SHUFFLE_BYTES(v, *(const bytes *)ror16_bytes);
+	return v;
 #endif
 }
 
 static __always_inline vec WIDE(ror8)(vec v)
 {
-#if defined(HAS_ROTATE)
+#ifdef HAS_ROTATE
 	return v >> 8 | v << 24;
-#elif LANES == 4
-	bytes b = (bytes)v;
-
-	return (vec)__builtin_shufflevector(b, b, 1, 2, 3, 0, 5, 6, 7, 4, 9,
-					    10, 11, 8, 13, 14, 15, 12);
 #else
-	bytes b = (bytes)v;
-
-	return (vec)__builtin_shufflevector(b, b, 1, 2, 3, 0, 5, 6, 7, 4, 9,
-					    10, 11, 8, 13, 14, 15, 12, 17, 18,
-					    19, 16, 21, 22, 23, 20, 25, 26, 27,
-					    24, 29, 30, 31, 28);
+	SHUFFLE_BYTES(v, *(const bytes *)ror8_bytes);
+	return v;
 #endif
 }
 
@@ -133,7 +119,7 @@ static __always_inline vec WIDE(load)(const u8 *const *in, size_t step,
 	(void)step;
 	return load_quad(in[0] + at);
 #elif LANES == 8
-	return join_quads(load_quad(in[0] + at), load_quad(in[step] + at));
+	return load_quads(in[0] + at, in[step] + at);
 #else
 	return join_octs(join_quads(load_quad(in[0] + at),
 				    load_quad(in[step] + at)),
@@ -158,19 +144,37 @@ static __always_inline void WIDE(transpose)(vec x[4])
 	x[3] = PICK64(b, d, 1, 3);
 }
 
-/* The 16 words at @at of every input, lane by lane. */
-static __always_inline void WIDE(load_16)(vec m[16], const u8 *const *in,
-					  size_t at)
+/* 8 words at @at of every input, lane by lane. */
+static __always_inline void WIDE(load_8)(vec m[8], const u8 *const *in,
+					 size_t at)
 {
-	int i, j;
+	int i;
+
+#if LANES == 16
+	vec x[8];
 
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++) {
-#pragma GCC unroll 8
-		for (j = 0; j < 4; j++)
-			m[4 * i + j] = WIDE(load)(in + j, 4, at + 16 * i);
-		WIDE(transpose)(m + 4 * i);
+		x[i] = load_octs(in[i] + at, in[i + 4] + at);
+		x[i + 4] = load_octs(in[i + 8] + at, in[i + 12] + at);
 	}
+	WIDE(transpose)(x);
+	WIDE(transpose)(x + 4);
+#pragma GCC unroll 8
+	for (i = 0; i < 4; i++) {
+		m[i] = PICK128(x[i], x[i + 4], 0, 2, 0, 2);
+		m[i + 4] = PICK128(x[i], x[i + 4], 1, 3, 1, 3);
+	}
+#else
+#pragma GCC unroll 8
+	for (i = 0; i < 4; i++)
+		m[i] = WIDE(load)(in + i, 4, at);
+	WIDE(transpose)(m);
+#pragma GCC unroll 8
+	for (i = 0; i < 4; i++)
+		m[4 + i] = WIDE(load)(in + i, 4, at + 16);
+	WIDE(transpose)(m + 4);
+#endif
 }
 
 /*
@@ -197,7 +201,10 @@ static __always_inline void WIDE(mix)(vec v[16], const vec m[16], const u8 *s,
 		a[i] += B;
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
-		D = second ? WIDE(ror8)(D ^ a[i]) : WIDE(ror16)(D ^ a[i]);
+		D ^= a[i];
+#pragma GCC unroll 8
+	for (i = 0; i < 4; i++)
+		D = second ? WIDE(ror8)(D) : WIDE(ror16)(D);
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		C += D;
@@ -249,7 +256,7 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 	for (block = 0; block < task->blocks; block++) {
 		vec m[16], v[16];
 
-		WIDE(load_16)(m, in, 64 * block);
+		WIDE(load_8)(m, in, 64 * block);
 #pragma GCC unroll 8
 		for (i = 0; i < 8; i++)
 			v[i] = h[i];
@@ -260,7 +267,12 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 		v[13] = hi;
 		v[14] = WIDE(splat)(64);
 		v[15] = WIDE(splat)(nymph_blake3_flags(task, block));
-		WIDE(round)(v, m, nymph_blake3_schedule[0]);
+		/* the first round, with the other half loaded meanwhile */
+		WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, false);
+		WIDE(load_8)(m + 8, in, 64 * block + 32);
+		WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, true);
+		WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, false);
+		WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, true);
 		WIDE(round)(v, m, nymph_blake3_schedule[1]);
 		WIDE(round)(v, m, nymph_blake3_schedule[2]);
 		WIDE(round)(v, m, nymph_blake3_schedule[3]);
@@ -440,4 +452,5 @@ WIDE(hash_rows)(const u8 *const *in, size_t n,
 #undef LONG
 #undef PICK
 #undef PICK64
+#undef PICK128
 #undef SHUFPS
