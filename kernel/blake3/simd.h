@@ -55,13 +55,20 @@ static __always_inline oct join_quads(quad a, quad b)
 #endif
 
 #ifdef HAS_8
-static __always_inline oct load_quads(const u8 *a, const u8 *b)
+/*
+ * From memory, which takes no unit that shuffles, as gcc 12 would have it do.
+ */
+static __always_inline oct load_quads_2(const u8 *a, const u8 *b)
 {
-	oct h;
-	asm("vinserti128 $1,%2,%t1,%0" : "=x"(h) : "x"(load_quad(a)), "m"(*(const u8 (*)[16])b));
-	return h;
+	oct o;
+
+	asm("vinserti128 $1, %2, %t1, %0"
+	    : "=x" (o)
+	    : "x" (load_quad(a)), "m" (*(const u8 (*)[16])b));
+	return o;
 }
 #endif
+
 #ifdef HAS_16
 typedef u64 four __attribute__((vector_size(32)));
 typedef u32 hex __attribute__((vector_size(64)));
@@ -80,10 +87,27 @@ static __always_inline hex join_octs(oct a, oct b)
 					    6, 7);
 }
 
-static __always_inline hex load_octs(const u8 *a, const u8 *b)
+static __always_inline hex load_octs_2(const u8 *a, const u8 *b)
 {
 	hex h;
-	asm("vinserti64x4 $1,%2,%g1,%0" : "=v"(h) : "v"(load_oct(a)), "m"(*(const u8 (*)[32])b));
+
+	asm("vinserti64x4 $1, %2, %g1, %0"
+	    : "=v" (h)
+	    : "v" (load_oct(a)), "m" (*(const u8 (*)[32])b));
+	return h;
+}
+
+static __always_inline hex load_quads_4(const u8 *a, const u8 *b, const u8 *c,
+					const u8 *d)
+{
+	hex h;
+
+	asm("vinserti32x4 $1, %2, %g1, %0\n\t"
+	    "vinserti32x4 $2, %3, %0, %0\n\t"
+	    "vinserti32x4 $3, %4, %0, %0"
+	    : "=&v" (h)
+	    : "v" (load_quad(a)), "m" (*(const u8 (*)[16])b),
+	      "m" (*(const u8 (*)[16])c), "m" (*(const u8 (*)[16])d));
 	return h;
 }
 

@@ -119,12 +119,10 @@ static __always_inline vec WIDE(load)(const u8 *const *in, size_t step,
 	(void)step;
 	return load_quad(in[0] + at);
 #elif LANES == 8
-	return load_quads(in[0] + at, in[step] + at);
+	return load_quads_2(in[0] + at, in[step] + at);
 #else
-	return join_octs(join_quads(load_quad(in[0] + at),
-				    load_quad(in[step] + at)),
-			 join_quads(load_quad(in[2 * step] + at),
-				    load_quad(in[3 * step] + at)));
+	return load_quads_4(in[0] + at, in[step] + at, in[2 * step] + at,
+			    in[3 * step] + at);
 #endif
 }
 
@@ -155,8 +153,8 @@ static __always_inline void WIDE(load_8)(vec m[8], const u8 *const *in,
 
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++) {
-		x[i] = load_octs(in[i] + at, in[i + 4] + at);
-		x[i + 4] = load_octs(in[i + 8] + at, in[i + 12] + at);
+		x[i] = load_octs_2(in[i] + at, in[i + 4] + at);
+		x[i + 4] = load_octs_2(in[i + 8] + at, in[i + 12] + at);
 	}
 	WIDE(transpose)(x);
 	WIDE(transpose)(x + 4);
