@@ -267,8 +267,8 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 		v[15] = WIDE(splat)(nymph_blake3_flags(task, block));
 		/* the first round, with the other half loaded meanwhile */
 		WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, false);
-		WIDE(load_8)(m + 8, in, 64 * block + 32);
 		WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, true);
+		WIDE(load_8)(m + 8, in, 64 * block + 32);
 		WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, false);
 		WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, true);
 		WIDE(round)(v, m, nymph_blake3_schedule[1]);
