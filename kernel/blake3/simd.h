@@ -128,12 +128,18 @@ static __always_inline hex load_quads_4(const u8 *a, const u8 *b, const u8 *c,
 
 #if defined(HAS_16)
 #define WIDEST	16
+#define WIDEST_HASH	hash_16
 #elif defined(HAS_8)
 #define WIDEST	8
+#define WIDEST_HASH	hash_8
 #else
 #define WIDEST	4
+#define WIDEST_HASH	hash_4
 #endif
 
+#ifdef HAS_8
+#define ROWS_ONLY
+#endif
 #define LANES	4
 #define WIDE(name)	name##_4
 #include "wide.h"
@@ -210,10 +216,20 @@ static void hash_3_or_4(const u8 *const *in, size_t n,
 static void hash(const u8 *const *in, size_t n,
 		 const struct nymph_blake3_task *task, u8 *out)
 {
-	const u8 *lanes[NYMPH_BLAKE3_MANY];
+	const u8 *lanes[WIDEST];
 	struct nymph_blake3_task rest;
-	size_t done, i;
+	size_t i;
 
+	if (n > WIDEST) {
+		rest = *task;
+		task = &rest;
+		for (; n > WIDEST; n -= WIDEST) {
+			WIDEST_HASH(in, WIDEST, &rest, out);
+			in += WIDEST;
+			out += 32 * WIDEST;
+			rest.counter += rest.counts ? WIDEST : 0;
+		}
+	}
 	if (n == 1) {
 		hash_1(in, task, out);
 		return;
@@ -222,40 +238,19 @@ static void hash(const u8 *const *in, size_t n,
 		hash_2(in, task, out);
 		return;
 	}
-	if (n % WIDEST) {
-		memcpy(lanes, in, n * sizeof(*in));
-		for (i = n; i % WIDEST; i++)
-			lanes[i] = in[n - 1];
+	if (n != 4 && n != 8 && n != WIDEST) {
+		for (i = 0; i < WIDEST; i++)
+			lanes[i] = in[i < n ? i : n - 1];
 		in = lanes;
 	}
-	rest = *task;
-	for (; n; n -= done) {
+	if (n <= 4)
+		hash_3_or_4(in, n, task, out);
 #ifdef HAS_16
-		if (n > 8) {
-			done = n;
-			hash_16(in, done, &rest, out);
-		} else
+	else if (n <= 8)
+		hash_8(in, n, task, out);
 #endif
-#ifdef HAS_8
-		if (n > 4) {
-			done = n < 8 ? n : 8;
-			hash_8(in, done, &rest, out);
-		} else
-#endif
-		if (n > 2) {
-			done = n < 4 ? n : 4;
-			hash_3_or_4(in, done, &rest, out);
-		} else if (n == 2) {
-			done = 2;
-			hash_2(in, &rest, out);
-		} else {
-			done = 1;
-			hash_1(in, &rest, out);
-		}
-		in += done;
-		out += 32 * done;
-		rest.counter += rest.counts ? done : 0;
-	}
+	else
+		WIDEST_HASH(in, n, task, out);
 }
 
 const struct nymph_blake3_variant NAME = {

@@ -128,6 +128,8 @@ static __always_inline vec WIDE(load)(const u8 *const *in, size_t step,
 
 /* --- an input in each lane --- */
 
+#ifndef ROWS_ONLY
+
 /* Transposes the squares of 4 by 4 words that each 128 bits of @x have. */
 static __always_inline void WIDE(transpose)(vec x[4])
 {
@@ -293,6 +295,8 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 	}
 }
 
+#endif /* ROWS_ONLY */
+
 /* --- a row of an input's state in each 128 bits --- */
 
 static __always_inline void WIDE(mix_rows)(vec row[4], vec m, bool second)
@@ -357,6 +361,23 @@ static __always_inline void WIDE(permute)(vec m[4])
 	m[3] = PICK(p, d, 0, 5, 6, 3);
 }
 
+/* Last rows, without flags, of inputs from number @first on. */
+static __always_inline vec WIDE(counters)(const struct nymph_blake3_task *task,
+					  u32 first)
+{
+	quad q = { (u32)task->counter, (u32)(task->counter >> 32),
+		   NYMPH_BLAKE3_BLOCK_SIZE, 0 };
+	const vec base = WIDE(repeat)(q);
+	vec sum = base;
+
+	if (task->counts) {
+		sum += PICK(WIDE(count)() / 4 + first, (vec){}, 0, 4, 4, 4);
+		/* a comparison that is true makes -1 */
+		sum -= PICK((vec)(sum < base), (vec){}, 4, 0, 4, 4);
+	}
+	return sum;
+}
+
 /*
  * As nymph_blake3_variant.hash, of LANES / 4 inputs in each of so many sets, whose
  * latencies overlap. All of @in are read, and the outputs of the first @n are
@@ -373,17 +394,7 @@ WIDE(hash_rows)(const u8 *const *in, size_t n,
 
 #pragma GCC unroll 2
 	for (s = 0; s < sets; s++) {
-		u64 counter = task->counter + (task->counts ? s * (LANES / 4) : 0);
-		u32 words[LANES];
-
-		for (i = 0; i < LANES; i += 4) {
-			words[i] = (u32)counter;
-			words[i + 1] = (u32)(counter >> 32);
-			words[i + 2] = NYMPH_BLAKE3_BLOCK_SIZE;
-			words[i + 3] = 0;
-			counter += task->counts;
-		}
-		memcpy(&last[s], words, sizeof(last[s]));
+		last[s] = WIDE(counters)(task, s * (LANES / 4));
 		h[s][0] = WIDE(repeat)(load_quad((const u8 *)task->key));
 		h[s][1] = WIDE(repeat)(load_quad((const u8 *)(task->key + 4)));
 	}
@@ -404,7 +415,6 @@ WIDE(hash_rows)(const u8 *const *in, size_t n,
 			row[s][2] = iv;
 			row[s][3] = last[s] | flags;
 		}
-#pragma GCC unroll 8
 		for (i = 0; i < 7; i++) {
 #pragma GCC unroll 2
 			for (s = 0; s < sets; s++)
@@ -421,8 +431,7 @@ WIDE(hash_rows)(const u8 *const *in, size_t n,
 			for (s = 0; s < sets; s++) {
 				WIDE(mix_rows)(row[s], m[s][3], true);
 				WIDE(turn_rows)(row[s], true);
-				if (i < 6)
-					WIDE(permute)(m[s]);
+				WIDE(permute)(m[s]);
 			}
 		}
 #pragma GCC unroll 2
