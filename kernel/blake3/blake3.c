@@ -48,7 +48,7 @@ static inline u32 ror32(u32 word, unsigned int shift)
 #ifdef __KERNEL__
 #define SIMD_MIN	(2 * BLOCK)
 #else
-#define SIMD_MIN	0
+#define SIMD_MIN	1
 #endif
 
 /* What a compression is part of. */
@@ -68,6 +68,7 @@ static __always_inline void load_words(u32 *words, const u8 *bytes, size_t n)
 {
 	size_t i;
 
+#pragma GCC unroll 16
 	for (i = 0; i < n; i++) {
 		__le32 word;
 
@@ -80,6 +81,7 @@ static __always_inline void store_words(u8 *bytes, const u32 *words, size_t n)
 {
 	size_t i;
 
+#pragma GCC unroll 16
 	for (i = 0; i < n; i++) {
 		__le32 word = cpu_to_le32(words[i]);
 
@@ -144,6 +146,7 @@ static void compress(const u32 cv[8], const u8 block[BLOCK], u32 len,
 	int i;
 
 	mix_all(v, cv, block, len, counter, flags);
+#pragma GCC unroll 8
 	for (i = 0; i < 8; i++) {
 		out[i] = v[i] ^ v[i + 8];
 		out[i + 8] = v[i + 8] ^ cv[i];
@@ -165,6 +168,7 @@ static void hash(const u8 *const *in, size_t n,
 			mix_all(v, cv, in[i] + BLOCK * j, BLOCK,
 				task->counter + (task->counts ? i : 0),
 				nymph_blake3_flags(task, j));
+#pragma GCC unroll 8
 			for (k = 0; k < 8; k++)
 				cv[k] = v[k] ^ v[k + 8];
 		}
