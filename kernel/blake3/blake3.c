@@ -35,8 +35,8 @@ static inline u32 ror32(u32 word, unsigned int shift)
 
 #define BLOCK		NYMPH_BLAKE3_BLOCK_SIZE
 #define CV		NYMPH_BLAKE3_OUT_SIZE
-#define CHUNK_BLOCKS	16
-#define CHUNK		(CHUNK_BLOCKS * BLOCK)
+#define CHUNK		NYMPH_BLAKE3_CHUNK_SIZE
+#define CHUNK_BLOCKS	(CHUNK / BLOCK)
 
 #define MANY		NYMPH_BLAKE3_MANY
 #define LOG2_MANY	4
@@ -50,17 +50,6 @@ static inline u32 ror32(u32 word, unsigned int shift)
 #else
 #define SIMD_MIN	1
 #endif
-
-/* What a compression is part of. */
-enum {
-	CHUNK_START = 0x01,
-	CHUNK_END = 0x02,
-	PARENT = 0x04,
-	ROOT = 0x08,
-	KEYED_HASH = 0x10,
-	DERIVE_KEY_CONTEXT = 0x20,
-	DERIVE_KEY_MATERIAL = 0x40,
-};
 
 static const struct nymph_blake3_variant *nymph_blake3_variant;
 
@@ -148,8 +137,8 @@ static void compress(const u32 cv[8], const u8 block[BLOCK], u32 len,
 	mix_all(v, cv, block, len, counter, flags);
 #pragma GCC unroll 8
 	for (i = 0; i < 8; i++) {
-		out[i] = v[i] ^ v[i + 8];
 		out[i + 8] = v[i + 8] ^ cv[i];
+		out[i] = v[i] ^ v[i + 8];
 	}
 }
 
@@ -176,10 +165,33 @@ static void hash(const u8 *const *in, size_t n,
 	}
 }
 
+static void many(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
+{
+	const struct nymph_blake3_job *job;
+
+	for (job = jobs; job < jobs + n; job++, out += CV) {
+		u32 cv[16];
+		size_t i;
+
+		memcpy(cv, nymph_blake3_iv, CV);
+		for (i = 1; i <= job->blocks; i++) {
+			bool is_last = i == job->blocks;
+
+			compress(cv, is_last ? job->end :
+				 job->in + BLOCK * (i - 1),
+				 is_last ? job->len : BLOCK, job->counter,
+				 (i == 1 ? job->first : 0) |
+				 (is_last ? job->last : 0), cv);
+		}
+		store_words(out, cv, 8);
+	}
+}
+
 static const struct nymph_blake3_variant nymph_blake3_portable = {
 	.name = "portable",
 	.hash = hash,
 	.compress = compress,
+	.many = many,
 };
 
 /**
@@ -191,11 +203,14 @@ void nymph_blake3_use(const struct nymph_blake3_variant *variant)
 	WRITE_ONCE(nymph_blake3_variant, variant);
 }
 
-/*
- * Returns what to hash @len bytes with until simd_end(): no sleep, no fault, and
- * no more than 16 KiB.
+/**
+ * nymph_blake3_simd_begin() - begin to hash
+ * @len: how many bytes
+ *
+ * Return: what to do it with until nymph_blake3_simd_end(): no sleep, no fault,
+ * and no more than 16 KiB.
  */
-static const struct nymph_blake3_variant *simd_begin(size_t len)
+const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
 {
 	const struct nymph_blake3_variant *variant;
 
@@ -210,7 +225,11 @@ static const struct nymph_blake3_variant *simd_begin(size_t len)
 	return variant;
 }
 
-static void simd_end(const struct nymph_blake3_variant *variant)
+/**
+ * nymph_blake3_simd_end() - end what nymph_blake3_simd_begin() began
+ * @variant: what it returned
+ */
+void nymph_blake3_simd_end(const struct nymph_blake3_variant *variant)
 {
 #if defined(__KERNEL__) && defined(CONFIG_X86)
 	if (variant != &nymph_blake3_portable)
@@ -315,13 +334,13 @@ static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 		n = 1;
 	}
 	if (n || len > BLOCK) {
-		variant = simd_begin(n * BLOCK + len);
+		variant = nymph_blake3_simd_begin(n * BLOCK + len);
 		if (n)
 			chunk_blocks(variant, b, b->block, 1);
 		n = (len - 1) / BLOCK;
 		if (n)
 			chunk_blocks(variant, b, in, n);
-		simd_end(variant);
+		nymph_blake3_simd_end(variant);
 		in += n * BLOCK;
 		len -= n * BLOCK;
 	}
@@ -348,7 +367,7 @@ static void hash_parents(const struct nymph_blake3_variant *variant,
 
 static void hash_chunks(const struct nymph_blake3_variant *variant,
 			const struct nymph_blake3 *b, u64 first, const u8 *in,
-			size_t n, u8 *cvs)
+			size_t n, size_t ahead, u8 *cvs)
 {
 	struct nymph_blake3_task task = {
 		.counter = first,
@@ -357,6 +376,7 @@ static void hash_chunks(const struct nymph_blake3_variant *variant,
 		.flags = b->flags,
 		.first = CHUNK_START,
 		.last = CHUNK_END,
+		.ahead = ahead,
 	};
 	const u8 *chunks[MANY];
 	size_t i;
@@ -379,10 +399,10 @@ static void merge(struct nymph_blake3 *b, u64 chunks)
 
 	if (b->depth <= left)
 		return;
-	variant = simd_begin((b->depth - left) * BLOCK);
+	variant = nymph_blake3_simd_begin((b->depth - left) * BLOCK);
 	for (; b->depth > left; b->depth--)
 		hash_parents(variant, b, b->stack[b->depth - 2], 1);
-	simd_end(variant);
+	nymph_blake3_simd_end(variant);
 }
 
 /* Add the subtree that begins with chunk number @chunks. */
@@ -407,29 +427,42 @@ static void push_chunk(struct nymph_blake3 *b)
 	b->block_len = 0;
 }
 
+/* Where to find @n bytes of @in: at @dst, if they are to be copied. */
+static const u8 *copied(const u8 *in, u8 *dst, size_t n)
+{
+	return dst ? memcpy(dst, in, n) : in;
+}
+
 /*
  * Makes the chaining values of MANY subtrees of @size chunks each, a power of 2,
- * so that all lanes are in use for parents too.
+ * so that all lanes are in use for parents too. @len bytes are at @in, of which
+ * the next are fetched while those before are hashed.
  */
 static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
-			  size_t size, u8 *cvs)
+			  size_t len, u8 *dst, size_t size, u8 *cvs)
 {
 	const struct nymph_blake3_variant *variant;
-	size_t done, pairs;
+	size_t done, pairs, ahead;
 
 	for (done = 1; done <= size; done++) {
-		variant = simd_begin(MANY * CHUNK);
-		hash_chunks(variant, b, b->counter + MANY * (done - 1), in,
-			    MANY, cvs);
-		simd_end(variant);
+		const u8 *at = copied(in, dst, MANY * CHUNK);
+
+		/* a copy fetches by itself what it reads */
+		ahead = len >= 2 * MANY * CHUNK ? MANY * CHUNK : 0;
+		variant = nymph_blake3_simd_begin(MANY * CHUNK);
+		hash_chunks(variant, b, b->counter + MANY * (done - 1), at,
+			    MANY, ahead, cvs);
+		nymph_blake3_simd_end(variant);
 		in += MANY * CHUNK;
+		dst += dst ? MANY * CHUNK : 0;
+		len -= MANY * CHUNK;
 		cvs += MANY * CV;
 		/* as two numbers of that many bits carry when one is added */
 		for (pairs = done; !(pairs & 1); pairs /= 2) {
 			cvs -= MANY * CV;
-			variant = simd_begin(MANY * BLOCK);
+			variant = nymph_blake3_simd_begin(MANY * BLOCK);
 			hash_parents(variant, b, cvs - MANY * CV, MANY);
-			simd_end(variant);
+			nymph_blake3_simd_end(variant);
 		}
 	}
 }
@@ -439,7 +472,8 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
  * only if more follows: as two subtrees at least, since the parent of the last
  * two may be the root. Return the bytes taken.
  */
-static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len)
+static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
+			  u8 *dst)
 {
 	const struct nymph_blake3_variant *variant;
 	size_t max = len / CHUNK, size = 1, left[LOG2_MANY], nr_left = 0;
@@ -457,11 +491,12 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len)
 	while (n == MANY && size < SUBTREE / MANY && 2 * size * MANY <= max)
 		size *= 2;
 	if (n == MANY) {
-		hash_subtrees(b, in, size, cvs);
+		hash_subtrees(b, in, len, dst, size, cvs);
 	} else {
-		variant = simd_begin(n * CHUNK);
-		hash_chunks(variant, b, b->counter, in, n, cvs);
-		simd_end(variant);
+		in = copied(in, dst, n * CHUNK);
+		variant = nymph_blake3_simd_begin(n * CHUNK);
+		hash_chunks(variant, b, b->counter, in, n, 0, cvs);
+		nymph_blake3_simd_end(variant);
 	}
 	len = n * size * CHUNK;
 
@@ -469,9 +504,9 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len)
 	for (; n > last; n /= 2, size *= 2) {
 		left[nr_left] = n & 1 ? n - 1 : 0;
 		nr_left++;
-		variant = simd_begin(n / 2 * BLOCK);
+		variant = nymph_blake3_simd_begin(n / 2 * BLOCK);
 		hash_parents(variant, b, cvs, n / 2);
-		simd_end(variant);
+		nymph_blake3_simd_end(variant);
 	}
 	for (i = 0; i < n; i++) {
 		push(b, cvs + CV * i, b->counter);
@@ -488,43 +523,65 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len)
 	return len;
 }
 
-/**
- * nymph_blake3_update() - add bytes to a hash
- * @b: state
- * @data: the bytes, at any alignment
- * @len: how many, 0 too
- *
- * Fastest with pieces of 16 KiB and more, and least so with pieces of less
- * than 1 KiB, which go through a buffer.
- */
-void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len)
+static void update(struct nymph_blake3 *b, const u8 *in, size_t len, u8 *dst)
 {
-	const u8 *in = data;
+	size_t n;
 
 	if (!len)
 		return;
 	if (b->block_len) {
-		size_t n = CHUNK - b->blocks * BLOCK - b->block_len;
-
+		n = CHUNK - b->blocks * BLOCK - b->block_len;
 		if (n > len)
 			n = len;
-		chunk_update(b, in, n);
+		chunk_update(b, copied(in, dst, n), n);
 		in += n;
+		dst += dst ? n : 0;
 		len -= n;
 		if (!len)
 			return;
 		push_chunk(b);
 	}
 	while (len > CHUNK || (len == CHUNK && b->counter)) {
-		size_t n = push_chunks(b, in, len);
-
+		n = push_chunks(b, in, len, dst);
 		in += n;
+		dst += dst ? n : 0;
 		len -= n;
 	}
 	if (len) {
 		merge(b, b->counter);
-		chunk_update(b, in, len);
+		chunk_update(b, copied(in, dst, len), len);
 	}
+}
+
+/**
+ * nymph_blake3_update() - add bytes to a hash
+ * @b: state
+ * @data: the bytes, at any alignment
+ * @len: how many, 0 too
+ *
+ * Fastest with pieces of 128 KiB and more, nearly so from 16 KiB on, and least
+ * so with pieces of less than 1 KiB, which go through a buffer.
+ */
+void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len)
+{
+	update(b, data, len, NULL);
+}
+
+/**
+ * nymph_blake3_update_copy() - copy bytes and add them to a hash
+ * @b: state
+ * @dst: where the bytes go; not where they overlap
+ * @src: the bytes
+ * @len: how many, 0 too
+ *
+ * Piece by piece, so that memory is read once. Each byte of @src is loaded once,
+ * and it is the copy that is hashed: what is at @dst, whatever becomes of @src
+ * meanwhile.
+ */
+void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
+			      const void *src, size_t len)
+{
+	update(b, src, len, dst);
 }
 
 /**
@@ -560,7 +617,7 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 		counter = 0;
 		flags = b->flags | PARENT;
 	}
-	variant = simd_begin((depth + 1) * BLOCK);
+	variant = nymph_blake3_simd_begin((depth + 1) * BLOCK);
 	/* and from there up to the root */
 	while (depth) {
 		variant->compress(cv, block, block_len, counter, flags, v);
@@ -573,7 +630,7 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 	}
 	counter = seek / BLOCK;
 	variant->compress(cv, block, block_len, counter, flags | ROOT, v);
-	simd_end(variant);
+	nymph_blake3_simd_end(variant);
 
 	for (seek %= BLOCK; len; seek = 0) {
 		u8 bytes[BLOCK];
@@ -587,10 +644,10 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 		len -= n;
 		if (!len)
 			break;
-		variant = simd_begin(BLOCK);
+		variant = nymph_blake3_simd_begin(BLOCK);
 		variant->compress(cv, block, block_len, ++counter,
 				  flags | ROOT, v);
-		simd_end(variant);
+		nymph_blake3_simd_end(variant);
 	}
 }
 

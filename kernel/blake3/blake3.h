@@ -57,15 +57,34 @@ struct nymph_blake3 {
 	u8 stack[NYMPH_BLAKE3_STACK][NYMPH_BLAKE3_OUT_SIZE];
 };
 
+/**
+ * struct nymph_blake3_input - one of many
+ * @data: at any alignment
+ * @len: bytes of it
+ */
+struct nymph_blake3_input {
+	const void *data;
+	size_t len;
+};
+
+struct nymph_blake3_batch;
+
 void nymph_blake3_init(struct nymph_blake3 *b);
 void nymph_blake3_init_keyed(struct nymph_blake3 *b,
 			     const u8 key[NYMPH_BLAKE3_KEY_SIZE]);
 void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
 				  size_t len);
 void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
+void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
+			      const void *src, size_t len);
 void nymph_blake3_final(const struct nymph_blake3 *b,
 			u8 out[NYMPH_BLAKE3_OUT_SIZE]);
 void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 			    size_t len);
+
+size_t nymph_blake3_batch_size(void);
+void nymph_blake3_hash_many(struct nymph_blake3_batch *batch,
+			    const struct nymph_blake3_input *in, size_t n,
+			    u8 (*out)[NYMPH_BLAKE3_OUT_SIZE]);
 
 #endif /* _NYMPH_BLAKE3_H */

@@ -129,12 +129,15 @@ static __always_inline hex load_quads_4(const u8 *a, const u8 *b, const u8 *c,
 #if defined(HAS_16)
 #define WIDEST	16
 #define WIDEST_HASH	hash_16
+#define WIDEST_MANY	many_16
 #elif defined(HAS_8)
 #define WIDEST	8
 #define WIDEST_HASH	hash_8
+#define WIDEST_MANY	many_8
 #else
 #define WIDEST	4
 #define WIDEST_HASH	hash_4
+#define WIDEST_MANY	many_4
 #endif
 
 #ifdef HAS_8
@@ -253,10 +256,44 @@ static void hash(const u8 *const *in, size_t n,
 		WIDEST_HASH(in, n, task, out);
 }
 
+static void many_1(const struct nymph_blake3_job *job, u8 *out)
+{
+	struct nymph_blake3_task task = {
+		.counter = job->counter,
+		.blocks = job->blocks - 1,
+		.first = job->first,
+	};
+	u32 cv[8], all[16];
+
+	memcpy(task.key, nymph_blake3_iv, sizeof(task.key));
+	hash_1(&job->in, &task, (u8 *)cv);
+	compress(cv, job->end, job->len, job->counter,
+		 job->last | (job->blocks == 1 ? job->first : 0), all);
+	memcpy(out, all, NYMPH_BLAKE3_OUT_SIZE);
+}
+
+static void many(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
+{
+	for (; n > WIDEST; n -= WIDEST) {
+		WIDEST_MANY(jobs, WIDEST, out);
+		jobs += WIDEST;
+		out += NYMPH_BLAKE3_OUT_SIZE * WIDEST;
+	}
+	if (n == 1)
+		many_1(jobs, out);
+#ifdef HAS_16
+	else if (n <= 8)
+		many_8(jobs, n, out);
+#endif
+	else
+		WIDEST_MANY(jobs, n, out);
+}
+
 const struct nymph_blake3_variant NAME = {
 	.name = NAME_TEXT,
 	.hash = hash,
 	.compress = compress,
+	.many = many,
 };
 
 #endif /* __CHECKER__ */

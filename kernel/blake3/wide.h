@@ -17,16 +17,20 @@ typedef u8 bytes __attribute__((vector_size(4 * LANES)));
 
 /*
  * The same shuffle in every 128 bits of two vectors: of words, of which 4 and
- * up are @b's, and of 64-bit words, of which 2 and up are @b's (gcc 12 does not see
- * that words go in pairs).
+ * up are @b's; of 64-bit words, of which 2 and up are @b's; and of two words of @a
+ * and two of @b. To gcc 12, vectors of words are not all the same: it has one
+ * instruction for the latter two only if it is told so.
  */
 #define WORD(i, at)	((i) % 4 + (at) + (i) / 4 * LANES)
 #define LONG(i, at)	((i) % 2 + (at) + (i) / 2 * (LANES / 2))
 #if LANES == 4
 #define PICK(a, b, i, j, k, l)	__builtin_shufflevector(a, b, i, j, k, l)
-#define PICK64(a, b, i, j)	\
+#define PICK64(a, b, i, j) \
 	((vec)__builtin_shufflevector((longs)(a), (longs)(b), i, j))
-#elif LANES == 8
+#define PICK_2_2(a, b, i, j, k, l) \
+	PICK(a, b, i, j, 4 + (k), 4 + (l))
+#else
+#if LANES == 8
 #define PICK(a, b, i, j, k, l) \
 	__builtin_shufflevector(a, b, WORD(i, 0), WORD(j, 0), WORD(k, 0), \
 				WORD(l, 0), WORD(i, 4), WORD(j, 4), \
@@ -47,20 +51,18 @@ typedef u8 bytes __attribute__((vector_size(4 * LANES)));
 				      LONG(j, 0), LONG(i, 2), LONG(j, 2), \
 				      LONG(i, 4), LONG(j, 4), LONG(i, 6), \
 				      LONG(j, 6)))
+/* Of two vectors of 512 bits: two of each one's four times 128. */
+#define PICK128(a, b, i, j) \
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), 2 * (i), \
+				      2 * (i) + 1, 2 * (j), 2 * (j) + 1, \
+				      8 + 2 * (i), 9 + 2 * (i), \
+				      8 + 2 * (j), 9 + 2 * (j)))
 #endif
-
-/* {a_i, a_j, b_k, b_l}; gcc 12 knows wide ones of float alone */
 typedef float WIDE(floats) __attribute__((vector_size(4 * LANES)));
-#if LANES == 4
-#define SHUFPS(a, b, i, j, k, l) PICK(a, b, i, j, 4 + k, 4 + l)
-#else
-#define SHUFPS(a, b, i, j, k, l) ((vec)PICK((WIDE(floats))(a), (WIDE(floats))(b), i, j, 4 + k, 4 + l))
+#define PICK_2_2(a, b, i, j, k, l) \
+	((vec)PICK((WIDE(floats))(a), (WIDE(floats))(b), i, j, 4 + (k), \
+		   4 + (l)))
 #endif
-
-#define PICK128(a, b, i, j, k, l) \
-	((vec)__builtin_shufflevector((longs)(a), (longs)(b), 2 * i, 2 * i + 1, \
-				      2 * j, 2 * j + 1, 8 + 2 * k, 9 + 2 * k, \
-				      8 + 2 * l, 9 + 2 * l))
 
 static __always_inline vec WIDE(splat)(u32 word)
 {
@@ -162,8 +164,8 @@ static __always_inline void WIDE(load_8)(vec m[8], const u8 *const *in,
 	WIDE(transpose)(x + 4);
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++) {
-		m[i] = PICK128(x[i], x[i + 4], 0, 2, 0, 2);
-		m[i + 4] = PICK128(x[i], x[i + 4], 1, 3, 1, 3);
+		m[i] = PICK128(x[i], x[i + 4], 0, 2);
+		m[i + 4] = PICK128(x[i], x[i + 4], 1, 3);
 	}
 #else
 #pragma GCC unroll 8
@@ -235,6 +237,52 @@ static __always_inline void WIDE(round)(vec v[16], const vec m[16],
 	WIDE(mix)(v, m, s + 8, 1, true);
 }
 
+/* Takes the block at @at of every input into @h; @last has rows 12 to 15. */
+static __always_inline void WIDE(block)(vec h[8], const u8 *const *in,
+					size_t at, const vec last[4])
+{
+	vec m[16], v[16];
+	int i;
+
+	WIDE(load_8)(m, in, at);
+#pragma GCC unroll 8
+	for (i = 0; i < 8; i++)
+		v[i] = h[i];
+#pragma GCC unroll 8
+	for (i = 0; i < 4; i++) {
+		v[8 + i] = WIDE(splat)(nymph_blake3_iv[i]);
+		v[12 + i] = last[i];
+	}
+	/* half a round has enough with half the block */
+	WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, false);
+	WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, true);
+	WIDE(load_8)(m + 8, in, at + 32);
+	WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, false);
+	WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, true);
+	WIDE(round)(v, m, nymph_blake3_schedule[1]);
+	WIDE(round)(v, m, nymph_blake3_schedule[2]);
+	WIDE(round)(v, m, nymph_blake3_schedule[3]);
+	WIDE(round)(v, m, nymph_blake3_schedule[4]);
+	WIDE(round)(v, m, nymph_blake3_schedule[5]);
+	WIDE(round)(v, m, nymph_blake3_schedule[6]);
+#pragma GCC unroll 8
+	for (i = 0; i < 8; i++)
+		h[i] = v[i] ^ v[i + 8];
+}
+
+/* The chaining values of the first @n lanes; @h is used up. */
+static __always_inline void WIDE(store)(vec h[8], size_t n, u8 *out)
+{
+	size_t i;
+
+	WIDE(transpose)(h);
+	WIDE(transpose)(h + 4);
+	for (i = 0; i < n; i++) {
+		memcpy(out + 32 * i, (u32 *)&h[i % 4] + i / 4 * 4, 16);
+		memcpy(out + 32 * i + 16, (u32 *)&h[4 + i % 4] + i / 4 * 4, 16);
+	}
+}
+
 /*
  * As nymph_blake3_variant.hash, but all lanes of @in are read, and the outputs of
  * the first @n are written.
@@ -243,56 +291,116 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 		       const struct nymph_blake3_task *task, u8 *out)
 {
 	const vec first = WIDE(splat)((u32)task->counter);
-	vec h[8], cvs[8], lo = first, hi;
-	size_t block, i;
+	vec h[8], cvs[8], last[4] = { first };
+	size_t block;
+	int i;
 
 	if (task->counts)
-		lo += WIDE(count)();
+		last[0] += WIDE(count)();
 	/* a comparison that is true makes -1 */
-	hi = WIDE(splat)((u32)(task->counter >> 32)) - (vec)(lo < first);
+	last[1] = WIDE(splat)((u32)(task->counter >> 32)) -
+		  (vec)(last[0] < first);
+	last[2] = WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE);
 #pragma GCC unroll 8
 	for (i = 0; i < 8; i++)
 		h[i] = WIDE(splat)(task->key[i]);
 	for (block = 0; block < task->blocks; block++) {
-		vec m[16], v[16];
-
-		WIDE(load_8)(m, in, 64 * block);
-#pragma GCC unroll 8
-		for (i = 0; i < 8; i++)
-			v[i] = h[i];
-#pragma GCC unroll 8
-		for (i = 0; i < 4; i++)
-			v[8 + i] = WIDE(splat)(nymph_blake3_iv[i]);
-		v[12] = lo;
-		v[13] = hi;
-		v[14] = WIDE(splat)(64);
-		v[15] = WIDE(splat)(nymph_blake3_flags(task, block));
-		/* the first round, with the other half loaded meanwhile */
-		WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, false);
-		WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, true);
-		WIDE(load_8)(m + 8, in, 64 * block + 32);
-		WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, false);
-		WIDE(mix)(v, m, nymph_blake3_schedule[0] + 8, 1, true);
-		WIDE(round)(v, m, nymph_blake3_schedule[1]);
-		WIDE(round)(v, m, nymph_blake3_schedule[2]);
-		WIDE(round)(v, m, nymph_blake3_schedule[3]);
-		WIDE(round)(v, m, nymph_blake3_schedule[4]);
-		WIDE(round)(v, m, nymph_blake3_schedule[5]);
-		WIDE(round)(v, m, nymph_blake3_schedule[6]);
-#pragma GCC unroll 8
-		for (i = 0; i < 8; i++)
-			h[i] = v[i] ^ v[i + 8];
+		if (task->ahead) {
+#pragma GCC unroll 16
+			for (i = 0; i < LANES; i++)
+				__builtin_prefetch(in[i] + 64 * block +
+						   task->ahead);
+		}
+		last[3] = WIDE(splat)(nymph_blake3_flags(task, block));
+		WIDE(block)(h, in, 64 * block, last);
 	}
-	WIDE(transpose)(h);
-	WIDE(transpose)(h + 4);
+	/* @h itself is in registers, being nowhere indexed by a variable */
 #pragma GCC unroll 8
 	for (i = 0; i < 8; i++)
 		cvs[i] = h[i];
-	for (i = 0; i < n; i++) {
-		memcpy(out + 32 * i, (u32 *)&cvs[i % 4] + i / 4 * 4, 16);
-		memcpy(out + 32 * i + 16, (u32 *)&cvs[4 + i % 4] + i / 4 * 4,
-		       16);
+	WIDE(store)(cvs, n, out);
+}
+
+/* As WIDE(block), not inlined: it is large, and takes a while. */
+static __attribute__((noinline)) void WIDE(step)(vec h[8], const u8 *const *in,
+						 size_t at, const vec last[4])
+{
+	vec own[8];
+	int i;
+
+#pragma GCC unroll 8
+	for (i = 0; i < 8; i++)
+		own[i] = h[i];
+	WIDE(block)(own, in, at, last);
+#pragma GCC unroll 8
+	for (i = 0; i < 8; i++)
+		h[i] = own[i];
+}
+
+/* As nymph_blake3_variant.many; lanes that are left over do the last job again. */
+static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
+{
+	union {
+		u32 words[LANES];
+		vec vec;
+	} lo, hi, end, len, first_flags, last_flags;
+	u32 block, min = U32_MAX, max = 0;
+	const u8 *in[LANES];
+	vec h[8], last[4];
+	size_t i;
+
+	for (i = 0; i < LANES; i++) {
+		const struct nymph_blake3_job *job = jobs + (i < n ? i : n - 1);
+
+		lo.words[i] = (u32)job->counter;
+		hi.words[i] = (u32)(job->counter >> 32);
+		end.words[i] = job->blocks - 1;
+		len.words[i] = job->len;
+		first_flags.words[i] = job->first;
+		last_flags.words[i] = job->last;
+		in[i] = job->in;
+		if (max < job->blocks)
+			max = job->blocks;
+		if (min > job->blocks)
+			min = job->blocks;
 	}
+	last[0] = lo.vec;
+	last[1] = hi.vec;
+	last[2] = WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE);
+	last[3] = first_flags.vec;
+	for (i = 0; i < 8; i++)
+		h[i] = WIDE(splat)(nymph_blake3_iv[i]);
+
+	/* as long as none is at its end, then as long as any is not */
+	for (block = 0; block < min - 1; block++) {
+		WIDE(step)(h, in, 64 * block, last);
+		last[3] = WIDE(splat)(0);
+	}
+	for (; block < max; block++) {
+		const vec now = WIDE(splat)(block);
+		const vec at_end = (vec)(now == end.vec);
+		const vec over = (vec)(now > end.vec);
+		vec old[8];
+
+		for (i = 0; i < LANES; i++) {
+			const struct nymph_blake3_job *job =
+				jobs + (i < n ? i : n - 1);
+
+			in[i] = block + 1 < job->blocks ?
+				job->in + 64 * block : job->end;
+		}
+		last[2] = (len.vec & at_end) |
+			  (WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE) & ~at_end);
+		last[3] = last_flags.vec & at_end;
+		if (!block)
+			last[3] |= first_flags.vec;
+		for (i = 0; i < 8; i++)
+			old[i] = h[i];
+		WIDE(step)(h, in, 0, last);
+		for (i = 0; i < 8; i++)
+			h[i] = (h[i] & ~over) | (old[i] & over);
+	}
+	WIDE(store)(h, n, out);
 }
 
 #endif /* ROWS_ONLY */
@@ -329,10 +437,10 @@ static __always_inline void WIDE(turn_rows)(vec row[4], bool back)
 /* From blocks as they are to the order in which mix_rows() takes the words. */
 static __always_inline void WIDE(arrange)(vec m[4])
 {
-	vec x = SHUFPS(m[0], m[1], 0, 2, 0, 2);
-	vec y = SHUFPS(m[0], m[1], 1, 3, 1, 3);
-	vec p = SHUFPS(m[2], m[3], 0, 2, 0, 2);
-	vec q = SHUFPS(m[2], m[3], 1, 3, 1, 3);
+	vec x = PICK_2_2(m[0], m[1], 0, 2, 0, 2);
+	vec y = PICK_2_2(m[0], m[1], 1, 3, 1, 3);
+	vec p = PICK_2_2(m[2], m[3], 0, 2, 0, 2);
+	vec q = PICK_2_2(m[2], m[3], 1, 3, 1, 3);
 
 	m[0] = x;
 	m[1] = y;
@@ -347,10 +455,10 @@ static __always_inline void WIDE(arrange)(vec m[4])
 static __always_inline void WIDE(permute)(vec m[4])
 {
 	vec x = m[0], y = m[1], p = m[2], q = m[3];
-	vec a = SHUFPS(x, y, 1, 2, 1, 3);
-	vec b = SHUFPS(p, q, 2, 2, 3, 3);
-	vec c = SHUFPS(y, p, 0, 0, 3, 3);
-	vec d = SHUFPS(q, y, 2, 2, 2, 2);
+	vec a = PICK_2_2(x, y, 1, 2, 1, 3);
+	vec b = PICK_2_2(p, q, 2, 2, 3, 3);
+	vec c = PICK_2_2(y, p, 0, 0, 3, 3);
+	vec d = PICK_2_2(q, y, 2, 2, 2, 2);
 
 	x = PICK(x, x, 3, 3, 0, 0);
 	q = PICK(q, q, 0, 0, 1, 1);
@@ -460,4 +568,4 @@ WIDE(hash_rows)(const u8 *const *in, size_t n,
 #undef PICK
 #undef PICK64
 #undef PICK128
-#undef SHUFPS
+#undef PICK_2_2
