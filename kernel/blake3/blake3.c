@@ -367,7 +367,7 @@ static void hash_parents(const struct nymph_blake3_variant *variant,
 
 static void hash_chunks(const struct nymph_blake3_variant *variant,
 			const struct nymph_blake3 *b, u64 first, const u8 *in,
-			size_t n, size_t ahead, u8 *cvs)
+			size_t n, const size_t ahead[2], u8 *cvs)
 {
 	struct nymph_blake3_task task = {
 		.counter = first,
@@ -376,7 +376,7 @@ static void hash_chunks(const struct nymph_blake3_variant *variant,
 		.flags = b->flags,
 		.first = CHUNK_START,
 		.last = CHUNK_END,
-		.ahead = ahead,
+		.ahead = { ahead[0], ahead[1] },
 	};
 	const u8 *chunks[MANY];
 	size_t i;
@@ -442,13 +442,18 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 			  size_t len, u8 *dst, size_t size, u8 *cvs)
 {
 	const struct nymph_blake3_variant *variant;
-	size_t done, pairs, ahead;
+	size_t done, pairs;
 
 	for (done = 1; done <= size; done++) {
 		const u8 *at = copied(in, dst, MANY * CHUNK);
 
-		/* a copy fetches by itself what it reads */
-		ahead = len >= 2 * MANY * CHUNK ? MANY * CHUNK : 0;
+		size_t ahead[2] = {};
+
+		if (len >= 2 * MANY * CHUNK) {
+			ahead[0] = MANY * CHUNK;
+			if (dst)
+				ahead[1] = in - at + MANY * CHUNK;
+		}
 		variant = nymph_blake3_simd_begin(MANY * CHUNK);
 		hash_chunks(variant, b, b->counter + MANY * (done - 1), at,
 			    MANY, ahead, cvs);
@@ -477,6 +482,7 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
 {
 	const struct nymph_blake3_variant *variant;
 	size_t max = len / CHUNK, size = 1, left[LOG2_MANY], nr_left = 0;
+	const size_t none[2] = {};
 	size_t n, last, i;
 	u8 *cvs;
 
@@ -495,7 +501,7 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
 	} else {
 		in = copied(in, dst, n * CHUNK);
 		variant = nymph_blake3_simd_begin(n * CHUNK);
-		hash_chunks(variant, b, b->counter, in, n, 0, cvs);
+		hash_chunks(variant, b, b->counter, in, n, none, cvs);
 		nymph_blake3_simd_end(variant);
 	}
 	len = n * size * CHUNK;

@@ -39,7 +39,7 @@ enum {
  * @flags: of all blocks
  * @first: more flags, of the first block
  * @last: more flags, of the last block
- * @ahead: how far behind each input what is hashed next is, or 0
+ * @ahead: how far from each input what is wanted next is, or 0
  */
 struct nymph_blake3_task {
 	u32 key[8];
@@ -49,7 +49,7 @@ struct nymph_blake3_task {
 	u32 flags;
 	u32 first;
 	u32 last;
-	size_t ahead;
+	size_t ahead[2];
 };
 
 static inline u32 nymph_blake3_flags(const struct nymph_blake3_task *task,

@@ -237,6 +237,18 @@ static __always_inline void WIDE(round)(vec v[16], const vec m[16],
 	WIDE(mix)(v, m, s + 8, 1, true);
 }
 
+static __always_inline void WIDE(prefetch)(const u8 *const *in, size_t ahead,
+					   size_t at)
+{
+	int i;
+
+	if (!ahead)
+		return;
+#pragma GCC unroll 16
+	for (i = 0; i < LANES; i++)
+		__builtin_prefetch(in[i] + at + ahead);
+}
+
 /* Takes the block at @at of every input into @h; @last has rows 12 to 15. */
 static __always_inline void WIDE(block)(vec h[8], const u8 *const *in,
 					size_t at, const vec last[4])
@@ -305,12 +317,8 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 	for (i = 0; i < 8; i++)
 		h[i] = WIDE(splat)(task->key[i]);
 	for (block = 0; block < task->blocks; block++) {
-		if (task->ahead) {
-#pragma GCC unroll 16
-			for (i = 0; i < LANES; i++)
-				__builtin_prefetch(in[i] + 64 * block +
-						   task->ahead);
-		}
+		WIDE(prefetch)(in, task->ahead[0], 64 * block);
+		WIDE(prefetch)(in, task->ahead[1], 64 * block);
 		last[3] = WIDE(splat)(nymph_blake3_flags(task, block));
 		WIDE(block)(h, in, 64 * block, last);
 	}
@@ -321,20 +329,24 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 	WIDE(store)(cvs, n, out);
 }
 
-/* As WIDE(block), not inlined: it is large, and takes a while. */
+/*
+ * As WIDE(block), but lanes that are over, all ones, stay as they are. Not inlined:
+ * it is large, and takes a while.
+ */
 static __attribute__((noinline)) void WIDE(step)(vec h[8], const u8 *const *in,
-						 size_t at, const vec last[4])
+						 size_t at, const vec last[4],
+						 const vec *over)
 {
-	vec own[8];
+	vec new[8];
 	int i;
 
 #pragma GCC unroll 8
 	for (i = 0; i < 8; i++)
-		own[i] = h[i];
-	WIDE(block)(own, in, at, last);
+		new[i] = h[i];
+	WIDE(block)(new, in, at, last);
 #pragma GCC unroll 8
 	for (i = 0; i < 8; i++)
-		h[i] = own[i];
+		h[i] = (new[i] & ~*over) | (h[i] & *over);
 }
 
 /* As nymph_blake3_variant.many; lanes that are left over do the last job again. */
@@ -346,7 +358,7 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 	} lo, hi, end, len, first_flags, last_flags;
 	u32 block, min = U32_MAX, max = 0;
 	const u8 *in[LANES];
-	vec h[8], last[4];
+	vec h[8], last[4], over = {};
 	size_t i;
 
 	for (i = 0; i < LANES; i++) {
@@ -373,14 +385,12 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 
 	/* as long as none is at its end, then as long as any is not */
 	for (block = 0; block < min - 1; block++) {
-		WIDE(step)(h, in, 64 * block, last);
+		WIDE(step)(h, in, 64 * block, last, &over);
 		last[3] = WIDE(splat)(0);
 	}
 	for (; block < max; block++) {
 		const vec now = WIDE(splat)(block);
 		const vec at_end = (vec)(now == end.vec);
-		const vec over = (vec)(now > end.vec);
-		vec old[8];
 
 		for (i = 0; i < LANES; i++) {
 			const struct nymph_blake3_job *job =
@@ -394,11 +404,8 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 		last[3] = last_flags.vec & at_end;
 		if (!block)
 			last[3] |= first_flags.vec;
-		for (i = 0; i < 8; i++)
-			old[i] = h[i];
-		WIDE(step)(h, in, 0, last);
-		for (i = 0; i < 8; i++)
-			h[i] = (h[i] & ~over) | (old[i] & over);
+		over = (vec)(now > end.vec);
+		WIDE(step)(h, in, 0, last, &over);
 	}
 	WIDE(store)(h, n, out);
 }
