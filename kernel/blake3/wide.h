@@ -333,9 +333,8 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
  * As WIDE(block), but lanes that are over, all ones, stay as they are. Not inlined:
  * it is large, and takes a while.
  */
-static __attribute__((noinline)) void WIDE(step)(vec h[8], const u8 *const *in,
-						 size_t at, const vec last[4],
-						 const vec *over)
+static noinline void WIDE(step)(vec h[8], const u8 *const *in, size_t at,
+				const vec last[4], const vec *over)
 {
 	vec new[8];
 	int i;
