@@ -198,9 +198,12 @@ static __always_inline void WIDE(mix)(vec v[16], const vec m[16], const u8 *s,
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		a[i] += m[s[2 * i + second]];
+	/* what was made last is added last, whatever gcc finds as good */
 #pragma GCC unroll 8
-	for (i = 0; i < 4; i++)
+	for (i = 0; i < 4; i++) {
+		KEEP(a[i]);
 		a[i] += B;
+	}
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		D ^= a[i];
