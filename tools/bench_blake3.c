@@ -27,23 +27,6 @@ static u64 now(void)
 	return t.tv_sec * 1000000000ULL + t.tv_nsec;
 }
 
-void bench_use(const char *name)
-{
-	static const struct nymph_blake3_variant *const variants[] = {
-#ifdef __x86_64__
-		&nymph_blake3_sse41,
-		&nymph_blake3_avx2,
-		&nymph_blake3_avx512,
-#endif
-		NULL
-	};
-	size_t i;
-
-	for (i = 0; variants[i] && strcmp(variants[i]->name, name); i++)
-		;
-	nymph_blake3_use(variants[i]);
-}
-
 void bench_digest(const void *data, size_t len, u8 *out)
 {
 	nymph_blake3_init(&hash);

@@ -3,9 +3,9 @@
 """How fast kernel/blake3 is, natively and on one thread, against the official implementation.
 
 The official C and assembly, held to one instruction set at a time when it is built, runs in the same process:
-both take turns, and what is printed are ratios, above 1 where kernel/blake3 is faster. Its source is
-that of --official, a checkout's folder c, or else of Debian's package librust-blake3-dev, which is downloaded and
-not installed. The package blake3 from PyPI cannot be held to an instruction set: it is compared with the best
+both take turns, and what is printed are ratios, above 1 where kernel/blake3 is faster. Its source is that of
+--official, a checkout's folder c, or else of Debian's package librust-blake3-dev, which is downloaded and not
+installed. The package blake3 from PyPI cannot be held to an instruction set: it is compared with the best
 variant of ours, both called from Python, with what each takes for an empty input subtracted.
 
 Then many small inputs side by side against one by one, and copy and hash in one pass against memmove and then
@@ -42,18 +42,15 @@ from report import human
 TOP = Path(__file__).parents[1]
 OURS = TOP / "kernel" / "blake3"
 PACKAGE = "librust-blake3-dev"
-# Of each variant, slowest first: how it is compiled, what of /proc/cpuinfo it needs, and what the official one
-# is made of beside C that any machine has. What faster variants need is left out of it by BLAKE3_NO_....
-VARIANTS: dict[str, tuple[list[str], set[str], list[str]]] = (
-    {
-        "portable": ([], set(), []),
+# Of each variant, slowest first: how it is compiled, what of /proc/cpuinfo it needs, and what the official
+# one has beside slower ones. What faster ones have is left out of it by BLAKE3_NO_....
+VARIANTS: dict[str, tuple[list[str], set[str], list[str]]] = {"portable": ([], set(), [])}
+if platform.machine() == "x86_64":
+    VARIANTS |= {
         "sse41": (["-msse4.1"], {"sse4_1"}, ["SSE2", "SSE41"]),
         "avx2": (["-mavx2"], {"avx2"}, ["AVX2"]),
         "avx512": (["-mavx512f", "-mavx512vl"], {"avx512f", "avx512vl"}, ["AVX512"]),
     }
-    if platform.machine() == "x86_64"
-    else {"portable": ([], set(), [])}
-)
 SIZES = tuple(2**n for n in (6, 8, 10, 11, 12, 13, 14, 16, 18, 20, 24, 26))
 ODD_SIZES = (3 * 1024, 7 * 1024, 31 * 1024)
 BATCHES = (64, 1024, 2048, 4096, 16384)
@@ -61,7 +58,7 @@ MIXED = "mixed"
 
 
 class Official(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("init", "update", "finalize")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_void_p) for name in ("init", "update", "finalize")]
 
 
 def compile_c(target: Path, *arguments: str | Path) -> None:
@@ -91,7 +88,7 @@ def official_source(given: str | None, folder: Path) -> Path:
     if given:
         return Path(given)
     done = subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=folder, capture_output=True, text=True)
-    (package,) = list(folder.glob(f"{PACKAGE}_*.deb")) or [None]
+    package = next(folder.glob(f"{PACKAGE}_*.deb"), None)
     if done.returncode or not package:
         raise OSError(f"apt-get download {PACKAGE}: {done.stderr.strip() or 'nothing came'}")
     subprocess.run(["dpkg", "-x", package, folder], check=True, capture_output=True)
@@ -137,6 +134,12 @@ class Bench:
         """How often such an input is hashed at a time, at some 2 GB/s."""
         return max(least, int(self.seconds / (50e-9 + length / 2e9)))
 
+    def use(self, variant: str) -> None:
+        chosen = None
+        if variant != "portable":
+            chosen = ctypes.byref(ctypes.c_char.in_dll(self.library, f"nymph_blake3_{variant}"))
+        self.library.nymph_blake3_use(chosen)
+
     def expect(self, what: str, got: bytes, expected: bytes) -> None:
         if got != expected:
             self.failures.append(f"{what}: digest {got[:32].hex()}, not {expected[:32].hex()}")
@@ -156,14 +159,14 @@ class Bench:
 
     def hashes(self, variant: str, length: int) -> dict[str, Any]:
         out, times = (ctypes.c_char * 32)(), self.times(length)
-        self.library.bench_use(variant.encode())
+        rest = (self.source, ctypes.c_size_t(length), ctypes.c_size_t(times), out)
+        self.use(variant)
 
         def ours() -> int:
-            return int(self.library.bench_ours(self.source, ctypes.c_size_t(length), ctypes.c_size_t(times), out))
+            return int(self.library.bench_ours(*rest))
 
         def official() -> int:
-            return int(self.library.bench_official(ctypes.byref(self.official[variant]), self.source,
-                                                   ctypes.c_size_t(length), ctypes.c_size_t(times), out))  # fmt: skip
+            return int(self.library.bench_official(ctypes.byref(self.official[variant]), *rest))
 
         expected = blake3.blake3(self.view[:length]).digest()
         ways = {"ours": ours} | ({"official": official} if variant in self.official else {})
@@ -174,7 +177,7 @@ class Bench:
 
     def from_python(self, variant: str, length: int) -> dict[str, Any]:
         out, times = (ctypes.c_char * 32)(), self.times(length, least=2)
-        self.library.bench_use(variant.encode())
+        self.use(variant)
         view, digest, size = self.view[:length], self.library.bench_digest, ctypes.c_size_t(length)
         zero = ctypes.c_size_t(0)
 
@@ -185,10 +188,12 @@ class Bench:
             return time.thread_time_ns() - begun
 
         def ours() -> int:
-            return timed(lambda: digest(self.source, size, out)) - timed(lambda: digest(self.source, zero, out))
+            empty = timed(lambda: digest(self.source, zero, out))
+            return timed(lambda: digest(self.source, size, out)) - empty
 
         def pypi() -> int:
-            return timed(lambda: blake3.blake3(view).digest()) - timed(lambda: blake3.blake3(b"").digest())
+            empty = timed(lambda: blake3.blake3(b"").digest())
+            return timed(lambda: blake3.blake3(view).digest()) - empty
 
         digest(self.source, size, out)
         self.expect(f"ours from Python, {length} bytes", out.raw, blake3.blake3(view).digest())
@@ -201,14 +206,20 @@ class Bench:
         distance, total = 16384 + 64, sum(lengths)
         array, out = (ctypes.c_size_t * number)(*lengths), (ctypes.c_char * (32 * number))()
         times = self.times(total)
-        self.library.bench_use(variant.encode())
-        rest = (self.source, ctypes.c_size_t(distance), array, ctypes.c_size_t(number), ctypes.c_size_t(times), out)
-        official = self.official.get(variant)
-        ways = {
+        self.use(variant)
+        size = ctypes.c_size_t
+        rest = (self.source, size(distance), array, size(number), size(times), out)
+
+        def one_by_one(official: Official | None) -> int:
+            pointer = ctypes.pointer(official) if official else None
+            return int(self.library.bench_one_by_one(pointer, *rest))
+
+        ways: dict[str, Callable[[], int]] = {
             "ours": lambda: int(self.library.bench_batch(*rest)),
-            "one by one": lambda: int(self.library.bench_one_by_one(None, *rest)),
-        } | ({"official": lambda: int(self.library.bench_one_by_one(ctypes.byref(official), *rest))}
-             if official else {})  # fmt: skip
+            "one by one": lambda: one_by_one(None),
+        }
+        if variant in self.official:
+            ways["official"] = lambda: one_by_one(self.official[variant])
         pieces = (self.view[at * distance : at * distance + each] for at, each in enumerate(lengths))
         expected = b"".join(blake3.blake3(piece).digest() for piece in pieces)
         for name, way in ways.items():
@@ -220,13 +231,19 @@ class Bench:
     def copies(self, variant: str, length: int) -> dict[str, Any]:
         out, copied, size = (ctypes.c_char * 32)(), bytearray(length), ctypes.c_size_t(length)
         target = (ctypes.c_char * length).from_buffer(copied)
-        self.library.bench_use(variant.encode())
-        official = self.official.get(variant)
-        ways = {
+        self.use(variant)
+        once = ctypes.c_size_t(1)
+
+        def official() -> int:
+            pointer = ctypes.byref(self.official[variant])
+            return int(self.library.bench_copy_official(pointer, target, self.source, size, out))
+
+        ways: dict[str, Callable[[], int]] = {
             "ours": lambda: int(self.library.bench_copy(target, self.source, size, out)),
-            "hash alone": lambda: int(self.library.bench_ours(self.source, size, ctypes.c_size_t(1), out)),
-        } | ({"official": lambda: int(self.library.bench_copy_official(ctypes.byref(official), target, self.source,
-                                                                       size, out))} if official else {})  # fmt: skip
+            "hash alone": lambda: int(self.library.bench_ours(self.source, size, once, out)),
+        }
+        if variant in self.official:
+            ways["official"] = official
         expected = blake3.blake3(self.view[:length]).digest()
         for name, way in ways.items():
             ctypes.memset(target, 0, length)
@@ -311,7 +328,7 @@ def show(report: dict[str, Any]) -> str:
     if report["rows"]:
         official = f"official C {report['official']}" if report["official"] else "official C (not here)"
         console.print(table_of(
-            f"kernel/blake3 in GB/s, and as a ratio to {official} of the same instruction set", series("hash"),
+            f"kernel/blake3 in GB/s, and its ratio to {official} of the same instruction set", series("hash"),
             [head for name in variants for head in (f"{name}\nGB/s", "\nratio")],
             lambda row: [f"{speed(row):.2f}", ratio(row, "official")],
         ))  # fmt: skip
@@ -325,7 +342,7 @@ def show(report: dict[str, Any]) -> str:
             lambda row: [ratio(row, "one by one"), ratio(row, "official")],
         ))  # fmt: skip
         console.print(table_of(
-            "copy and hash: what it costs, hashing alone being 1, and how much faster than memmove and official C",
+            "copy and hash: cost, hashing alone being 1, and how much faster than memmove, then official C",
             series("copy"), [head for name in variants for head in (f"{name}\ncost", "\nfaster")],
             lambda row: [f"{1 / row['ratio']['hash alone']:.2f}", ratio(row, "official")],
         ))  # fmt: skip
@@ -342,7 +359,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--official", help="folder c of a checkout of the official BLAKE3")
     parser.add_argument("--rounds", type=int, default=11, help="how often ways take turns (default: 11)")
-    parser.add_argument("--seconds", type=float, default=0.002, help="for each way and round (default: 0.002)")
+    parser.add_argument("--seconds", type=float, default=0.002, help="for each way (default: 0.002)")
     parser.add_argument("--largest", type=reports.size_argument, default=1 << 26, help="input (default: 64M)")
     parsed = parser.parse_args()
     if parsed.rounds < 1 or not parsed.seconds > 0:

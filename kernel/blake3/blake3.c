@@ -14,6 +14,9 @@
 #ifdef CONFIG_X86
 #include <asm/fpu/api.h>
 #endif
+#ifdef NYMPH_BLAKE3_NEON
+#include <asm/neon.h>
+#endif
 #else
 #include <endian.h>
 #include <string.h>
@@ -217,10 +220,14 @@ const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
 	variant = READ_ONCE(nymph_blake3_variant);
 	if (!variant || len < SIMD_MIN)
 		return &nymph_blake3_portable;
-#if defined(__KERNEL__) && defined(CONFIG_X86)
+#ifdef __KERNEL__
 	if (!may_use_simd())
 		return &nymph_blake3_portable;
+#if defined(CONFIG_X86)
 	kernel_fpu_begin();
+#elif defined(NYMPH_BLAKE3_NEON)
+	kernel_neon_begin();
+#endif
 #endif
 	return variant;
 }
@@ -231,11 +238,12 @@ const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
  */
 void nymph_blake3_simd_end(const struct nymph_blake3_variant *variant)
 {
+	if (variant == &nymph_blake3_portable)
+		return;
 #if defined(__KERNEL__) && defined(CONFIG_X86)
-	if (variant != &nymph_blake3_portable)
-		kernel_fpu_end();
-#else
-	(void)variant;
+	kernel_fpu_end();
+#elif defined(__KERNEL__) && defined(NYMPH_BLAKE3_NEON)
+	kernel_neon_end();
 #endif
 }
 

@@ -16,6 +16,9 @@
 #include <asm/fpu/api.h>
 #include <asm/fpu/xcr.h>
 #endif
+#ifdef NYMPH_BLAKE3_NEON
+#include <asm/cpufeature.h>
+#endif
 
 #include "select.h"
 #include "variant.h"
@@ -45,11 +48,21 @@ static bool has_avx512(void)
 }
 #endif
 
+#ifdef NYMPH_BLAKE3_NEON
+static bool has_neon(void)
+{
+	return cpu_have_named_feature(ASIMD);
+}
+#endif
+
 static const struct nymph_blake3_candidate candidates[] = {
 #ifdef CONFIG_X86
 	{ &nymph_blake3_avx512, has_avx512 },
 	{ &nymph_blake3_avx2, has_avx2 },
 	{ &nymph_blake3_sse41, has_sse41 },
+#endif
+#ifdef NYMPH_BLAKE3_NEON
+	{ &nymph_blake3_neon, has_neon },
 #endif
 	{}
 };

@@ -104,6 +104,7 @@ struct nymph_blake3_variant {
 extern const struct nymph_blake3_variant nymph_blake3_sse41;
 extern const struct nymph_blake3_variant nymph_blake3_avx2;
 extern const struct nymph_blake3_variant nymph_blake3_avx512;
+extern const struct nymph_blake3_variant nymph_blake3_neon;
 
 const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len);
 void nymph_blake3_simd_end(const struct nymph_blake3_variant *variant);

@@ -41,6 +41,7 @@ CDEF = """
 VARIANTS = {
     "x86_64": {"sse41": (["-msse4.1"], {"sse4_1"}), "avx2": (["-mavx2"], {"avx2"}),
                "avx512": (["-mavx512f", "-mavx512vl"], {"avx512f", "avx512vl"})},
+    "aarch64": {"neon": ([], {"asimd"})},
 }.get(platform.machine(), {})
 CPU = set(Path("/proc/cpuinfo").read_text().split())
 
@@ -125,8 +126,8 @@ def build(folder: Path) -> ModuleType:
     flags = os.environ.get("CFLAGS", "-O2").split()
     for name, (needs, _) in VARIANTS.items():
         objects.append(str(folder / f"{name}.o"))
-        subprocess.run(["gcc", "-std=gnu11", "-fPIC", "-fno-schedule-insns2", *flags, *needs, "-c", "-o", objects[-1],
-                        SOURCE / f"{name}.c"], check=True)
+        subprocess.run(["gcc", "-std=gnu11", "-fPIC", "-fno-schedule-insns2", *flags, *needs, "-c",
+                        "-o", objects[-1], SOURCE / f"{name}.c"], check=True)
     ffi.set_source("nymph_blake3", '#include "variant.h"',
                    sources=[str(SOURCE / "blake3.c"), str(SOURCE / "many.c")],
                    include_dirs=[str(SOURCE)], extra_compile_args=["-std=gnu11"], extra_objects=objects)
@@ -288,6 +289,31 @@ def test_large(built: ModuleType) -> None:
     assert hasher.digest() == blake3.blake3(data).digest()
 
 
+CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
+
+
+@pytest.mark.parametrize("variant", ["portable", "neon"])
+def test_emulated_arm(tmp_path: Path, variant: str) -> None:
+    """Every length, batches and copies, by a program of 64-bit ARM that QEMU runs."""
+    if missing := [name for name in (CROSS, EMULATOR) if shutil.which(name) is None]:
+        pytest.skip(f"no {' and no '.join(missing)} here: gcc-aarch64-linux-gnu, qemu-user-static have them")
+    sources = [str(SOURCE / f"{name}.c") for name in ("blake3", "many", "neon")]
+    program = tmp_path / "blake3_digests"
+    use = ["-DNAME=nymph_blake3_neon"] if variant == "neon" else []
+    subprocess.run([CROSS, "-static", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2",
+                    "-fno-schedule-insns2", "-Wframe-larger-than=2048", *use, f"-I{SOURCE}", "-o", program,
+                    Path(__file__).with_name("blake3_digests.c"), *sources], check=True)
+    data = INPUT[:300_000]
+    made = subprocess.run([EMULATOR, program], input=data, stdout=subprocess.PIPE, check=True).stdout
+    each = [blake3.blake3(data[i % 16:i % 16 + i]).digest() for i in range(16_385)]
+    size = 32 * len(each)
+    for at in (0, size):
+        for i, digest in enumerate(each):
+            assert made[at + 32 * i:at + 32 * i + 32] == digest, i
+    copies = made[2 * size:]
+    assert copies and copies == (blake3.blake3(data).digest() + data) * (len(copies) // (32 + len(data)))
+
+
 def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run Python so that what it builds is built with ASAN and UBSAN, and can be loaded."""
     libraries = [subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
@@ -304,8 +330,8 @@ def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_sanitizers_find_nothing() -> None:
-    run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "vectors or splits or seek or batch_of or copy",
-                    __file__)
+    run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider",
+                    "-k", "vectors or splits or seek or batch_of or copy", __file__)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
