@@ -44,9 +44,6 @@ static inline u32 ror32(u32 word, unsigned int shift)
 #define MANY		NYMPH_BLAKE3_MANY
 #define LOG2_MANY	4
 
-/* The most chunks of a subtree that is made at a time. */
-#define SUBTREE		(1 << NYMPH_BLAKE3_SUBTREE_DEPTH)
-
 /* Less than that is not worth a section in which SIMD may be used. */
 #ifdef __KERNEL__
 #define SIMD_MIN	(2 * BLOCK)
@@ -502,7 +499,7 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
 	if (b->counter && max > (b->counter & -b->counter))
 		max = b->counter & -b->counter;
 	n = max < MANY ? max : MANY;
-	while (n == MANY && size < SUBTREE / MANY && 2 * size * MANY <= max)
+	while (n == MANY && size < NYMPH_BLAKE3_SUBTREE / MANY && 2 * size * MANY <= max)
 		size *= 2;
 	if (n == MANY) {
 		hash_subtrees(b, in, len, dst, size, cvs);

@@ -19,13 +19,13 @@ typedef __u64 u64;
 #define NYMPH_BLAKE3_KEY_SIZE	32
 #define NYMPH_BLAKE3_BLOCK_SIZE	64
 
-/* Subtrees of up to 2^7 chunks are made at a time. */
-#define NYMPH_BLAKE3_SUBTREE_DEPTH	7
+/* Chunks of the largest subtree that is made at a time. */
+#define NYMPH_BLAKE3_SUBTREE	128
 
 /*
- * 2^64 bytes are 2^54 chunks, so that at most 54 subtrees are complete; those of
- * 2^7 chunks begin behind at most 54 - 7. Above these, 16 chaining values for
- * each doubling from 16 chunks on, and for their sibling.
+ * 2^64 bytes are 2^54 chunks, so that at most 54 subtrees are complete; behind at
+ * most 54 - 7 of them begins one of 2^7 chunks. Making it takes 16 chaining values
+ * for each doubling from 16 chunks on, and 16 for their siblings.
  */
 #define NYMPH_BLAKE3_STACK	(54 - 7 + 16 * (7 - 4 + 1))
 
@@ -85,6 +85,6 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 size_t nymph_blake3_batch_size(void);
 void nymph_blake3_hash_many(struct nymph_blake3_batch *batch,
 			    const struct nymph_blake3_input *in, size_t n,
-			    u8 (*out)[NYMPH_BLAKE3_OUT_SIZE]);
+			    u8 out[][NYMPH_BLAKE3_OUT_SIZE]);
 
 #endif /* _NYMPH_BLAKE3_H */

@@ -132,7 +132,7 @@ static void add_parent(struct nymph_blake3_batch *batch, const u8 *pair,
 /* Those of whole chunks first, and then those of less, by their length. */
 static void hash_chunks(struct nymph_blake3_batch *batch,
 			const struct nymph_blake3_input *in, size_t n,
-			u8 (*out)[CV])
+			u8 out[][CV])
 {
 	size_t begin[CHUNK / BLOCK + 1] = {};
 	size_t blocks, i, k, used = 0;
@@ -174,7 +174,7 @@ static void hash_chunks(struct nymph_blake3_batch *batch,
 
 /* Those of all inputs, from the leaves on, level by level. */
 static void hash_parents(struct nymph_blake3_batch *batch, size_t n,
-			 u8 (*out)[CV])
+			 u8 out[][CV])
 {
 	size_t i, k, todo;
 
@@ -228,7 +228,7 @@ size_t nymph_blake3_batch_size(void)
  */
 void nymph_blake3_hash_many(struct nymph_blake3_batch *batch,
 			    const struct nymph_blake3_input *in, size_t n,
-			    u8 (*out)[NYMPH_BLAKE3_OUT_SIZE])
+			    u8 out[][NYMPH_BLAKE3_OUT_SIZE])
 {
 	batch->nr_jobs = 0;
 	while (n) {

@@ -33,12 +33,12 @@ static __always_inline void store_quad(u32 *to, quad q)
 }
 
 #ifndef HAS_ROTATE
-static const u8 ror16_bytes[32] __attribute__((aligned(32))) = {
+static const u8 ror16_bytes[32] __aligned(32) = {
 	2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,
 	2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,
 };
 
-static const u8 ror8_bytes[32] __attribute__((aligned(32))) = {
+static const u8 ror8_bytes[32] __aligned(32) = {
 	1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12,
 	1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12,
 };
@@ -68,6 +68,21 @@ static __always_inline oct load_quads_2(const u8 *a, const u8 *b)
 	return o;
 }
 #endif
+
+/* Of two vectors of LANES words, the first 128 bits of each. */
+#define WORD_0	0
+#define WORD_1	1
+#define WORD_2	2
+#define WORD_3	3
+#define WORD_4	(LANES)
+#define WORD_5	(LANES + 1)
+#define WORD_6	(LANES + 2)
+#define WORD_7	(LANES + 3)
+
+#define LONG_0	0
+#define LONG_1	1
+#define LONG_2	(LANES / 2)
+#define LONG_3	(LANES / 2 + 1)
 
 #ifdef HAS_16
 typedef u64 four __attribute__((vector_size(32)));

@@ -7,7 +7,8 @@
 
 #ifndef __KERNEL__
 #include <stdbool.h>
-#define noinline		__attribute__((noinline))
+#define __aligned(bytes)	__attribute((aligned(bytes)))
+#define noinline		__attribute((noinline))
 #define U32_MAX			((u32)~0U)
 #define READ_ONCE(x)		__atomic_load_n(&(x), __ATOMIC_RELAXED)
 #define WRITE_ONCE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_RELAXED)

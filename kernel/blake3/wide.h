@@ -17,51 +17,42 @@ typedef u8 bytes __attribute__((vector_size(4 * LANES)));
 
 /*
  * The same shuffle in every 128 bits of two vectors: of words, of which 4 and
- * up are @b's; of 64-bit words, of which 2 and up are @b's; and of two words of @a
- * and two of @b. To gcc 12, vectors of words are not all the same: it has one
- * instruction for the latter two only if it is told so.
+ * up are @b's, and of 64-bit words, of which 2 and up are @b's. To gcc 12, not
+ * all vectors are the same: it sees that words go in pairs, or that two are of @a
+ * and two of @b, only if they are 64-bit words, or floats.
  */
-#define WORD(i, at)	((i) % 4 + (at) + (i) / 4 * LANES)
-#define LONG(i, at)	((i) % 2 + (at) + (i) / 2 * (LANES / 2))
 #if LANES == 4
-#define PICK(a, b, i, j, k, l)	__builtin_shufflevector(a, b, i, j, k, l)
-#define PICK64(a, b, i, j) \
-	((vec)__builtin_shufflevector((longs)(a), (longs)(b), i, j))
-#define PICK_2_2(a, b, i, j, k, l) \
-	PICK(a, b, i, j, 4 + (k), 4 + (l))
-#else
-#if LANES == 8
 #define PICK(a, b, i, j, k, l) \
-	__builtin_shufflevector(a, b, WORD(i, 0), WORD(j, 0), WORD(k, 0), \
-				WORD(l, 0), WORD(i, 4), WORD(j, 4), \
-				WORD(k, 4), WORD(l, 4))
+	__builtin_shufflevector(a, b, WORD_##i, WORD_##j, WORD_##k, WORD_##l)
 #define PICK64(a, b, i, j) \
-	((vec)__builtin_shufflevector((longs)(a), (longs)(b), LONG(i, 0), \
-				      LONG(j, 0), LONG(i, 2), LONG(j, 2)))
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), LONG_##i, \
+				      LONG_##j))
+#define PICK_2_2	PICK
+#elif LANES == 8
+#define PICK(a, b, i, j, k, l) \
+	__builtin_shufflevector(a, b, WORD_##i, WORD_##j, WORD_##k, WORD_##l, \
+				4 + WORD_##i, 4 + WORD_##j, 4 + WORD_##k, \
+				4 + WORD_##l)
+#define PICK64(a, b, i, j) \
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), LONG_##i, \
+				      LONG_##j, 2 + LONG_##i, 2 + LONG_##j))
 #else
 #define PICK(a, b, i, j, k, l) \
-	__builtin_shufflevector(a, b, WORD(i, 0), WORD(j, 0), WORD(k, 0), \
-				WORD(l, 0), WORD(i, 4), WORD(j, 4), \
-				WORD(k, 4), WORD(l, 4), WORD(i, 8), \
-				WORD(j, 8), WORD(k, 8), WORD(l, 8), \
-				WORD(i, 12), WORD(j, 12), WORD(k, 12), \
-				WORD(l, 12))
+	__builtin_shufflevector(a, b, WORD_##i, WORD_##j, WORD_##k, WORD_##l, \
+				4 + WORD_##i, 4 + WORD_##j, 4 + WORD_##k, \
+				4 + WORD_##l, 8 + WORD_##i, 8 + WORD_##j, \
+				8 + WORD_##k, 8 + WORD_##l, 12 + WORD_##i, \
+				12 + WORD_##j, 12 + WORD_##k, 12 + WORD_##l)
 #define PICK64(a, b, i, j) \
-	((vec)__builtin_shufflevector((longs)(a), (longs)(b), LONG(i, 0), \
-				      LONG(j, 0), LONG(i, 2), LONG(j, 2), \
-				      LONG(i, 4), LONG(j, 4), LONG(i, 6), \
-				      LONG(j, 6)))
-/* Of two vectors of 512 bits: two of each one's four times 128. */
-#define PICK128(a, b, i, j) \
-	((vec)__builtin_shufflevector((longs)(a), (longs)(b), 2 * (i), \
-				      2 * (i) + 1, 2 * (j), 2 * (j) + 1, \
-				      8 + 2 * (i), 9 + 2 * (i), \
-				      8 + 2 * (j), 9 + 2 * (j)))
+	((vec)__builtin_shufflevector((longs)(a), (longs)(b), LONG_##i, \
+				      LONG_##j, 2 + LONG_##i, 2 + LONG_##j, \
+				      4 + LONG_##i, 4 + LONG_##j, \
+				      6 + LONG_##i, 6 + LONG_##j))
 #endif
+#if LANES > 4
 typedef float WIDE(floats) __attribute__((vector_size(4 * LANES)));
 #define PICK_2_2(a, b, i, j, k, l) \
-	((vec)PICK((WIDE(floats))(a), (WIDE(floats))(b), i, j, 4 + (k), \
-		   4 + (l)))
+	((vec)PICK((WIDE(floats))(a), (WIDE(floats))(b), i, j, k, l))
 #endif
 
 static __always_inline vec WIDE(splat)(u32 word)
@@ -164,8 +155,13 @@ static __always_inline void WIDE(load_8)(vec m[8], const u8 *const *in,
 	WIDE(transpose)(x + 4);
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++) {
-		m[i] = PICK128(x[i], x[i + 4], 0, 2);
-		m[i + 4] = PICK128(x[i], x[i + 4], 1, 3);
+		longs a = (longs)x[i], b = (longs)x[i + 4];
+
+		/* each one's 128 bits of even numbers, and of odd ones */
+		m[i] = (vec)__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12,
+						    13);
+		m[i + 4] = (vec)__builtin_shufflevector(a, b, 2, 3, 6, 7, 10,
+							11, 14, 15);
 	}
 #else
 #pragma GCC unroll 8
@@ -356,7 +352,7 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 {
 	union {
 		u32 words[LANES];
-		vec vec;
+		vec all;
 	} lo, hi, end, len, first_flags, last_flags;
 	u32 block, min = U32_MAX, max = 0;
 	const u8 *in[LANES];
@@ -378,10 +374,10 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 		if (min > job->blocks)
 			min = job->blocks;
 	}
-	last[0] = lo.vec;
-	last[1] = hi.vec;
+	last[0] = lo.all;
+	last[1] = hi.all;
 	last[2] = WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE);
-	last[3] = first_flags.vec;
+	last[3] = first_flags.all;
 	for (i = 0; i < 8; i++)
 		h[i] = WIDE(splat)(nymph_blake3_iv[i]);
 
@@ -392,7 +388,7 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 	}
 	for (; block < max; block++) {
 		const vec now = WIDE(splat)(block);
-		const vec at_end = (vec)(now == end.vec);
+		const vec at_end = (vec)(now == end.all);
 
 		for (i = 0; i < LANES; i++) {
 			const struct nymph_blake3_job *job =
@@ -401,12 +397,12 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 			in[i] = block + 1 < job->blocks ?
 				job->in + 64 * block : job->end;
 		}
-		last[2] = (len.vec & at_end) |
+		last[2] = (len.all & at_end) |
 			  (WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE) & ~at_end);
-		last[3] = last_flags.vec & at_end;
+		last[3] = last_flags.all & at_end;
 		if (!block)
-			last[3] |= first_flags.vec;
-		over = (vec)(now > end.vec);
+			last[3] |= first_flags.all;
+		over = (vec)(now > end.all);
 		WIDE(step)(h, in, 0, last, &over);
 	}
 	WIDE(store)(h, n, out);
@@ -446,10 +442,10 @@ static __always_inline void WIDE(turn_rows)(vec row[4], bool back)
 /* From blocks as they are to the order in which mix_rows() takes the words. */
 static __always_inline void WIDE(arrange)(vec m[4])
 {
-	vec x = PICK_2_2(m[0], m[1], 0, 2, 0, 2);
-	vec y = PICK_2_2(m[0], m[1], 1, 3, 1, 3);
-	vec p = PICK_2_2(m[2], m[3], 0, 2, 0, 2);
-	vec q = PICK_2_2(m[2], m[3], 1, 3, 1, 3);
+	vec x = PICK_2_2(m[0], m[1], 0, 2, 4, 6);
+	vec y = PICK_2_2(m[0], m[1], 1, 3, 5, 7);
+	vec p = PICK_2_2(m[2], m[3], 0, 2, 4, 6);
+	vec q = PICK_2_2(m[2], m[3], 1, 3, 5, 7);
 
 	m[0] = x;
 	m[1] = y;
@@ -464,10 +460,10 @@ static __always_inline void WIDE(arrange)(vec m[4])
 static __always_inline void WIDE(permute)(vec m[4])
 {
 	vec x = m[0], y = m[1], p = m[2], q = m[3];
-	vec a = PICK_2_2(x, y, 1, 2, 1, 3);
-	vec b = PICK_2_2(p, q, 2, 2, 3, 3);
-	vec c = PICK_2_2(y, p, 0, 0, 3, 3);
-	vec d = PICK_2_2(q, y, 2, 2, 2, 2);
+	vec a = PICK_2_2(x, y, 1, 2, 5, 7);
+	vec b = PICK_2_2(p, q, 2, 2, 7, 7);
+	vec c = PICK_2_2(y, p, 0, 0, 7, 7);
+	vec d = PICK_2_2(q, y, 2, 2, 6, 6);
 
 	x = PICK(x, x, 3, 3, 0, 0);
 	q = PICK(q, q, 0, 0, 1, 1);
@@ -572,9 +568,6 @@ WIDE(hash_rows)(const u8 *const *in, size_t n,
 #undef vec
 #undef longs
 #undef bytes
-#undef WORD
-#undef LONG
 #undef PICK
 #undef PICK64
-#undef PICK128
 #undef PICK_2_2
