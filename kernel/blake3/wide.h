@@ -350,45 +350,44 @@ static noinline void WIDE(step)(vec h[8], const u8 *const *in, size_t at,
 /* As nymph_blake3_variant.many; lanes that are left over do the last job again. */
 static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 {
+	/* the rows that each block takes, and what they are made of */
+	enum { LO, HI, SIZE, FLAGS, ROWS, END = ROWS, LEN, LAST, NR };
 	union {
-		u32 words[LANES];
-		vec all;
-	} lo, hi, end, len, first_flags, last_flags;
+		u32 words[NR][LANES];
+		vec all[NR];
+	} of;
 	u32 block, min = U32_MAX, max = 0;
 	const u8 *in[LANES];
-	vec h[8], last[4], over = {};
+	vec h[8], over = {};
 	size_t i;
 
 	for (i = 0; i < LANES; i++) {
 		const struct nymph_blake3_job *job = jobs + (i < n ? i : n - 1);
 
-		lo.words[i] = (u32)job->counter;
-		hi.words[i] = (u32)(job->counter >> 32);
-		end.words[i] = job->blocks - 1;
-		len.words[i] = job->len;
-		first_flags.words[i] = job->first;
-		last_flags.words[i] = job->last;
+		of.words[LO][i] = (u32)job->counter;
+		of.words[HI][i] = (u32)(job->counter >> 32);
+		of.words[SIZE][i] = NYMPH_BLAKE3_BLOCK_SIZE;
+		of.words[FLAGS][i] = job->first;
+		of.words[END][i] = job->blocks - 1;
+		of.words[LEN][i] = job->len;
+		of.words[LAST][i] = job->last;
 		in[i] = job->in;
 		if (max < job->blocks)
 			max = job->blocks;
 		if (min > job->blocks)
 			min = job->blocks;
 	}
-	last[0] = lo.all;
-	last[1] = hi.all;
-	last[2] = WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE);
-	last[3] = first_flags.all;
 	for (i = 0; i < 8; i++)
 		h[i] = WIDE(splat)(nymph_blake3_iv[i]);
 
 	/* as long as none is at its end, then as long as any is not */
 	for (block = 0; block < min - 1; block++) {
-		WIDE(step)(h, in, 64 * block, last, &over);
-		last[3] = WIDE(splat)(0);
+		WIDE(step)(h, in, 64 * block, of.all, &over);
+		of.all[FLAGS] = WIDE(splat)(0);
 	}
 	for (; block < max; block++) {
 		const vec now = WIDE(splat)(block);
-		const vec at_end = (vec)(now == end.all);
+		const vec at_end = (vec)(now == of.all[END]);
 
 		for (i = 0; i < LANES; i++) {
 			const struct nymph_blake3_job *job =
@@ -397,13 +396,13 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 			in[i] = block + 1 < job->blocks ?
 				job->in + 64 * block : job->end;
 		}
-		last[2] = (len.all & at_end) |
-			  (WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE) & ~at_end);
-		last[3] = last_flags.all & at_end;
-		if (!block)
-			last[3] |= first_flags.all;
-		over = (vec)(now > end.all);
-		WIDE(step)(h, in, 0, last, &over);
+		of.all[SIZE] = (of.all[LEN] & at_end) |
+			       (WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE) & ~at_end);
+		if (block)
+			of.all[FLAGS] = WIDE(splat)(0);
+		of.all[FLAGS] |= of.all[LAST] & at_end;
+		over = (vec)(now > of.all[END]);
+		WIDE(step)(h, in, 0, of.all, &over);
 	}
 	WIDE(store)(h, n, out);
 }
