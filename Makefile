@@ -3,10 +3,10 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo rate test module vm lint check endpoint matrix coverage clean
+.PHONY: help setup demo rate bench-blake3 test module vm lint check endpoint matrix coverage clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: .venv/ready ## install what the rest needs: Debian packages (with sudo), and .venv/
 
@@ -15,6 +15,9 @@ demo: .venv/ready ## build all, boot a VM, and measure verified copies in it: di
 
 rate: .venv/ready ## copies per second, one request each and in batches, from C and Python: dist/rate.json
 	$(NYMPH_VM) run --copy tools --copy $$($(NYMPH_VM) program tools/rate.c) -- python3 tools/rate.py rate
+
+bench-blake3: .venv/ready ## kernel/blake3 natively, against the official implementation: dist/blake3.json
+	.venv/bin/python tools/bench_blake3.py
 
 test: .venv/ready ## unit tests here, then the others in a VM
 	.venv/bin/pytest tests/unit tests/vm

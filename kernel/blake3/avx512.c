@@ -7,4 +7,5 @@
 #define HAS_ROTATE
 #define NAME		nymph_blake3_avx512
 #define NAME_TEXT	"avx512"
+#define KEEP(v)		asm("" : "+v" (v))
 #include "simd.h"

@@ -14,6 +14,9 @@
 #ifdef CONFIG_X86
 #include <asm/fpu/api.h>
 #endif
+#ifdef NYMPH_BLAKE3_NEON
+#include <asm/neon.h>
+#endif
 #else
 #include <endian.h>
 #include <string.h>
@@ -35,24 +38,18 @@ static inline u32 ror32(u32 word, unsigned int shift)
 
 #define BLOCK		NYMPH_BLAKE3_BLOCK_SIZE
 #define CV		NYMPH_BLAKE3_OUT_SIZE
-#define CHUNK_BLOCKS	16
-#define CHUNK		(CHUNK_BLOCKS * BLOCK)
+#define CHUNK		NYMPH_BLAKE3_CHUNK_SIZE
+#define CHUNK_BLOCKS	(CHUNK / BLOCK)
 
 #define MANY		NYMPH_BLAKE3_MANY
+#define LOG2_MANY	4
 
 /* Less than that is not worth a section in which SIMD may be used. */
+#ifdef __KERNEL__
 #define SIMD_MIN	(2 * BLOCK)
-
-/* What a compression is part of. */
-enum {
-	CHUNK_START = 0x01,
-	CHUNK_END = 0x02,
-	PARENT = 0x04,
-	ROOT = 0x08,
-	KEYED_HASH = 0x10,
-	DERIVE_KEY_CONTEXT = 0x20,
-	DERIVE_KEY_MATERIAL = 0x40,
-};
+#else
+#define SIMD_MIN	1
+#endif
 
 static const struct nymph_blake3_variant *nymph_blake3_variant;
 
@@ -60,6 +57,7 @@ static __always_inline void load_words(u32 *words, const u8 *bytes, size_t n)
 {
 	size_t i;
 
+#pragma GCC unroll 16
 	for (i = 0; i < n; i++) {
 		__le32 word;
 
@@ -72,6 +70,7 @@ static __always_inline void store_words(u8 *bytes, const u32 *words, size_t n)
 {
 	size_t i;
 
+#pragma GCC unroll 16
 	for (i = 0; i < n; i++) {
 		__le32 word = cpu_to_le32(words[i]);
 
@@ -129,31 +128,62 @@ static __always_inline void mix_all(u32 v[16], const u32 cv[8],
 	mix_round(v, m, nymph_blake3_schedule[6]);
 }
 
-static void compress(u32 cv[8], const u8 block[BLOCK], u32 len, u64 counter,
-		     u32 flags)
+static void compress(const u32 cv[8], const u8 block[BLOCK], u32 len,
+		     u64 counter, u32 flags, u32 out[16])
 {
 	u32 v[16];
 	int i;
 
 	mix_all(v, cv, block, len, counter, flags);
-	for (i = 0; i < 8; i++)
-		cv[i] = v[i] ^ v[i + 8];
+#pragma GCC unroll 8
+	for (i = 0; i < 8; i++) {
+		out[i + 8] = v[i + 8] ^ cv[i];
+		out[i] = v[i] ^ v[i + 8];
+	}
 }
 
 static void hash(const u8 *const *in, size_t n,
 		 const struct nymph_blake3_task *task, u8 *out)
 {
-	size_t i, j;
+	size_t i, j, k;
 
 	for (i = 0; i < n; i++) {
 		u32 cv[8];
 
 		memcpy(cv, task->key, sizeof(cv));
-		for (j = 0; j < task->blocks; j++)
-			compress(cv, in[i] + BLOCK * j, BLOCK,
-				 task->counter + (task->counts ? i : 0),
-				 nymph_blake3_flags(task, j));
+		for (j = 0; j < task->blocks; j++) {
+			u32 v[16];
+
+			mix_all(v, cv, in[i] + BLOCK * j, BLOCK,
+				task->counter + (task->counts ? i : 0),
+				nymph_blake3_flags(task, j));
+#pragma GCC unroll 8
+			for (k = 0; k < 8; k++)
+				cv[k] = v[k] ^ v[k + 8];
+		}
 		store_words(out + CV * i, cv, 8);
+	}
+}
+
+static void many(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
+{
+	const struct nymph_blake3_job *job;
+
+	for (job = jobs; job < jobs + n; job++, out += CV) {
+		u32 cv[16];
+		size_t i;
+
+		memcpy(cv, nymph_blake3_iv, CV);
+		for (i = 1; i <= job->blocks; i++) {
+			bool is_last = i == job->blocks;
+
+			compress(cv, is_last ? job->end :
+				 job->in + BLOCK * (i - 1),
+				 is_last ? job->len : BLOCK, job->counter,
+				 (i == 1 ? job->first : 0) |
+				 (is_last ? job->last : 0), cv);
+		}
+		store_words(out, cv, 8);
 	}
 }
 
@@ -161,6 +191,7 @@ static const struct nymph_blake3_variant nymph_blake3_portable = {
 	.name = "portable",
 	.hash = hash,
 	.compress = compress,
+	.many = many,
 };
 
 /**
@@ -172,32 +203,44 @@ void nymph_blake3_use(const struct nymph_blake3_variant *variant)
 	WRITE_ONCE(nymph_blake3_variant, variant);
 }
 
-/*
- * Returns what to hash @len bytes with until simd_end(): no sleep, no fault, and
- * no more than 16 KiB.
+/**
+ * nymph_blake3_simd_begin() - begin to hash
+ * @len: how many bytes
+ *
+ * Return: what to do it with until nymph_blake3_simd_end(): no sleep, no fault,
+ * and no more than 16 KiB.
  */
-static const struct nymph_blake3_variant *simd_begin(size_t len)
+const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
 {
 	const struct nymph_blake3_variant *variant;
 
 	variant = READ_ONCE(nymph_blake3_variant);
 	if (!variant || len < SIMD_MIN)
 		return &nymph_blake3_portable;
-#if defined(__KERNEL__) && defined(CONFIG_X86)
+#ifdef __KERNEL__
 	if (!may_use_simd())
 		return &nymph_blake3_portable;
+#if defined(CONFIG_X86)
 	kernel_fpu_begin();
+#elif defined(NYMPH_BLAKE3_NEON)
+	kernel_neon_begin();
+#endif
 #endif
 	return variant;
 }
 
-static void simd_end(const struct nymph_blake3_variant *variant)
+/**
+ * nymph_blake3_simd_end() - end what nymph_blake3_simd_begin() began
+ * @variant: what it returned
+ */
+void nymph_blake3_simd_end(const struct nymph_blake3_variant *variant)
 {
+	if (variant == &nymph_blake3_portable)
+		return;
 #if defined(__KERNEL__) && defined(CONFIG_X86)
-	if (variant != &nymph_blake3_portable)
-		kernel_fpu_end();
-#else
-	(void)variant;
+	kernel_fpu_end();
+#elif defined(__KERNEL__) && defined(NYMPH_BLAKE3_NEON)
+	kernel_neon_end();
 #endif
 }
 
@@ -259,14 +302,32 @@ static u32 chunk_start_flag(const struct nymph_blake3 *b)
 	return b->blocks ? 0 : CHUNK_START;
 }
 
+/* Goes on with the chunk being filled by @n whole blocks, not its last. */
+static void chunk_blocks(const struct nymph_blake3_variant *variant,
+			 struct nymph_blake3 *b, const u8 *in, size_t n)
+{
+	struct nymph_blake3_task task = {
+		.counter = b->counter,
+		.blocks = n,
+		.flags = b->flags,
+		.first = chunk_start_flag(b),
+	};
+	u8 cv[CV];
+
+	memcpy(task.key, b->cv, sizeof(task.key));
+	variant->hash(&in, 1, &task, cv);
+	load_words(b->cv, cv, 8);
+	b->blocks += n;
+}
+
 /* The last block stays in the buffer: it may turn out to end the chunk. */
 static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 {
 	const struct nymph_blake3_variant *variant;
+	size_t n = 0;
 
 	if (b->block_len) {
-		size_t n = BLOCK - b->block_len;
-
+		n = BLOCK - b->block_len;
 		if (n > len)
 			n = len;
 		memcpy(b->block + b->block_len, in, n);
@@ -275,19 +336,19 @@ static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 		len -= n;
 		if (!len)
 			return;
-		compress(b->cv, b->block, BLOCK, b->counter,
-			 b->flags | chunk_start_flag(b));
-		b->blocks++;
+		n = 1;
 	}
-	variant = simd_begin(len);
-	while (len > BLOCK) {
-		variant->compress(b->cv, in, BLOCK, b->counter,
-				  b->flags | chunk_start_flag(b));
-		b->blocks++;
-		in += BLOCK;
-		len -= BLOCK;
+	if (n || len > BLOCK) {
+		variant = nymph_blake3_simd_begin(n * BLOCK + len);
+		if (n)
+			chunk_blocks(variant, b, b->block, 1);
+		n = (len - 1) / BLOCK;
+		if (n)
+			chunk_blocks(variant, b, in, n);
+		nymph_blake3_simd_end(variant);
+		in += n * BLOCK;
+		len -= n * BLOCK;
 	}
-	simd_end(variant);
 	memcpy(b->block, in, len);
 	b->block_len = len;
 }
@@ -300,7 +361,7 @@ static void hash_parents(const struct nymph_blake3_variant *variant,
 		.blocks = 1,
 		.flags = b->flags | PARENT,
 	};
-	const u8 *pairs[MANY / 2] = {};
+	const u8 *pairs[MANY];
 	size_t i;
 
 	memcpy(task.key, b->key, sizeof(task.key));
@@ -310,18 +371,19 @@ static void hash_parents(const struct nymph_blake3_variant *variant,
 }
 
 static void hash_chunks(const struct nymph_blake3_variant *variant,
-			const struct nymph_blake3 *b, const u8 *in, size_t n,
-			u8 *cvs)
+			const struct nymph_blake3 *b, u64 first, const u8 *in,
+			size_t n, const size_t ahead[2], u8 *cvs)
 {
 	struct nymph_blake3_task task = {
-		.counter = b->counter,
+		.counter = first,
 		.counts = true,
 		.blocks = CHUNK_BLOCKS,
 		.flags = b->flags,
 		.first = CHUNK_START,
 		.last = CHUNK_END,
+		.ahead = { ahead[0], ahead[1] },
 	};
-	const u8 *chunks[MANY] = {};
+	const u8 *chunks[MANY];
 	size_t i;
 
 	memcpy(task.key, b->key, sizeof(task.key));
@@ -337,28 +399,32 @@ static void hash_chunks(const struct nymph_blake3_variant *variant,
  */
 static void merge(struct nymph_blake3 *b, u64 chunks)
 {
-	while (b->depth > hweight64(chunks)) {
-		u8 *pair = b->stack[b->depth - 2];
+	const struct nymph_blake3_variant *variant;
+	unsigned int left = hweight64(chunks);
 
-		hash_parents(&nymph_blake3_portable, b, pair, 1);
-		b->depth--;
-	}
+	if (b->depth <= left)
+		return;
+	variant = nymph_blake3_simd_begin((b->depth - left) * BLOCK);
+	for (; b->depth > left; b->depth--)
+		hash_parents(variant, b, b->stack[b->depth - 2], 1);
+	nymph_blake3_simd_end(variant);
 }
 
 /* Add the subtree that begins with chunk number @chunks. */
 static void push(struct nymph_blake3 *b, const u8 cv[CV], u64 chunks)
 {
 	merge(b, chunks);
-	memcpy(b->stack[b->depth++], cv, CV);
+	memmove(b->stack[b->depth++], cv, CV);
 }
 
 /* Add the chunk that was being filled: it is whole, and not the last. */
 static void push_chunk(struct nymph_blake3 *b)
 {
+	u32 out[16];
 	u8 cv[CV];
 
-	compress(b->cv, b->block, BLOCK, b->counter, b->flags | CHUNK_END);
-	store_words(cv, b->cv, 8);
+	compress(b->cv, b->block, BLOCK, b->counter, b->flags | CHUNK_END, out);
+	store_words(cv, out, 8);
 	push(b, cv, b->counter);
 	b->counter++;
 	memcpy(b->cv, b->key, sizeof(b->cv));
@@ -366,32 +432,136 @@ static void push_chunk(struct nymph_blake3 *b)
 	b->block_len = 0;
 }
 
+/* Where to find @n bytes of @in: at @dst, if they are to be copied. */
+static const u8 *copied(const u8 *in, u8 *dst, size_t n)
+{
+	return dst ? memcpy(dst, in, n) : in;
+}
+
 /*
- * Add the largest whole subtree that @in has, but for a lone chunk only if
- * more follows. Subtrees of several chunks go in as two halves, since their
- * parent may be the root. Return the bytes taken.
+ * Makes the chaining values of MANY subtrees of @size chunks each, a power of 2,
+ * so that all lanes are in use for parents too. @len bytes are at @in, of which
+ * the next are fetched while those before are hashed.
  */
-static size_t push_subtree(struct nymph_blake3 *b, const u8 *in, size_t len)
+static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
+			  size_t len, u8 *dst, size_t size, u8 *cvs)
 {
 	const struct nymph_blake3_variant *variant;
-	u8 cvs[MANY * CV];
-	size_t chunks = MANY;
+	size_t done, pairs;
+
+	for (done = 1; done <= size; done++) {
+		const u8 *at = copied(in, dst, MANY * CHUNK);
+
+		size_t ahead[2] = {};
+
+		if (len >= 2 * MANY * CHUNK) {
+			ahead[0] = MANY * CHUNK;
+			if (dst)
+				ahead[1] = in - at + MANY * CHUNK;
+		}
+		variant = nymph_blake3_simd_begin(MANY * CHUNK);
+		hash_chunks(variant, b, b->counter + MANY * (done - 1), at,
+			    MANY, ahead, cvs);
+		nymph_blake3_simd_end(variant);
+		in += MANY * CHUNK;
+		dst += dst ? MANY * CHUNK : 0;
+		len -= MANY * CHUNK;
+		cvs += MANY * CV;
+		/* as two numbers of that many bits carry when one is added */
+		for (pairs = done; !(pairs & 1); pairs /= 2) {
+			cvs -= MANY * CV;
+			variant = nymph_blake3_simd_begin(MANY * BLOCK);
+			hash_parents(variant, b, cvs - MANY * CV, MANY);
+			nymph_blake3_simd_end(variant);
+		}
+	}
+}
+
+/*
+ * Add as many whole chunks as can be hashed side by side, but a lone first one
+ * only if more follows: as two subtrees at least, since the parent of the last
+ * two may be the root. Return the bytes taken.
+ */
+static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
+			  u8 *dst)
+{
+	const struct nymph_blake3_variant *variant;
+	size_t max = len / CHUNK, size = 1, left[LOG2_MANY], nr_left = 0;
+	const size_t none[2] = {};
+	size_t n, last, i;
+	u8 *cvs;
+
+	/* the stack has room for all that is made here */
+	merge(b, b->counter);
+	cvs = b->stack[b->depth];
+
+	/* a subtree begins at a multiple of its size */
+	if (b->counter && max > (b->counter & -b->counter))
+		max = b->counter & -b->counter;
+	n = max < MANY ? max : MANY;
+	while (n == MANY && size < NYMPH_BLAKE3_SUBTREE / MANY && 2 * size * MANY <= max)
+		size *= 2;
+	if (n == MANY) {
+		hash_subtrees(b, in, len, dst, size, cvs);
+	} else {
+		in = copied(in, dst, n * CHUNK);
+		variant = nymph_blake3_simd_begin(n * CHUNK);
+		hash_chunks(variant, b, b->counter, in, n, none, cvs);
+		nymph_blake3_simd_end(variant);
+	}
+	len = n * size * CHUNK;
+
+	last = n & (n - 1) ? 1 : 2;
+	for (; n > last; n /= 2, size *= 2) {
+		left[nr_left] = n & 1 ? n - 1 : 0;
+		nr_left++;
+		variant = nymph_blake3_simd_begin(n / 2 * BLOCK);
+		hash_parents(variant, b, cvs, n / 2);
+		nymph_blake3_simd_end(variant);
+	}
+	for (i = 0; i < n; i++) {
+		push(b, cvs + CV * i, b->counter);
+		b->counter += size;
+	}
+	/* those without a pair, the largest first */
+	while (nr_left--) {
+		size /= 2;
+		if (left[nr_left]) {
+			push(b, cvs + CV * left[nr_left], b->counter);
+			b->counter += size;
+		}
+	}
+	return len;
+}
+
+static void update(struct nymph_blake3 *b, const u8 *in, size_t len, u8 *dst)
+{
 	size_t n;
 
-	while (chunks * CHUNK > len || b->counter & (chunks - 1))
-		chunks /= 2;
-
-	variant = simd_begin(chunks * CHUNK);
-	hash_chunks(variant, b, in, chunks, cvs);
-	for (n = chunks; n > 2; n /= 2)
-		hash_parents(variant, b, cvs, n / 2);
-	simd_end(variant);
-
-	push(b, cvs, b->counter);
-	if (n == 2)
-		push(b, cvs + CV, b->counter + chunks / 2);
-	b->counter += chunks;
-	return chunks * CHUNK;
+	if (!len)
+		return;
+	if (b->block_len) {
+		n = CHUNK - b->blocks * BLOCK - b->block_len;
+		if (n > len)
+			n = len;
+		chunk_update(b, copied(in, dst, n), n);
+		in += n;
+		dst += dst ? n : 0;
+		len -= n;
+		if (!len)
+			return;
+		push_chunk(b);
+	}
+	while (len > CHUNK || (len == CHUNK && b->counter)) {
+		n = push_chunks(b, in, len, dst);
+		in += n;
+		dst += dst ? n : 0;
+		len -= n;
+	}
+	if (len) {
+		merge(b, b->counter);
+		chunk_update(b, copied(in, dst, len), len);
+	}
 }
 
 /**
@@ -400,37 +570,29 @@ static size_t push_subtree(struct nymph_blake3 *b, const u8 *in, size_t len)
  * @data: the bytes, at any alignment
  * @len: how many, 0 too
  *
- * Fastest with pieces of 16 KiB and more, and least so with pieces of less
- * than 1 KiB, which go through a buffer.
+ * Fastest with pieces of 128 KiB and more, nearly so from 16 KiB on, and least
+ * so with pieces of less than 1 KiB, which go through a buffer.
  */
 void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len)
 {
-	const u8 *in = data;
+	update(b, data, len, NULL);
+}
 
-	if (!len)
-		return;
-	if (b->block_len) {
-		size_t n = CHUNK - b->blocks * BLOCK - b->block_len;
-
-		if (n > len)
-			n = len;
-		chunk_update(b, in, n);
-		in += n;
-		len -= n;
-		if (!len)
-			return;
-		push_chunk(b);
-	}
-	while (len > CHUNK) {
-		size_t n = push_subtree(b, in, len);
-
-		in += n;
-		len -= n;
-	}
-	if (len) {
-		merge(b, b->counter);
-		chunk_update(b, in, len);
-	}
+/**
+ * nymph_blake3_update_copy() - copy bytes and add them to a hash
+ * @b: state
+ * @dst: where the bytes go; not where they overlap
+ * @src: the bytes
+ * @len: how many, 0 too
+ *
+ * Piece by piece, so that memory is read once. Each byte of @src is loaded once,
+ * and it is the copy that is hashed: what is at @dst, whatever becomes of @src
+ * meanwhile.
+ */
+void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
+			      const void *src, size_t len)
+{
+	update(b, src, len, dst);
 }
 
 /**
@@ -443,11 +605,13 @@ void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len)
 void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 			    size_t len)
 {
-	u8 block[BLOCK] = { };
+	const struct nymph_blake3_variant *variant;
 	unsigned int depth = b->depth;
+	u8 block[BLOCK] = { };
 	u32 block_len, flags;
 	u64 counter;
 	u32 cv[8];
+	u32 v[16];
 
 	/* The right edge of the tree: the chunk begun, or the last parent */
 	if (b->block_len || !depth) {
@@ -464,34 +628,37 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 		counter = 0;
 		flags = b->flags | PARENT;
 	}
+	variant = nymph_blake3_simd_begin((depth + 1) * BLOCK);
 	/* and from there up to the root */
 	while (depth) {
-		compress(cv, block, block_len, counter, flags);
+		variant->compress(cv, block, block_len, counter, flags, v);
 		memcpy(block, b->stack[--depth], CV);
-		store_words(block + CV, cv, 8);
+		store_words(block + CV, v, 8);
 		memcpy(cv, b->key, sizeof(cv));
 		block_len = BLOCK;
 		counter = 0;
 		flags = b->flags | PARENT;
 	}
+	counter = seek / BLOCK;
+	variant->compress(cv, block, block_len, counter, flags | ROOT, v);
+	nymph_blake3_simd_end(variant);
 
-	for (counter = seek / BLOCK, seek %= BLOCK; len; counter++, seek = 0) {
+	for (seek %= BLOCK; len; seek = 0) {
 		u8 bytes[BLOCK];
 		size_t n = BLOCK - seek;
-		u32 v[16];
-		int i;
 
-		mix_all(v, cv, block, block_len, counter, flags | ROOT);
-		for (i = 0; i < 8; i++) {
-			v[i] ^= v[i + 8];
-			v[i + 8] ^= cv[i];
-		}
 		store_words(bytes, v, 16);
 		if (n > len)
 			n = len;
 		memcpy(out, bytes + seek, n);
 		out += n;
 		len -= n;
+		if (!len)
+			break;
+		variant = nymph_blake3_simd_begin(BLOCK);
+		variant->compress(cv, block, block_len, ++counter,
+				  flags | ROOT, v);
+		nymph_blake3_simd_end(variant);
 	}
 }
 

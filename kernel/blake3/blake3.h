@@ -19,8 +19,15 @@ typedef __u64 u64;
 #define NYMPH_BLAKE3_KEY_SIZE	32
 #define NYMPH_BLAKE3_BLOCK_SIZE	64
 
-/* 2^64 bytes are 2^54 chunks; one subtree more waits to be merged. */
-#define NYMPH_BLAKE3_MAX_DEPTH	55
+/* Chunks of the largest subtree that is made at a time. */
+#define NYMPH_BLAKE3_SUBTREE	128
+
+/*
+ * 2^64 bytes are 2^54 chunks, so that at most 54 subtrees are complete; behind at
+ * most 54 - 7 of them begins one of 2^7 chunks. Making it takes 16 chaining values
+ * for each doubling from 16 chunks on, and 16 for their siblings.
+ */
+#define NYMPH_BLAKE3_STACK	(54 - 7 + 16 * (7 - 4 + 1))
 
 /**
  * struct nymph_blake3 - a hash in the making
@@ -32,9 +39,10 @@ typedef __u64 u64;
  * @block_len: bytes in @block
  * @depth: subtrees in @stack
  * @block: the chunk's last bytes; never empty once the chunk has any
- * @stack: chaining values of whole subtrees, oldest and largest first
+ * @stack: chaining values of whole subtrees, oldest and largest first; and where
+ *	those of more are made
  *
- * Close to 2 KiB: not for the kernel's stack. With a secret key the caller
+ * Close to 4 KiB: not for the kernel's stack. With a secret key the caller
  * wipes it.
  */
 struct nymph_blake3 {
@@ -46,8 +54,20 @@ struct nymph_blake3 {
 	u8 block_len;
 	u8 depth;
 	u8 block[NYMPH_BLAKE3_BLOCK_SIZE];
-	u8 stack[NYMPH_BLAKE3_MAX_DEPTH][NYMPH_BLAKE3_OUT_SIZE];
+	u8 stack[NYMPH_BLAKE3_STACK][NYMPH_BLAKE3_OUT_SIZE];
 };
+
+/**
+ * struct nymph_blake3_input - one of many
+ * @data: at any alignment
+ * @len: bytes of it
+ */
+struct nymph_blake3_input {
+	const void *data;
+	size_t len;
+};
+
+struct nymph_blake3_batch;
 
 void nymph_blake3_init(struct nymph_blake3 *b);
 void nymph_blake3_init_keyed(struct nymph_blake3 *b,
@@ -55,9 +75,16 @@ void nymph_blake3_init_keyed(struct nymph_blake3 *b,
 void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
 				  size_t len);
 void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
+void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
+			      const void *src, size_t len);
 void nymph_blake3_final(const struct nymph_blake3 *b,
 			u8 out[NYMPH_BLAKE3_OUT_SIZE]);
 void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 			    size_t len);
+
+size_t nymph_blake3_batch_size(void);
+void nymph_blake3_hash_many(struct nymph_blake3_batch *batch,
+			    const struct nymph_blake3_input *in, size_t n,
+			    u8 out[][NYMPH_BLAKE3_OUT_SIZE]);
 
 #endif /* _NYMPH_BLAKE3_H */

@@ -16,6 +16,9 @@
 #include <asm/fpu/api.h>
 #include <asm/fpu/xcr.h>
 #endif
+#ifdef NYMPH_BLAKE3_NEON
+#include <asm/cpufeature.h>
+#endif
 
 #include "select.h"
 #include "variant.h"
@@ -45,49 +48,85 @@ static bool has_avx512(void)
 }
 #endif
 
+#ifdef NYMPH_BLAKE3_NEON
+static bool has_neon(void)
+{
+	return cpu_have_named_feature(ASIMD);
+}
+#endif
+
 static const struct nymph_blake3_candidate candidates[] = {
 #ifdef CONFIG_X86
 	{ &nymph_blake3_avx512, has_avx512 },
 	{ &nymph_blake3_avx2, has_avx2 },
 	{ &nymph_blake3_sse41, has_sse41 },
 #endif
+#ifdef NYMPH_BLAKE3_NEON
+	{ &nymph_blake3_neon, has_neon },
+#endif
 	{}
 };
 
-#define TEST_MAX	31744
+#define TEST_MAX	66560
 
-/* Lengths about every edge: blocks, chunks, and the widths of vectors. */
+/* Lengths about every edge: blocks, chunks, subtrees, and the widths of vectors. */
 static const size_t test_lens[] = {
-	1, 64, 65, 128, 192, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 4097,
-	5120, 7168, 8192, 8193, 12288, 16384, 16385, TEST_MAX,
+	0, 1, 64, 65, 128, 192, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 4097,
+	5120, 7168, 8192, 8193, 12288, 15360, 16384, 16385, 31744, TEST_MAX,
 };
 
 /* What the self-test works with. */
 struct nymph_blake3_bench {
 	struct nymph_blake3 hash;
-	u8 digests[2][NYMPH_BLAKE3_OUT_SIZE];
+	struct nymph_blake3_input inputs[ARRAY_SIZE(test_lens)];
+	u8 right[ARRAY_SIZE(test_lens)][NYMPH_BLAKE3_OUT_SIZE];
+	u8 made[ARRAY_SIZE(test_lens)][NYMPH_BLAKE3_OUT_SIZE];
 	u8 input[TEST_MAX + 1];
+	u8 copy[TEST_MAX + 1];
+	/* this is of nymph_blake3_batch_size(), and last */
+	u8 batch[] __aligned(sizeof(u64));
 };
 
-/* Whether the variant makes the digests that portable C does. */
+/* What portable C makes, and what it is made of. */
+static void prepare(struct nymph_blake3_bench *bench)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(bench->input); i++)
+		bench->input[i] = i % 251;
+	nymph_blake3_use(NULL);
+	for (i = 0; i < ARRAY_SIZE(test_lens); i++) {
+		bench->inputs[i].data = bench->input + 1;
+		bench->inputs[i].len = test_lens[i];
+		nymph_blake3_init(&bench->hash);
+		nymph_blake3_update(&bench->hash, bench->input + 1,
+				    test_lens[i]);
+		nymph_blake3_final(&bench->hash, bench->right[i]);
+	}
+}
+
+/* Whether the variant makes the digests that portable C does, in every way. */
 static bool is_right(struct nymph_blake3_bench *bench,
 		     const struct nymph_blake3_variant *variant)
 {
-	unsigned int i, k;
+	size_t i, n = ARRAY_SIZE(test_lens);
 
-	for (i = 0; i < ARRAY_SIZE(test_lens); i++) {
-		for (k = 0; k < 2; k++) {
-			nymph_blake3_use(k ? variant : NULL);
-			nymph_blake3_init(&bench->hash);
-			nymph_blake3_update(&bench->hash, bench->input + 1,
-					    test_lens[i]);
-			nymph_blake3_final(&bench->hash, bench->digests[k]);
-		}
-		if (memcmp(bench->digests[0], bench->digests[1],
-			   sizeof(bench->digests[0])))
+	nymph_blake3_use(variant);
+	for (i = 0; i < n; i++) {
+		memset(bench->copy, 0, test_lens[i]);
+		nymph_blake3_init(&bench->hash);
+		nymph_blake3_update_copy(&bench->hash, bench->copy,
+					 bench->input + 1, test_lens[i]);
+		nymph_blake3_final(&bench->hash, bench->made[i]);
+		if (memcmp(bench->copy, bench->input + 1, test_lens[i]))
 			return false;
 	}
-	return true;
+	if (memcmp(bench->made, bench->right, sizeof(bench->right)))
+		return false;
+	memset(bench->made, 0, sizeof(bench->made));
+	nymph_blake3_hash_many((struct nymph_blake3_batch *)bench->batch,
+			       bench->inputs, n, bench->made);
+	return !memcmp(bench->made, bench->right, sizeof(bench->right));
 }
 
 /* How long the variant takes for 16 KiB, in ns, if nothing comes between. */
@@ -154,12 +193,10 @@ const char *nymph_blake3_select(const char *wanted)
 {
 	struct nymph_blake3_bench *bench;
 	const char *name = "portable";
-	size_t i;
 
-	bench = kvmalloc(sizeof(*bench), GFP_KERNEL);
+	bench = kvmalloc(sizeof(*bench) + nymph_blake3_batch_size(), GFP_KERNEL);
 	if (bench) {
-		for (i = 0; i < sizeof(bench->input); i++)
-			bench->input[i] = i % 251;
+		prepare(bench);
 		name = choose(bench, wanted);
 	}
 	kvfree(bench);

@@ -27,22 +27,103 @@ static __always_inline quad load_quad(const u8 *from)
 	return q;
 }
 
+static __always_inline void store_quad(u32 *to, quad q)
+{
+	memcpy(to, &q, sizeof(q));
+}
+
+#ifndef HAS_ROTATE
+static const u8 ror16_bytes[32] __aligned(32) = {
+	2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,
+	2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13,
+};
+
+static const u8 ror8_bytes[32] __aligned(32) = {
+	1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12,
+	1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12,
+};
+#endif
+
 #ifdef HAS_8
+typedef u64 pair __attribute__((vector_size(16)));
 typedef u32 oct __attribute__((vector_size(32)));
 
 static __always_inline oct join_quads(quad a, quad b)
 {
-	return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+	return (oct)__builtin_shufflevector((pair)a, (pair)b, 0, 1, 2, 3);
 }
 #endif
 
+#ifdef HAS_8
+/*
+ * From memory, which takes no unit that shuffles, as gcc 12 would have it do.
+ */
+static __always_inline oct load_quads_2(const u8 *a, const u8 *b)
+{
+	oct o;
+
+	asm("vinserti128 $1, %2, %t1, %0"
+	    : "=x" (o)
+	    : "x" (load_quad(a)), "m" (*(const u8 (*)[16])b));
+	return o;
+}
+#endif
+
+/* Of two vectors of LANES words, the first 128 bits of each. */
+#define WORD_0	0
+#define WORD_1	1
+#define WORD_2	2
+#define WORD_3	3
+#define WORD_4	(LANES)
+#define WORD_5	(LANES + 1)
+#define WORD_6	(LANES + 2)
+#define WORD_7	(LANES + 3)
+
+#define LONG_0	0
+#define LONG_1	1
+#define LONG_2	(LANES / 2)
+#define LONG_3	(LANES / 2 + 1)
+
 #ifdef HAS_16
+typedef u64 four __attribute__((vector_size(32)));
 typedef u32 hex __attribute__((vector_size(64)));
+
+static __always_inline oct load_oct(const u8 *from)
+{
+	oct o;
+
+	memcpy(&o, from, sizeof(o));
+	return o;
+}
 
 static __always_inline hex join_octs(oct a, oct b)
 {
-	return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-				       11, 12, 13, 14, 15);
+	return (hex)__builtin_shufflevector((four)a, (four)b, 0, 1, 2, 3, 4, 5,
+					    6, 7);
+}
+
+static __always_inline hex load_octs_2(const u8 *a, const u8 *b)
+{
+	hex h;
+
+	asm("vinserti64x4 $1, %2, %g1, %0"
+	    : "=v" (h)
+	    : "v" (load_oct(a)), "m" (*(const u8 (*)[32])b));
+	return h;
+}
+
+static __always_inline hex load_quads_4(const u8 *a, const u8 *b, const u8 *c,
+					const u8 *d)
+{
+	hex h;
+
+	asm("vinserti32x4 $1, %2, %g1, %0\n\t"
+	    "vinserti32x4 $2, %3, %0, %0\n\t"
+	    "vinserti32x4 $3, %4, %0, %0"
+	    : "=&v" (h)
+	    : "v" (load_quad(a)), "m" (*(const u8 (*)[16])b),
+	      "m" (*(const u8 (*)[16])c), "m" (*(const u8 (*)[16])d));
+	return h;
 }
 
 #define LANES	16
@@ -60,115 +141,90 @@ static __always_inline hex join_octs(oct a, oct b)
 #undef WIDE
 #endif
 
+#if defined(HAS_16)
+#define WIDEST	16
+#define WIDEST_HASH	hash_16
+#define WIDEST_MANY	many_16
+#elif defined(HAS_8)
+#define WIDEST	8
+#define WIDEST_HASH	hash_8
+#define WIDEST_MANY	many_8
+#else
+#define WIDEST	4
+#define WIDEST_HASH	hash_4
+#define WIDEST_MANY	many_4
+#endif
+
+#ifdef HAS_8
+#define ROWS_ONLY
+#endif
 #define LANES	4
 #define WIDE(name)	name##_4
 #include "wide.h"
 #undef LANES
 #undef WIDE
 
-/* --- one block: a row of the state in each vector --- */
-
-static __always_inline void mix_rows(quad row[4], quad x, quad y)
+/* One block, and all that comes out of it. */
+static void compress(const u32 cv[8], const u8 block[NYMPH_BLAKE3_BLOCK_SIZE],
+		     u32 len, u64 counter, u32 flags, u32 out[16])
 {
-	row[0] += row[1] + x;
-	row[3] = ror16_4(row[3] ^ row[0]);
-	row[2] += row[3];
-	row[1] ^= row[2];
-	row[1] = row[1] >> 12 | row[1] << 20;
-	row[0] += row[1] + y;
-	row[3] = ror8_4(row[3] ^ row[0]);
-	row[2] += row[3];
-	row[1] ^= row[2];
-	row[1] = row[1] >> 7 | row[1] << 25;
-}
-
-static __always_inline quad turn_1(quad q)
-{
-	return __builtin_shufflevector(q, q, 1, 2, 3, 0);
-}
-
-static __always_inline quad turn_2(quad q)
-{
-	return __builtin_shufflevector(q, q, 2, 3, 0, 1);
-}
-
-static __always_inline quad turn_3(quad q)
-{
-	return __builtin_shufflevector(q, q, 3, 0, 1, 2);
-}
-
-/*
- * @x and @y are the words that the columns take, @p and @q those of the
- * diagonals. Row 1 stays where it is and the others turn, so that the diagonal
- * of row 0's last word is first.
- */
-static __always_inline void round_of_rows(quad row[4], quad x, quad y, quad p,
-					  quad q)
-{
-	mix_rows(row, x, y);
-	row[0] = turn_3(row[0]);
-	row[2] = turn_1(row[2]);
-	row[3] = turn_2(row[3]);
-	mix_rows(row, p, q);
-	row[0] = turn_1(row[0]);
-	row[2] = turn_3(row[2]);
-	row[3] = turn_2(row[3]);
-}
-
-static void compress(u32 cv[8], const u8 block[NYMPH_BLAKE3_BLOCK_SIZE],
-		     u32 len, u64 counter, u32 flags)
-{
-	quad m[4], x, y, p, q, row[4];
+	quad m[4], row[4], h[2];
 	int i;
 
+#pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		m[i] = load_quad(block + 16 * i);
-	x = __builtin_shufflevector(m[0], m[1], 0, 2, 4, 6);
-	y = __builtin_shufflevector(m[0], m[1], 1, 3, 5, 7);
-	p = __builtin_shufflevector(m[2], m[3], 6, 0, 2, 4);
-	q = __builtin_shufflevector(m[2], m[3], 7, 1, 3, 5);
-	row[0] = load_quad((const u8 *)cv);
-	row[1] = load_quad((const u8 *)(cv + 4));
+	arrange_4(m);
+	h[0] = load_quad((const u8 *)cv);
+	h[1] = load_quad((const u8 *)(cv + 4));
+	row[0] = h[0];
+	row[1] = h[1];
 	row[2] = load_quad((const u8 *)nymph_blake3_iv);
 	row[3] = (quad){ (u32)counter, (u32)(counter >> 32), len, flags };
-
-	for (i = 0;; i++) {
-		quad a, b, c;
-
-		round_of_rows(row, x, y, p, q);
-		if (i == 6)
-			break;
-		/* the words in the order of the next round */
-		a = __builtin_shufflevector(p, q, 2, 7, 2, 7);
-		b = __builtin_shufflevector(y, p, 0, 7, 0, 7);
-		c = __builtin_shufflevector(q, y, 2, 6, 2, 6);
-		a = __builtin_shufflevector(x, a, 3, 4, 0, 5);
-		b = __builtin_shufflevector(q, b, 0, 4, 5, 1);
-		c = __builtin_shufflevector(p, c, 1, 4, 5, 0);
-		x = __builtin_shufflevector(x, y, 1, 5, 7, 2);
-		y = a;
-		p = b;
-		q = c;
+#pragma GCC unroll 8
+	for (i = 0; i < 7; i++) {
+		mix_rows_4(row, m[0], false);
+		mix_rows_4(row, m[1], true);
+		turn_rows_4(row, false);
+		mix_rows_4(row, m[2], false);
+		mix_rows_4(row, m[3], true);
+		turn_rows_4(row, true);
+		if (i < 6)
+			permute_4(m);
 	}
-	row[0] ^= row[2];
-	row[1] ^= row[3];
-	memcpy(cv, &row[0], sizeof(row[0]));
-	memcpy(cv + 4, &row[1], sizeof(row[1]));
+	store_quad(out, row[0] ^ row[2]);
+	store_quad(out + 4, row[1] ^ row[3]);
+	store_quad(out + 8, row[2] ^ h[0]);
+	store_quad(out + 12, row[3] ^ h[1]);
 }
 
-/* --- all widths there are --- */
-
-static void hash_one(const u8 *in, const struct nymph_blake3_task *task,
-		     u8 *out)
+static void hash_1(const u8 *const *in, const struct nymph_blake3_task *task,
+		   u8 *out)
 {
-	u32 cv[8];
-	size_t i;
+	hash_rows_4(in, 1, task, out, 1);
+}
 
-	memcpy(cv, task->key, sizeof(cv));
-	for (i = 0; i < task->blocks; i++)
-		compress(cv, in + 64 * i, 64, task->counter,
-			 nymph_blake3_flags(task, i));
-	memcpy(out, cv, sizeof(cv));
+static void hash_2(const u8 *const *in, const struct nymph_blake3_task *task,
+		   u8 *out)
+{
+#ifdef HAS_8
+	hash_rows_8(in, 2, task, out, 1);
+#else
+	hash_rows_4(in, 2, task, out, 2);
+#endif
+}
+
+/* All four of @in are read, and the outputs of the first @n are written. */
+static void hash_3_or_4(const u8 *const *in, size_t n,
+			const struct nymph_blake3_task *task, u8 *out)
+{
+#ifdef HAS_16
+	hash_rows_16(in, n, task, out, 1);
+#elif defined(HAS_8)
+	hash_rows_8(in, n, task, out, 2);
+#else
+	hash_4(in, n, task, out);
+#endif
 }
 
 /*
@@ -178,45 +234,81 @@ static void hash_one(const u8 *in, const struct nymph_blake3_task *task,
 static void hash(const u8 *const *in, size_t n,
 		 const struct nymph_blake3_task *task, u8 *out)
 {
-	const u8 *lanes[NYMPH_BLAKE3_MANY];
+	const u8 *lanes[WIDEST];
+	struct nymph_blake3_task rest;
 	size_t i;
 
-	if (n == 1) {
-		hash_one(in[0], task, out);
-		return;
-	}
-	for (i = 0; i < NYMPH_BLAKE3_MANY; i++)
-		lanes[i] = in[i < n ? i : n - 1];
-#ifdef HAS_16
-	if (n > 8) {
-		hash_16(lanes, n, task, out);
-		return;
-	}
-#endif
-#ifdef HAS_8
-	if (n > 4) {
-		struct nymph_blake3_task rest = *task;
-
-		hash_8(lanes, n < 8 ? n : 8, task, out);
-		if (n > 8) {
-			rest.counter += rest.counts ? 8 : 0;
-			hash(in + 8, n - 8, &rest, out + 8 * 32);
+	if (n > WIDEST) {
+		rest = *task;
+		task = &rest;
+		for (; n > WIDEST; n -= WIDEST) {
+			WIDEST_HASH(in, WIDEST, &rest, out);
+			in += WIDEST;
+			out += 32 * WIDEST;
+			rest.counter += rest.counts ? WIDEST : 0;
 		}
+	}
+	if (n == 1) {
+		hash_1(in, task, out);
 		return;
 	}
-#endif
-	for (i = 0; i < n; i += 4) {
-		struct nymph_blake3_task part = *task;
-
-		part.counter += part.counts ? i : 0;
-		hash_4(lanes + i, n - i < 4 ? n - i : 4, &part, out + 32 * i);
+	if (n == 2) {
+		hash_2(in, task, out);
+		return;
 	}
+	if (n != 4 && n != 8 && n != WIDEST) {
+		for (i = 0; i < WIDEST; i++)
+			lanes[i] = in[i < n ? i : n - 1];
+		in = lanes;
+	}
+	if (n <= 4)
+		hash_3_or_4(in, n, task, out);
+#ifdef HAS_16
+	else if (n <= 8)
+		hash_8(in, n, task, out);
+#endif
+	else
+		WIDEST_HASH(in, n, task, out);
+}
+
+static void many_1(const struct nymph_blake3_job *job, u8 *out)
+{
+	struct nymph_blake3_task task = {
+		.counter = job->counter,
+		.blocks = job->blocks - 1,
+		.first = job->first,
+	};
+	u32 cv[8], all[16];
+
+	memcpy(task.key, nymph_blake3_iv, sizeof(task.key));
+	hash_1(&job->in, &task, (u8 *)cv);
+	compress(cv, job->end, job->len, job->counter,
+		 job->last | (job->blocks == 1 ? job->first : 0), all);
+	memcpy(out, all, NYMPH_BLAKE3_OUT_SIZE);
+}
+
+static void many(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
+{
+	for (; n > WIDEST; n -= WIDEST) {
+		WIDEST_MANY(jobs, WIDEST, out);
+		jobs += WIDEST;
+		out += NYMPH_BLAKE3_OUT_SIZE * WIDEST;
+	}
+	if (n == 1)
+		many_1(jobs, out);
+#ifdef HAS_16
+	else if (n <= 8)
+		many_8(jobs, n, out);
+#endif
+	else
+		WIDEST_MANY(jobs, n, out);
 }
 
 const struct nymph_blake3_variant NAME = {
 	.name = NAME_TEXT,
 	.hash = hash,
 	.compress = compress,
+	.many = many,
 };
 
 #endif /* __CHECKER__ */

@@ -216,7 +216,7 @@ int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max)
  * nymph_engine_move() - have a ring's engine move bytes
  * @ring: current is its executor
  * @moves: what is to be moved; filled: done, status, engine and adrift
- * @n: how many, at most the engine's max_moves
+ * @n: how many, at most NYMPH_MAX_MOVES
  *
  * If the driver chose the engine, the CPU does what the engine could not, unless
  * the engine may be at it still: then it would write later what nobody expects.

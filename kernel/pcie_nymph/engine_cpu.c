@@ -90,6 +90,5 @@ struct nymph_engine nymph_engine_cpu = {
 	.name = "cpu",
 	.id = 1,
 	.node = NUMA_NO_NODE,
-	.max_moves = 1,
 	.move = nymph_cpu_move,
 };

@@ -1104,7 +1104,7 @@ static bool nymph_dma_see(struct dma_chan *chan, void *param)
 		engine = &dma->engine;
 		strscpy(engine->name, dma_chan_name(chan),
 			sizeof(engine->name));
-		engine->max_moves = NYMPH_MAX_MOVES;
+		engine->offloads = true;
 		engine->start = nymph_dma_start;
 		engine->stop = nymph_dma_stop;
 		engine->ready = nymph_dma_ready;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: entries that an engine moves side by side, a flight. It is given
- * all of them at once, and waited for once.
+ * pcie_nymph: entries that are moved and hashed side by side, a flight. An engine
+ * that moves by itself is given all of them at once, and waited for once; and
+ * many small inputs fill the lanes of a hash as one of them could not.
  *
  * Whoever looks sees no difference to one after the other: they are retired in
  * order, and no two are in a flight of which one writes what the other reads or
@@ -10,9 +11,15 @@
  */
 #include <linux/align.h>
 #include <linux/cache.h>
+#include <linux/mm.h>
+#include <linux/sizes.h>
+#include <linux/slab.h>
+#include <linux/string.h>
 
 #include "nymph.h"
-#include "trace.h"
+
+/* The longest inputs that are hashed faster side by side. */
+#define NYMPH_FLIGHT_HASHED	SZ_16K
 
 static bool nymph_operands_overlap(const struct nymph_operand *a, u64 a_len,
 				   const struct nymph_operand *b, u64 b_len)
@@ -37,11 +44,22 @@ static bool nymph_is_in_buffer(const struct nymph_operand *o)
 	return !o->used || (o->region && !o->own && !o->region->pin.dmabuf);
 }
 
-/* Whether an entry can fly at all. */
-static bool nymph_slot_flies(const struct nymph_slot *slot)
+/* Whether bytes of the entry are hashed. */
+static bool nymph_slot_is_hashed(const struct nymph_slot *slot)
+{
+	return slot->entry.flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
+				    NYMPH_DMA_FLAG_DIGEST_ONLY);
+}
+
+/* Whether an entry can fly at all, and gains by it. */
+static bool nymph_slot_flies(const struct nymph_ring *ring,
+			     const struct nymph_slot *slot)
 {
 	const struct nymph_entry *e = &slot->entry;
 
+	if (!ring->engine->offloads &&
+	    (!nymph_slot_is_hashed(slot) || e->length > NYMPH_FLIGHT_HASHED))
+		return false;
 	return nymph_entry_moves(e) && e->length <= NYMPH_PIECE &&
 	       !(e->flags & NYMPH_DMA_FLAG_BARRIER) &&
 	       !READ_ONCE(slot->canceled) && nymph_is_in_buffer(&slot->src) &&
@@ -59,7 +77,7 @@ static bool nymph_flight_takes(struct nymph_ring *ring, u32 i)
 	const struct nymph_slot *slot = nymph_flight_slot(ring, i);
 	u32 k;
 
-	if (!nymph_slot_flies(slot))
+	if (!nymph_slot_flies(ring, slot))
 		return false;
 	for (k = 0; k < i; k++)
 		if (nymph_slots_conflict(nymph_flight_slot(ring, k), slot))
@@ -80,7 +98,7 @@ static unsigned int nymph_flight_count(struct nymph_ring *ring)
 	u32 i, active = smp_load_acquire(&ring->active.count);
 	size_t left = NYMPH_PIECE;
 
-	active = min(active, ring->engine->max_moves);
+	active = min_t(u32, active, NYMPH_MAX_MOVES);
 	if (active < 2 || ring->chain_broken)
 		return 0;
 	for (i = 0; i < active; i++) {
@@ -97,31 +115,157 @@ static unsigned int nymph_flight_count(struct nymph_ring *ring)
 	return i;
 }
 
-/**
- * nymph_flight_gather() - get ready what can be moved side by side
- * @ring: current is its executor, and no entry is under way
- *
- * A flight is no longer than a piece, so that signals, deadlines and RESET are
- * looked at as often.
- *
- * Return: how many entries, from tail on, are in ring->moves; less than two are
- * not worth it.
- */
-unsigned int nymph_flight_gather(struct nymph_ring *ring)
+/* Gets ready what can be moved side by side; returns how many entries. */
+static unsigned int nymph_flight_prepare(struct nymph_ring *ring)
 {
 	unsigned int i, n = nymph_flight_count(ring);
+	struct nymph_flight *flight = ring->flight;
 	size_t at = 0;
 
 	if (n < 2 || nymph_transfer_renew_bounce(ring))
 		return 0;
 	for (i = 0; i < n; i++) {
 		struct nymph_slot *slot = nymph_flight_slot(ring, i);
-		u64 len = slot->entry.length;
 
-		if (nymph_transfer_prepare(ring, slot, 0, len, at,
-					   &ring->moves[i]))
+		flight->room[i] = at;
+		if (nymph_transfer_prepare(ring, slot, 0, slot->entry.length,
+					   at, &flight->moves[i]))
 			break;
 		at += nymph_flight_room(slot);
 	}
 	return i;
+}
+
+/*
+ * Has the bytes of all entries with one of @flags, as they are at the source or
+ * the destination, hashed. Those that are there no more have failed.
+ */
+static void nymph_flight_hash_side(struct nymph_ring *ring, unsigned int n,
+				   u32 flags, bool source,
+				   u8 to[][NYMPH_DIGEST_SIZE])
+{
+	struct nymph_flight *flight = ring->flight;
+	unsigned int i, k = 0;
+
+	for (i = 0; i < n; i++) {
+		const struct nymph_slot *slot = nymph_flight_slot(ring, i);
+		struct nymph_move *move = &flight->moves[i];
+		void *bytes = ring->bounce->data + flight->room[i];
+		const struct nymph_operand *side;
+
+		if (!flight->hashed[i] || !(slot->entry.flags & flags))
+			continue;
+		side = source ? move->src : move->dst;
+		/* on the default path what was sent is there still */
+		if (side && !nymph_pin_load(&side->region->pin, side->at, bytes,
+					    move->done)) {
+			flight->hashed[i] = false;
+			move->status = -EFAULT;
+			continue;
+		}
+		flight->inputs[k].data = bytes;
+		flight->inputs[k].len = move->done;
+		flight->which[k++] = i;
+	}
+	nymph_blake3_hash_many(flight->batch, flight->inputs, k,
+			       flight->digests);
+	while (k--)
+		memcpy(to[flight->which[k]], flight->digests[k],
+		       NYMPH_DIGEST_SIZE);
+}
+
+static void nymph_flight_hash(struct nymph_ring *ring, unsigned int n)
+{
+	struct nymph_flight *flight = ring->flight;
+	unsigned int i;
+
+	for (i = 0; i < n; i++) {
+		const struct nymph_slot *slot = nymph_flight_slot(ring, i);
+		const struct nymph_move *move = &flight->moves[i];
+
+		flight->hashed[i] = nymph_slot_is_hashed(slot) &&
+				    !move->status &&
+				    move->done == slot->entry.length;
+	}
+	nymph_flight_hash_side(ring, n, NYMPH_DMA_FLAG_VERIFY_HASH, true,
+			       flight->src);
+	nymph_flight_hash_side(ring, n, NYMPH_DMA_FLAG_VERIFY_HASH |
+			       NYMPH_DMA_FLAG_DIGEST_ONLY, false, flight->dst);
+}
+
+/**
+ * nymph_flight_run() - move what can be moved side by side
+ * @ring: current is its executor, and no entry is under way
+ *
+ * A flight is no longer than a piece, so that signals, deadlines and RESET are
+ * looked at as often.
+ *
+ * Return: how many entries, from tail on, are to be started, landed with
+ * nymph_flight_land() and retired; 0 if there are none for a flight.
+ */
+unsigned int nymph_flight_run(struct nymph_ring *ring)
+{
+	unsigned int n = nymph_flight_prepare(ring);
+
+	if (n < 2)
+		return 0;
+	nymph_engine_move(ring, ring->flight->moves, n);
+	nymph_flight_hash(ring, n);
+	return n;
+}
+
+/**
+ * nymph_flight_land() - what became of an entry of a flight
+ * @ring: current is its executor
+ * @slot: the one at tail, started
+ * @i: which of the flight it is
+ *
+ * Return: as nymph_transfer_step(), which is for what is left to do.
+ */
+int nymph_flight_land(struct nymph_ring *ring, struct nymph_slot *slot,
+		      unsigned int i)
+{
+	const struct nymph_flight *flight = ring->flight;
+	const struct nymph_move *move = &flight->moves[i];
+
+	/* the engine takes less at a time: it is done all over, piece by piece */
+	if (!move->status && move->done < slot->entry.length)
+		return NYMPH_STEP_MORE;
+	return nymph_transfer_land(ring, slot, move,
+				   flight->hashed[i] ? flight->src[i] : NULL,
+				   flight->hashed[i] ? flight->dst[i] : NULL);
+}
+
+/**
+ * nymph_flight_create() - make what a ring's flights need
+ * @engine: the ring's
+ *
+ * Return: it, to be freed with nymph_flight_free(); or NULL.
+ */
+struct nymph_flight *nymph_flight_create(const struct nymph_engine *engine)
+{
+	struct nymph_flight *flight;
+
+	flight = kvmalloc_node(sizeof(*flight), GFP_KERNEL_ACCOUNT | __GFP_ZERO,
+			       engine->node);
+	if (!flight)
+		return NULL;
+	flight->batch = kvmalloc_node(nymph_blake3_batch_size(),
+				      GFP_KERNEL_ACCOUNT, engine->node);
+	if (!flight->batch) {
+		kvfree(flight);
+		return NULL;
+	}
+	return flight;
+}
+
+/**
+ * nymph_flight_free() - the ring goes
+ * @flight: what nymph_flight_create() made, or NULL
+ */
+void nymph_flight_free(struct nymph_flight *flight)
+{
+	if (flight)
+		kvfree(flight->batch);
+	kvfree(flight);
 }

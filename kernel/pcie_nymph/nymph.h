@@ -39,6 +39,7 @@ struct device;
 struct dma_buf;
 struct eventfd_ctx;
 struct mm_struct;
+struct nymph_flight;
 struct nymph_ring;
 struct page;
 struct pid;
@@ -133,7 +134,7 @@ void nymph_bounce_put(struct nymph_bounce *bounce);
  * @bounce: where from, if @src is NULL
  * @bounce_off: where in it
  * @len: how many, at most NYMPH_PIECE, or NYMPH_LARGE_PIECE between regions on
- *	an engine that takes several moves; lowered by an engine that does less
+ *	an engine that offloads; lowered by an engine that does less
  * @done: how many arrived, from the start on
  * @status: 0 or a negative errno
  * @engine: id of the engine that was last at it
@@ -168,7 +169,7 @@ static inline void *nymph_move_bounce(const struct nymph_move *move)
  * @name: what SETUP2 takes
  * @id: what records say
  * @node: of the machine's memory that is next to it, or NUMA_NO_NODE
- * @max_moves: how many moves it is better given at a time than one by one
+ * @offloads: it moves by itself, so it is better given several moves at a time
  * @rings: rings that have it; under the engines' lock
  * @start: a ring is to have it; returns 0 or a negative errno
  * @stop: the last one is gone
@@ -185,7 +186,7 @@ struct nymph_engine {
 	char name[NYMPH_ENGINE_NAME_SIZE];
 	u32 id;
 	int node;
-	unsigned int max_moves;
+	bool offloads;
 	unsigned int rings;
 	int (*start)(struct nymph_engine *engine);
 	void (*stop)(struct nymph_engine *engine);
@@ -459,7 +460,7 @@ struct nymph_estate {
  * @work_wait: where @worker sleeps
  * @state: NYMPH_RING_EXECUTING, taken with nymph_ring_claim()
  * @transfer: the executor's
- * @moves: the executor's, as many as the engine takes
+ * @flight: the executor's
  * @bounce: the executor's
  * @reap_lock: one reader of records at a time; taken before @lock
  * @lock: serializes everything below; never held over user memory
@@ -490,7 +491,7 @@ struct nymph_ring {
 	wait_queue_head_t work_wait;
 	unsigned long state;
 	struct nymph_transfer transfer;
-	struct nymph_move *moves;
+	struct nymph_flight *flight;
 	struct nymph_bounce *bounce;
 
 	struct mutex reap_lock;	/* one reader of records at a time */
@@ -583,11 +584,40 @@ int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
 			   u64 at, size_t len, size_t bounce_off,
 			   struct nymph_move *move);
 int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
-			const struct nymph_move *move);
+			const struct nymph_move *move, const u8 *src_digest,
+			const u8 *dst_digest);
 
-/* flight.c: entries that an engine moves side by side */
+/* flight.c: entries that are moved, and hashed, side by side */
 
-unsigned int nymph_flight_gather(struct nymph_ring *ring);
+/**
+ * struct nymph_flight - entries that are, from tail on
+ * @moves: one for each
+ * @room: where each has room in the bounce buffer
+ * @hashed: whether its digests are here
+ * @src: digests of what was sent, of those with VERIFY_HASH
+ * @dst: digests of what was read back
+ * @inputs: to work with
+ * @which: to work with
+ * @digests: to work with
+ * @batch: to work with
+ */
+struct nymph_flight {
+	struct nymph_move moves[NYMPH_MAX_MOVES];
+	u32 room[NYMPH_MAX_MOVES];
+	bool hashed[NYMPH_MAX_MOVES];
+	u8 src[NYMPH_MAX_MOVES][NYMPH_DIGEST_SIZE];
+	u8 dst[NYMPH_MAX_MOVES][NYMPH_DIGEST_SIZE];
+	struct nymph_blake3_input inputs[NYMPH_MAX_MOVES];
+	u8 which[NYMPH_MAX_MOVES];
+	u8 digests[NYMPH_MAX_MOVES][NYMPH_DIGEST_SIZE];
+	struct nymph_blake3_batch *batch;
+};
+
+struct nymph_flight *nymph_flight_create(const struct nymph_engine *engine);
+void nymph_flight_free(struct nymph_flight *flight);
+unsigned int nymph_flight_run(struct nymph_ring *ring);
+int nymph_flight_land(struct nymph_ring *ring, struct nymph_slot *slot,
+		      unsigned int i);
 
 /* digest.c: the ring's hash */
 

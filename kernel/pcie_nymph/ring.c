@@ -84,7 +84,7 @@ static void nymph_ring_free(struct nymph_ring *ring)
 	kvfree(ring->records);
 	kvfree(ring->slots);
 	nymph_bounce_put(ring->bounce);
-	kvfree(ring->moves);
+	nymph_flight_free(ring->flight);
 	put_pid(ring->owner);
 	mmdrop(ring->mm);
 	nymph_context_put(ring->ctx);
@@ -180,11 +180,10 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 				       sizeof(*ring->slots));
 	ring->records = nymph_ring_array(ring, setup->records,
 					 sizeof(*ring->records));
-	ring->moves = nymph_ring_array(ring, engine->max_moves,
-				       sizeof(*ring->moves));
+	ring->flight = nymph_flight_create(engine);
 	ring->bounce = nymph_bounce_create(engine);
 	ret = -ENOMEM;
-	if (!ring->estate || !ring->slots || !ring->records || !ring->moves ||
+	if (!ring->estate || !ring->slots || !ring->records || !ring->flight ||
 	    !ring->bounce)
 		goto err;
 
@@ -477,20 +476,17 @@ static int nymph_ring_step(struct nymph_ring *ring)
  */
 static u64 nymph_ring_fly(struct nymph_ring *ring)
 {
-	unsigned int i, n = nymph_flight_gather(ring);
-	u64 now = 0, started;
+	u64 now = 0, started = ktime_get_ns();
+	unsigned int i, n;
 
-	if (n < 2)
-		return 0;
-	started = ktime_get_ns();
-	nymph_engine_move(ring, ring->moves, n);
+	n = nymph_flight_run(ring);
 	for (i = 0; i < n; i++) {
 		struct nymph_slot *slot = nymph_ring_oldest(ring);
 		int ret;
 
 		nymph_transfer_start(&ring->transfer, &slot->entry, started);
 		trace_nymph_start(ring, &slot->entry);
-		ret = nymph_transfer_land(ring, slot, &ring->moves[i]);
+		ret = nymph_flight_land(ring, slot, i);
 		while (ret == NYMPH_STEP_MORE) {
 			cond_resched();
 			ret = nymph_ring_step(ring);

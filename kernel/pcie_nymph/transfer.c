@@ -408,7 +408,7 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 	/* the whole piece is done again, so nothing of it is hashed */
 	if (ret == NYMPH_STEP_INTERRUPTED)
 		return ret;
-	err = nymph_transfer_hash(ring, slot, move);
+	err = move->done ? nymph_transfer_hash(ring, slot, move) : 0;
 	if (err == NYMPH_STEP_INTERRUPTED)
 		return err;
 	t->engine = move->engine;
@@ -420,7 +420,7 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 static int nymph_copy_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 			    size_t len)
 {
-	struct nymph_move *move = ring->moves;
+	struct nymph_move *move = ring->flight->moves;
 	int ret, err;
 
 	ret = nymph_transfer_prepare(ring, slot, ring->transfer.done, len, 0,
@@ -525,33 +525,34 @@ static size_t nymph_next_piece(struct nymph_ring *ring,
 	const u32 hashed = NYMPH_DMA_FLAG_VERIFY_HASH |
 			   NYMPH_DMA_FLAG_DIGEST_ONLY;
 
-	if (e->opcode == NYMPH_OP_COPY && ring->engine->max_moves > 1 &&
+	if (e->opcode == NYMPH_OP_COPY && ring->engine->offloads &&
 	    (e->flags & (large | hashed)) == large)
 		return min_t(u64, left, NYMPH_LARGE_PIECE);
 	return min_t(u64, left, NYMPH_PIECE);
 }
 
-static int nymph_transfer_finish(struct nymph_transfer *t,
-				 const struct nymph_entry *e)
+/* What the digests say, which are made. */
+static int nymph_transfer_judge(struct nymph_transfer *t)
 {
-	if (e->opcode == NYMPH_OP_HASH) {
-		nymph_blake3_final(&t->src_hash, t->src_digest);
-		t->record_flags = NYMPH_RECORD_SRC_DIGEST;
-	} else if (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH) {
-		nymph_blake3_final(&t->src_hash, t->src_digest);
-		nymph_blake3_final(&t->dst_hash, t->dst_digest);
-		t->record_flags = NYMPH_RECORD_SRC_DIGEST |
-				  NYMPH_RECORD_DST_DIGEST;
-		nymph_count(NYMPH_COUNT_VERIFIED, 1);
-		if (memcmp(t->src_digest, t->dst_digest, NYMPH_DIGEST_SIZE)) {
-			nymph_count(NYMPH_COUNT_MISMATCHED, 1);
-			return -EBADMSG;
-		}
-	} else if (e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY) {
-		nymph_blake3_final(&t->dst_hash, t->dst_digest);
-		t->record_flags = NYMPH_RECORD_DST_DIGEST;
-	}
-	return 0;
+	const u32 both = NYMPH_RECORD_SRC_DIGEST | NYMPH_RECORD_DST_DIGEST;
+
+	if (t->record_flags != both)
+		return 0;
+	nymph_count(NYMPH_COUNT_VERIFIED, 1);
+	if (!memcmp(t->src_digest, t->dst_digest, NYMPH_DIGEST_SIZE))
+		return 0;
+	nymph_count(NYMPH_COUNT_MISMATCHED, 1);
+	return -EBADMSG;
+}
+
+static u32 nymph_digests_wanted(const struct nymph_entry *e)
+{
+	if (e->opcode == NYMPH_OP_HASH)
+		return NYMPH_RECORD_SRC_DIGEST;
+	if (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH)
+		return NYMPH_RECORD_SRC_DIGEST | NYMPH_RECORD_DST_DIGEST;
+	return e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY ? NYMPH_RECORD_DST_DIGEST :
+						       0;
 }
 
 static int nymph_transfer_progress(struct nymph_transfer *t,
@@ -560,7 +561,12 @@ static int nymph_transfer_progress(struct nymph_transfer *t,
 	if (t->done < e->length ||
 	    (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH && t->checked < e->length))
 		return NYMPH_STEP_MORE;
-	return nymph_transfer_finish(t, e);
+	t->record_flags = nymph_digests_wanted(e);
+	if (t->record_flags & NYMPH_RECORD_SRC_DIGEST)
+		nymph_blake3_final(&t->src_hash, t->src_digest);
+	if (t->record_flags & NYMPH_RECORD_DST_DIGEST)
+		nymph_blake3_final(&t->dst_hash, t->dst_digest);
+	return nymph_transfer_judge(t);
 }
 
 /**
@@ -629,13 +635,27 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
  * @ring: current is its executor
  * @slot: the one at tail, started
  * @move: all of it
+ * @src_digest: of what was sent, if the entry asks for it; NULL if no digests are
+ *	made yet, and none of what it has in the bounce buffer is asked for
+ * @dst_digest: of what was read back
  *
  * Return: as nymph_transfer_step(), which is for what is left to do.
  */
 int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
-			const struct nymph_move *move)
+			const struct nymph_move *move, const u8 *src_digest,
+			const u8 *dst_digest)
 {
-	int ret = nymph_copy_land(ring, slot, move);
+	struct nymph_transfer *t = &ring->transfer;
+	int ret;
 
-	return ret ?: nymph_transfer_progress(&ring->transfer, &slot->entry);
+	if (!src_digest) {
+		ret = nymph_copy_land(ring, slot, move);
+		return ret ?: nymph_transfer_progress(t, &slot->entry);
+	}
+	t->engine = move->engine;
+	t->done = move->done;
+	memcpy(t->src_digest, src_digest, NYMPH_DIGEST_SIZE);
+	memcpy(t->dst_digest, dst_digest, NYMPH_DIGEST_SIZE);
+	t->record_flags = nymph_digests_wanted(&slot->entry);
+	return nymph_transfer_judge(t);
 }

@@ -4,6 +4,7 @@
 import importlib.util
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -23,16 +24,24 @@ CDEF = """
     void nymph_blake3_init_keyed(struct nymph_blake3 *b, const uint8_t key[32]);
     void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context, size_t len);
     void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
+    void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst, const void *src, size_t len);
     void nymph_blake3_final(const struct nymph_blake3 *b, uint8_t out[32]);
     void nymph_blake3_final_xof(const struct nymph_blake3 *b, uint64_t seek, void *out, size_t len);
     struct nymph_blake3_variant { const char *name; ...; };
     void nymph_blake3_use(const struct nymph_blake3_variant *variant);
+    struct nymph_blake3_input { const void *data; size_t len; };
+    struct nymph_blake3_batch;
+    size_t nymph_blake3_batch_size(void);
+    void nymph_blake3_hash_many(struct nymph_blake3_batch *batch, const struct nymph_blake3_input *in,
+                                size_t n, uint8_t (*out)[32]);
 """
 
-# Of each machine: how a variant is compiled, and what of /proc/cpuinfo it needs.
+# Of each machine: how a variant is compiled, with kernel/Kbuild's order of instructions, and what of
+# /proc/cpuinfo it needs.
 VARIANTS = {
     "x86_64": {"sse41": (["-msse4.1"], {"sse4_1"}), "avx2": (["-mavx2"], {"avx2"}),
                "avx512": (["-mavx512f", "-mavx512vl"], {"avx512f", "avx512vl"})},
+    "aarch64": {"neon": ([], {"asimd"})},
 }.get(platform.machine(), {})
 CPU = set(Path("/proc/cpuinfo").read_text().split())
 
@@ -41,7 +50,7 @@ LENGTHS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 63, 64, 65, 127, 128, 129, 1023, 1024, 102
            4096, 4097, 5120, 5121, 6144, 6145, 7168, 7169, 8192, 8193, 16384, 31744, 102400]
 KEY = b"whats the Elvish word for friend"
 CONTEXT = "BLAKE3 2019-12-27 16:29:52 test vectors context"
-INPUT = bytes(i % 251 for i in range(max(LENGTHS)))
+INPUT = bytes(i % 251 for i in range(max(LENGTHS))) + random.Random(7).randbytes(200_000)
 
 MODES = ["hash", "keyed", "derive_key"]
 
@@ -75,6 +84,14 @@ class Hasher:
         self._ffi.memmove(copy + misalign, data, len(data))
         self._lib.nymph_blake3_update(self._state, copy + misalign, len(data))
 
+    def update_copy(self, data: bytes, misalign: int = 0) -> bytes:
+        """The copy."""
+        source = self._ffi.new("uint8_t[]", misalign + len(data))
+        self._ffi.memmove(source + misalign, data, len(data))
+        copy = self._ffi.new("uint8_t[]", len(data))
+        self._lib.nymph_blake3_update_copy(self._state, copy, source + misalign, len(data))
+        return bytes(copy)
+
     def digest(self) -> bytes:
         out = self._ffi.new("uint8_t[32]")
         self._lib.nymph_blake3_final(self._state, out)
@@ -86,6 +103,20 @@ class Hasher:
         return bytes(out)
 
 
+def hash_many(built: ModuleType, inputs: list[bytes]) -> list[bytes]:
+    """Each input ends where its allocation ends; what is worked with is full of rubbish."""
+    ffi, lib = built.ffi, built.lib
+    batch = ffi.new("uint8_t[]", b"\xa5" * lib.nymph_blake3_batch_size())
+    array, out = ffi.new("struct nymph_blake3_input[]", len(inputs)), ffi.new("uint8_t[][32]", len(inputs))
+    copies = [ffi.new("uint8_t[]", len(data)) if data else ffi.NULL for data in inputs]
+    for each, copy, data in zip(array, copies, inputs, strict=True):
+        if data:
+            ffi.memmove(copy, data, len(data))
+        each.data, each.len = copy, len(data)
+    lib.nymph_blake3_hash_many(ffi.cast("struct nymph_blake3_batch *", batch), array, len(inputs), out)
+    return [bytes(digest) for digest in out]
+
+
 def build(folder: Path) -> ModuleType:
     """Compile kernel/blake3 with the compiler and CFLAGS of the environment."""
     ffi = FFI()
@@ -95,9 +126,10 @@ def build(folder: Path) -> ModuleType:
     flags = os.environ.get("CFLAGS", "-O2").split()
     for name, (needs, _) in VARIANTS.items():
         objects.append(str(folder / f"{name}.o"))
-        subprocess.run(["gcc", "-std=gnu11", "-fPIC", *flags, *needs, "-c", "-o", objects[-1],
-                        SOURCE / f"{name}.c"], check=True)
-    ffi.set_source("nymph_blake3", '#include "variant.h"', sources=[str(SOURCE / "blake3.c")],
+        subprocess.run(["gcc", "-std=gnu11", "-fPIC", "-fno-schedule-insns2", *flags, *needs, "-c",
+                        "-o", objects[-1], SOURCE / f"{name}.c"], check=True)
+    ffi.set_source("nymph_blake3", '#include "variant.h"',
+                   sources=[str(SOURCE / "blake3.c"), str(SOURCE / "many.c")],
                    include_dirs=[str(SOURCE)], extra_compile_args=["-std=gnu11"], extra_objects=objects)
     spec = importlib.util.spec_from_file_location("nymph_blake3", ffi.compile(tmpdir=str(folder)))
     assert spec is not None and spec.loader is not None
@@ -126,7 +158,7 @@ def built(request: pytest.FixtureRequest, library: ModuleType) -> ModuleType:
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("source", ["blake3", *VARIANTS])
+@pytest.mark.parametrize("source", ["blake3", "many", *VARIANTS])
 def test_no_warning(compiler: str, source: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
@@ -157,12 +189,15 @@ def test_official_vectors(built: ModuleType, mode: str, length: int) -> None:
 def test_random_splits(built: ModuleType, mode: str, data: st.DataObject) -> None:
     """Any split, any alignment; a digest read on the way changes nothing."""
     hasher, expected = Hasher(built, mode), official(mode)
-    near = st.sampled_from([64, 1024, 2048, 4096, 16384, 32768])
+    near = st.sampled_from([64, 1024, 2048, 4096, 16384, 32768, 65536, 131_072, 262_144])
     lengths = st.one_of(st.integers(0, 70000), st.builds(lambda n, d: n + d, near, st.integers(-1, 1)))
     for length in data.draw(st.lists(lengths, max_size=8)):
         start = data.draw(st.integers(0, len(INPUT) - length))
         piece = INPUT[start:start + length]
-        hasher.update(piece, misalign=data.draw(st.integers(0, 15)))
+        if data.draw(st.booleans()):
+            assert hasher.update_copy(piece, misalign=data.draw(st.integers(0, 15))) == piece
+        else:
+            hasher.update(piece, misalign=data.draw(st.integers(0, 15)))
         expected.update(piece)
         if data.draw(st.booleans()):
             assert hasher.digest() == expected.digest()
@@ -191,12 +226,92 @@ def test_every_length(built: ModuleType) -> None:
         assert bytes(out) == blake3.blake3(INPUT[start:start + length]).digest(), length
 
 
+def test_every_length_in_batches(built: ModuleType) -> None:
+    """Of 0 to 16,384 and a few more, in an order that mixes them, by batches of any number."""
+    lengths = [*range(16_400), 40_000, 131_073]
+    random.Random(1).shuffle(lengths)
+    number = 0
+    while lengths:
+        number = number % 300 + 1
+        batch, lengths = lengths[:number], lengths[number:]
+        inputs = [INPUT[length % 16:length % 16 + length] for length in batch]
+        for length, data, digest in zip(batch, inputs, hash_many(built, inputs), strict=True):
+            assert digest == blake3.blake3(data).digest(), (length, batch)
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 960, 1024, 1025, 3000, 4096, 16384])
+def test_batch_of_one_length(built: ModuleType, length: int) -> None:
+    for number in [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 128, 129, 300]:
+        inputs = [INPUT[i:i + length] for i in range(number)]
+        assert hash_many(built, inputs) == [blake3.blake3(data).digest() for data in inputs]
+
+
+@given(lengths=st.lists(st.one_of(st.integers(0, 20_000), st.integers(0, 1100)), max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_batch_of_any_lengths(built: ModuleType, lengths: list[int]) -> None:
+    inputs = [INPUT[i:i + length] for i, length in enumerate(lengths)]
+    assert hash_many(built, inputs) == [blake3.blake3(data).digest() for data in inputs]
+
+
+@pytest.mark.parametrize("first", [0, 1, 1024, 3 * 1024, 16_384, 48 * 1024, 128 * 1024 + 1])
+def test_copy(built: ModuleType, first: int) -> None:
+    """Behind so many bytes, and with more to come: copied, hashed, and nothing else written."""
+    ffi = built.ffi
+    for length in [0, 1, 1023, 1024, 5000, 16_384, 65_536, 131_072, 300_000]:
+        data = os.urandom(length)
+        hasher, expected = Hasher(built, "keyed"), official("keyed")
+        hasher.update(INPUT[:first])
+        target = ffi.new("uint8_t[]", b"\xa5" * (length + 32))
+        built.lib.nymph_blake3_update_copy(hasher._state, target + 16, ffi.from_buffer(data), length)
+        assert bytes(target)[:-1] == b"\xa5" * 16 + data + b"\xa5" * 16
+        hasher.update(INPUT[:77])
+        expected.update(INPUT[:first]).update(data).update(INPUT[:77])
+        assert hasher.digest() == expected.digest()
+
+
+def test_subtrees(built: ModuleType) -> None:
+    """Of every number of chunks up to 300, behind some: how subtrees are cut, and are made in one go."""
+    data = INPUT[:300 * 1024]
+    for chunks in range(1, 301):
+        for odd in (0, 1):
+            for first in (0, chunks * 7 % 64 % chunks * 1024):
+                hasher = Hasher(built, "hash")
+                hasher.update(data[:first])
+                hasher.update(data[first:chunks * 1024 + odd])
+                assert hasher.digest() == blake3.blake3(data[:chunks * 1024 + odd]).digest(), (chunks, first)
+
+
 def test_large(built: ModuleType) -> None:
     """64 MiB in one piece: a tree of depth 16."""
     data = os.urandom(1 << 20) * 64
     hasher = Hasher(built, "hash")
     hasher.update(data)
     assert hasher.digest() == blake3.blake3(data).digest()
+
+
+CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
+
+
+@pytest.mark.parametrize("variant", ["portable", "neon"])
+def test_emulated_arm(tmp_path: Path, variant: str) -> None:
+    """Every length, batches and copies, by a program of 64-bit ARM that QEMU runs."""
+    if missing := [name for name in (CROSS, EMULATOR) if shutil.which(name) is None]:
+        pytest.skip(f"no {' and no '.join(missing)} here: gcc-aarch64-linux-gnu, qemu-user-static have them")
+    sources = [str(SOURCE / f"{name}.c") for name in ("blake3", "many", "neon")]
+    program = tmp_path / "blake3_digests"
+    use = ["-DNAME=nymph_blake3_neon"] if variant == "neon" else []
+    subprocess.run([CROSS, "-static", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2",
+                    "-fno-schedule-insns2", "-Wframe-larger-than=2048", *use, f"-I{SOURCE}", "-o", program,
+                    Path(__file__).with_name("blake3_digests.c"), *sources], check=True)
+    data = INPUT[:300_000]
+    made = subprocess.run([EMULATOR, program], input=data, stdout=subprocess.PIPE, check=True).stdout
+    each = [blake3.blake3(data[i % 16:i % 16 + i]).digest() for i in range(16_385)]
+    size = 32 * len(each)
+    for at in (0, size):
+        for i, digest in enumerate(each):
+            assert made[at + 32 * i:at + 32 * i + 32] == digest, i
+    copies = made[2 * size:]
+    assert copies and copies == (blake3.blake3(data).digest() + data) * (len(copies) // (32 + len(data)))
 
 
 def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -215,8 +330,8 @@ def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_sanitizers_find_nothing() -> None:
-    run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "vectors or splits or seek",
-                    __file__)
+    run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider",
+                    "-k", "vectors or splits or seek or batch_of or copy", __file__)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
