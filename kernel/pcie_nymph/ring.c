@@ -93,7 +93,7 @@ static void nymph_ring_free(struct nymph_ring *ring)
 	nymph_user_drop_ring(ring->user);
 	if (ring->engine)
 		nymph_engine_put(ring->engine);
-	kfree(ring);
+	kvfree(ring);
 	nymph_count(NYMPH_COUNT_RINGS, -1);
 }
 
@@ -146,7 +146,7 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 	user = nymph_user_add_ring(old);
 	if (IS_ERR(user))
 		return ERR_CAST(user);
-	ring = kzalloc(sizeof(*ring), GFP_KERNEL_ACCOUNT);
+	ring = kvzalloc(sizeof(*ring), GFP_KERNEL_ACCOUNT);
 	if (!ring) {
 		nymph_user_drop_ring(user);
 		return ERR_PTR(-ENOMEM);
