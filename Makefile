@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo rate bench-blake3 test module vm lint check endpoint matrix coverage clean
+.PHONY: help setup demo rate bench-blake3 fuzz-blake3 test module vm lint check endpoint matrix coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,6 +18,18 @@ rate: .venv/ready ## copies per second, one request each and in batches, from C 
 
 bench-blake3: .venv/ready ## kernel/blake3 natively, against the official implementation: dist/blake3.json
 	.venv/bin/python tools/bench_blake3.py
+
+SECONDS := 60
+FUZZ := build/fuzz-blake3
+SANITIZE := -g -O1 -std=gnu11 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+
+fuzz-blake3: ## every BLAKE3 variant against portable C, for SECONDS=60; it needs clang and libclang-rt-dev
+	mkdir -p $(FUZZ)/found
+	for each in blake3: many: sse41:-msse4.1 avx2:-mavx2 'avx512:-mavx512f -mavx512vl'; do \
+		clang $(SANITIZE) $${each#*:} -c kernel/blake3/$${each%%:*}.c -o $(FUZZ)/$${each%%:*}.o || exit 1; \
+	done
+	clang $(SANITIZE) -fsanitize=fuzzer -Ikernel/blake3 -o $(FUZZ)/fuzz tests/fuzz_blake3.c $(FUZZ)/*.o
+	$(FUZZ)/fuzz -max_total_time=$(SECONDS) -max_len=200 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found
 
 test: .venv/ready ## unit tests here, then the others in a VM
 	.venv/bin/pytest tests/unit tests/vm
@@ -40,7 +52,7 @@ lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and pa
 	.venv/bin/pip install --quiet -e 'vm[lint]'
 	.venv/bin/ruff check pynymph vm tools examples tests
 	.venv/bin/mypy --strict pynymph vm/nymph_vm tools examples
-	.venv/bin/clang-format --dry-run --Werror tests/guest/*.c tools/*.c
+	.venv/bin/clang-format --dry-run --Werror tests/*.c tests/guest/*.c tests/unit/*.c tools/*.c
 	$(NYMPH_VM) lint
 
 check: lint ## lint; guest tests, KUnit and planted bugs on a kernel with sanitizers; long runs on the stock one

@@ -464,7 +464,8 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 			    MANY, ahead, cvs);
 		nymph_blake3_simd_end(variant);
 		in += MANY * CHUNK;
-		dst += dst ? MANY * CHUNK : 0;
+		if (dst)
+			dst += MANY * CHUNK;
 		len -= MANY * CHUNK;
 		cvs += MANY * CV;
 		/* as two numbers of that many bits carry when one is added */
@@ -546,7 +547,8 @@ static void update(struct nymph_blake3 *b, const u8 *in, size_t len, u8 *dst)
 			n = len;
 		chunk_update(b, copied(in, dst, n), n);
 		in += n;
-		dst += dst ? n : 0;
+		if (dst)
+			dst += n;
 		len -= n;
 		if (!len)
 			return;
@@ -555,7 +557,8 @@ static void update(struct nymph_blake3 *b, const u8 *in, size_t len, u8 *dst)
 	while (len > CHUNK || (len == CHUNK && b->counter)) {
 		n = push_chunks(b, in, len, dst);
 		in += n;
-		dst += dst ? n : 0;
+		if (dst)
+			dst += n;
 		len -= n;
 	}
 	if (len) {

@@ -100,17 +100,21 @@ static void add_chunk(struct nymph_blake3_batch *batch,
 
 	if (len > CHUNK)
 		len = CHUNK;
-	job->in = (const u8 *)in->data + counter * CHUNK;
+	job->in = in->data;
+	if (counter)
+		job->in += counter * CHUNK;
 	job->blocks = blocks_at_end(len);
 	job->len = len - BLOCK * (job->blocks - 1);
-	job->end = job->in + BLOCK * (job->blocks - 1);
 	if (job->len < BLOCK) {
 		u8 *end = batch->ends[batch->nr_jobs - 1];
 
 		if (job->len)
-			memcpy(end, job->end, job->len);
+			memcpy(end, job->in + BLOCK * (job->blocks - 1),
+			       job->len);
 		memset(end + job->len, 0, BLOCK - job->len);
 		job->end = end;
+	} else {
+		job->end = job->in + BLOCK * (job->blocks - 1);
 	}
 	job->counter = counter;
 	job->first = CHUNK_START;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * For machines that are emulated: hashes of what it reads, by the variant NAME if there is one, to standard output. First those of
- * all lengths from 0 on, then the same in batches, then those of copies of some.
+ * For machines that are emulated: hashes of what it reads, by the variant NAME if there is one, to standard
+ * output. First those of all lengths from 0 on, then the same in batches, then copies and their hashes.
  */
 #include <stdio.h>
 #include <stdlib.h>
