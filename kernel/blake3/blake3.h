@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3 in portable C, for the kernel and for user space alike.
+ * BLAKE3, for the kernel and for user space alike.
  */
 #ifndef _NYMPH_BLAKE3_H
 #define _NYMPH_BLAKE3_H

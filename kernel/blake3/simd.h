@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * BLAKE3 in vectors, for the compiler to make of them what the CPU has. A
- * variant defines NAME, its widths HAS_8 and HAS_16 beside 4, and HAS_ROTATE if
- * the CPU can rotate; then it includes this.
+ * variant defines NAME and NAME_TEXT, its widths HAS_8 and HAS_16 beside 4, and
+ * HAS_ROTATE if the CPU can rotate, or SHUFFLE_BYTES(v, by), which moves the
+ * bytes of every 128 bits; KEEP(v), after which the compiler takes @v as it is;
+ * and FEW_REGISTERS if there are but 16. Then it includes this.
  */
 #ifdef __KERNEL__
 #include <linux/string.h>
