@@ -79,15 +79,22 @@ static u8 *vector_input(struct kunit *test)
 	return input;
 }
 
+static void expect_hex(struct kunit *test, const u8 got[NYMPH_DIGEST_SIZE],
+		       const char *hex, size_t len)
+{
+	char got_hex[2 * NYMPH_DIGEST_SIZE + 1];
+
+	snprintf(got_hex, sizeof(got_hex), "%*phN", NYMPH_DIGEST_SIZE, got);
+	KUNIT_EXPECT_STREQ_MSG(test, got_hex, hex, "length %zu", len);
+}
+
 static void expect_digest(struct kunit *test, const struct nymph_blake3 *b,
 			  const char *hex, size_t len)
 {
-	char got_hex[2 * NYMPH_DIGEST_SIZE + 1];
 	u8 got[NYMPH_DIGEST_SIZE];
 
 	nymph_blake3_final(b, got);
-	snprintf(got_hex, sizeof(got_hex), "%*phN", (int)sizeof(got), got);
-	KUNIT_EXPECT_STREQ_MSG(test, got_hex, hex, "length %zu", len);
+	expect_hex(test, got, hex, len);
 }
 
 static void blake3_vectors_test(struct kunit *test)
@@ -142,12 +149,55 @@ static void blake3_modes_test(struct kunit *test)
 	expect_digest(test, b, derived_key, 8193);
 }
 
-/* Every tail and every count of every size in question. */
+/* All vectors in one batch, over and over, so that lanes change hands. */
+static void blake3_many_test(struct kunit *test)
+{
+	unsigned int i, n = 5 * ARRAY_SIZE(vectors);
+	struct nymph_blake3_batch *batch;
+	struct nymph_blake3_input *in;
+	u8 (*out)[NYMPH_DIGEST_SIZE];
+	const u8 *input = vector_input(test);
+
+	batch = kunit_kmalloc(test, nymph_blake3_batch_size(), GFP_KERNEL);
+	in = kunit_kmalloc_array(test, n, sizeof(*in), GFP_KERNEL);
+	out = kunit_kmalloc_array(test, n, sizeof(*out), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, batch);
+	KUNIT_ASSERT_NOT_NULL(test, in);
+	KUNIT_ASSERT_NOT_NULL(test, out);
+	for (i = 0; i < n; i++) {
+		in[i].data = input;
+		in[i].len = vectors[i * 7 % ARRAY_SIZE(vectors)].len;
+	}
+	nymph_blake3_hash_many(batch, in, n, out);
+	for (i = 0; i < n; i++)
+		expect_hex(test, out[i],
+			   vectors[i * 7 % ARRAY_SIZE(vectors)].hash,
+			   in[i].len);
+}
+
+static void blake3_copy_test(struct kunit *test)
+{
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	u8 *copy = kunit_kmalloc(test, VECTOR_MAX, GFP_KERNEL);
+	const u8 *input = vector_input(test);
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	KUNIT_ASSERT_NOT_NULL(test, copy);
+	for (i = 0; i < ARRAY_SIZE(vectors); i++) {
+		memset(copy, 0xa5, VECTOR_MAX);
+		nymph_blake3_init(b);
+		nymph_blake3_update_copy(b, copy, input, vectors[i].len);
+		expect_digest(test, b, vectors[i].hash, vectors[i].len);
+		KUNIT_EXPECT_EQ(test, memcmp(copy, input, vectors[i].len), 0);
+	}
+}
+
 /* The same of each variant that this CPU has. */
 static void blake3_variants_test(struct kunit *test)
 {
 	static const char *const names[] = {
-		"sse41", "avx2", "avx512", "portable",
+		"sse41", "avx2", "avx512", "neon", "portable",
 	};
 	unsigned int i;
 
@@ -158,6 +208,8 @@ static void blake3_variants_test(struct kunit *test)
 		blake3_vectors_test(test);
 		blake3_split_test(test);
 		blake3_modes_test(test);
+		blake3_many_test(test);
+		blake3_copy_test(test);
 	}
 	/* some kernels run this before the module's init, others behind it */
 	nymph_blake3_select(nymph_blake3_chosen ?: "portable");
@@ -635,7 +687,7 @@ static int step_until_done(struct nymph_ring *ring, struct nymph_slot *slot,
 {
 	int ret;
 
-	nymph_transfer_start(&ring->transfer);
+	nymph_transfer_start(&ring->transfer, &slot->entry, 0);
 	for (*more = 0;; (*more)++) {
 		ret = nymph_transfer_step(ring, slot);
 		if (ret != NYMPH_STEP_MORE)
@@ -658,8 +710,10 @@ static void fences_test(struct kunit *test)
 	ring = kunit_kzalloc(test, sizeof(*ring), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, ring);
 	ring->engine = &nymph_engine_cpu;
-	ring->bounce = nymph_bounce_create();
+	ring->bounce = nymph_bounce_create(&nymph_engine_cpu);
+	ring->flight = nymph_flight_create(&nymph_engine_cpu);
 	KUNIT_ASSERT_NOT_NULL(test, ring->bounce);
+	KUNIT_ASSERT_NOT_NULL(test, ring->flight);
 	region = import_some(test, PAGE_SIZE, &buf);
 	nymph_dma_timeout_ms = 200;
 	for (u = 0; u < ARRAY_SIZE(usages); u++) {
@@ -696,6 +750,7 @@ static void fences_test(struct kunit *test)
 	}
 	nymph_dma_timeout_ms = timeout_ms;
 	nymph_region_put(region);
+	nymph_flight_free(ring->flight);
 	nymph_bounce_put(ring->bounce);
 }
 
@@ -722,6 +777,8 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(blake3_vectors_test),
 	KUNIT_CASE(blake3_split_test),
 	KUNIT_CASE(blake3_modes_test),
+	KUNIT_CASE(blake3_many_test),
+	KUNIT_CASE(blake3_copy_test),
 	KUNIT_CASE(blake3_variants_test),
 	KUNIT_CASE(fifo_wrap_test),
 	KUNIT_CASE(fifo_push_pop_test),

@@ -12,7 +12,7 @@
 
 static char *nymph_blake3_wanted = "";
 module_param_named(blake3, nymph_blake3_wanted, charp, 0444);
-MODULE_PARM_DESC(blake3, "what makes hashes: avx512, avx2, sse41, portable; the best there is if empty");
+MODULE_PARM_DESC(blake3, "what makes hashes: avx512, avx2, sse41, neon, portable; the best there is if empty");
 
 const char *nymph_blake3_chosen;
 
