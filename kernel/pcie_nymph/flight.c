@@ -17,6 +17,7 @@
 #include <linux/string.h>
 
 #include "nymph.h"
+#include "trace.h"
 
 /* The longest inputs that are hashed faster side by side. */
 #define NYMPH_FLIGHT_HASHED	SZ_16K
@@ -205,10 +206,12 @@ static void nymph_flight_hash(struct nymph_ring *ring, unsigned int n)
  */
 unsigned int nymph_flight_run(struct nymph_ring *ring)
 {
-	unsigned int n = nymph_flight_prepare(ring);
+	unsigned int i, n = nymph_flight_prepare(ring);
 
 	if (n < 2)
 		return 0;
+	for (i = 0; i < n; i++)
+		trace_nymph_start(ring, &nymph_flight_slot(ring, i)->entry);
 	nymph_engine_move(ring, ring->flight->moves, n);
 	nymph_flight_hash(ring, n);
 	return n;

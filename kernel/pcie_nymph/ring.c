@@ -485,7 +485,6 @@ static u64 nymph_ring_fly(struct nymph_ring *ring)
 		int ret;
 
 		nymph_transfer_start(&ring->transfer, &slot->entry, started);
-		trace_nymph_start(ring, &slot->entry);
 		ret = nymph_flight_land(ring, slot, i);
 		while (ret == NYMPH_STEP_MORE) {
 			cond_resched();
