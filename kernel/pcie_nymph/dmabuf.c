@@ -319,9 +319,9 @@ struct nymph_dmabuf *nymph_dmabuf_import(int fd, bool write, u64 *length)
 	/* some are a device's alone; then a channel may still have it */
 	if (buf->ops->vmap) {
 		ret = dma_buf_vmap_unlocked(buf, &d->map);
-		if (ret)
+		if (ret == -ENOMEM)
 			goto free;
-		d->reachable = true;
+		d->reachable = !ret;
 	}
 	mutex_init(&d->lock);
 	INIT_LIST_HEAD(&d->maps);
@@ -383,9 +383,17 @@ static enum dma_data_direction nymph_dmabuf_cpu_direction(bool write)
 /* Returns whether the CPU may be at it; it may then until nymph_dmabuf_end(). */
 static bool nymph_dmabuf_begin(struct nymph_dmabuf *d, bool write)
 {
-	return d->reachable &&
-	       !dma_buf_begin_cpu_access(d->buf,
-					 nymph_dmabuf_cpu_direction(write));
+	int ret, tries = 0;
+
+	if (!d->reachable)
+		return false;
+	/* a signal that cuts short a wait for a fence is no reason to fail */
+	do {
+		ret = dma_buf_begin_cpu_access(d->buf,
+					       nymph_dmabuf_cpu_direction(write));
+	} while ((ret == -ERESTARTSYS || ret == -EINTR) && ++tries < 3 &&
+		 nymph_dmabuf_wait(d, write, NYMPH_FENCE_SLICE));
+	return !ret;
 }
 
 static bool nymph_dmabuf_end(struct nymph_dmabuf *d, bool write)

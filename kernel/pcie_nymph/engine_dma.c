@@ -260,19 +260,22 @@ static void nymph_dma_unmap(struct device *dev, dma_addr_t dma, size_t len,
 	dma_unmap_page_attrs(dev, dma, len, direction, DMA_ATTR_SKIP_CPU_SYNC);
 }
 
+static void nymph_dma_run_unmap(struct nymph_dma_op *op,
+				struct nymph_dma_run *run)
+{
+	if (run->src_mapped)
+		nymph_dma_unmap(op->dev, run->src, run->len, DMA_TO_DEVICE);
+	if (run->dst_mapped)
+		nymph_dma_unmap(op->dev, run->dst, run->len, DMA_FROM_DEVICE);
+	run->src_mapped = false;
+	run->dst_mapped = false;
+}
+
 /* Unmaps all runs but the first @left. */
 static void nymph_dma_op_unmap(struct nymph_dma_op *op, unsigned int left)
 {
-	while (op->nr_runs > left) {
-		struct nymph_dma_run *run = &op->runs[--op->nr_runs];
-
-		if (run->src_mapped)
-			nymph_dma_unmap(op->dev, run->src, run->len,
-					DMA_TO_DEVICE);
-		if (run->dst_mapped)
-			nymph_dma_unmap(op->dev, run->dst, run->len,
-					DMA_FROM_DEVICE);
-	}
+	while (op->nr_runs > left)
+		nymph_dma_run_unmap(op, &op->runs[--op->nr_runs]);
 }
 
 /* The channel is known to be done with it, or never had it. May sleep. */
@@ -434,23 +437,39 @@ static ssize_t nymph_dma_by_cpu(const struct nymph_place *dst,
 	u8 some[256];
 
 	len = min(len, sizeof(some));
-	if (nymph_place_is_page(src)) {
+	if (!src->card) {
 		len = min_t(size_t, len, PAGE_SIZE - src->offset);
 		memcpy_from_page(some, src->page, src->offset, len);
-	} else if (src->card ?
-		   !nymph_card_load(src->card, src->offset, some, len) :
-		   !nymph_dmabuf_load(src->dmabuf, src->offset, some, len)) {
+	} else if (!nymph_card_load(src->card, src->offset, some, len)) {
 		return -EFAULT;
 	}
-	if (nymph_place_is_page(dst)) {
+	if (!dst->card) {
 		len = min_t(size_t, len, PAGE_SIZE - dst->offset);
 		memcpy_to_page(dst->page, dst->offset, some, len);
-	} else if (dst->card ?
-		   !nymph_card_store(dst->card, dst->offset, some, len) :
-		   !nymph_dmabuf_store(dst->dmabuf, dst->offset, some, len)) {
+	} else if (!nymph_card_store(dst->card, dst->offset, some, len)) {
 		return -EFAULT;
 	}
 	return len;
+}
+
+/*
+ * The same, where one side is a dma-buf: what begins and ends that can be far
+ * more work than the bytes are.
+ */
+static ssize_t nymph_dma_by_cpu_at_once(const struct nymph_move *move,
+					size_t at, size_t len)
+{
+	const struct nymph_pin *dst = &move->dst->region->pin;
+	bool done;
+
+	if (move->src)
+		done = nymph_dmabuf_copy(dst, move->dst_off + at,
+					 &move->src->region->pin,
+					 move->src_off + at, len);
+	else
+		done = nymph_pin_store(dst, move->dst_off + at,
+				       nymph_move_bounce(move) + at, len);
+	return done ? (ssize_t)len : -EFAULT;
 }
 
 /* Where the channel is to find bytes. Memory of another device is -EXDEV. */
@@ -554,16 +573,20 @@ static int nymph_dma_map_move(struct nymph_dma_op *op,
 				nymph_place_low_bits(&src),
 				min(dst.len, src.len), align);
 		if (cut.by_cpu) {
-			ssize_t n = nymph_dma_by_cpu(&dst, &src, cut.by_cpu);
+			ssize_t n;
 
+			n = dst.dmabuf || src.dmabuf ?
+			    nymph_dma_by_cpu_at_once(move, at, cut.by_cpu) :
+			    nymph_dma_by_cpu(&dst, &src, cut.by_cpu);
 			if (n < 0)
 				return n;
 			at += n;
 			continue;
 		}
 		ret = nymph_dma_map_run(op, i, &dst, &src, cut.by_dma);
+		/* a FILL goes on with a whole pattern; what is behind is done again */
 		if (ret == -ENOSPC && !i)
-			move->done = at;
+			move->done = round_down(at, sizeof(u64));
 		if (ret)
 			return ret;
 		at += cut.by_dma;
@@ -767,8 +790,10 @@ static void nymph_dma_stop_locked(struct nymph_dma_engine *dma)
 	if (!idle)
 		queue_delayed_work(nymph_dma_wq, &dma->stop_work,
 				   NYMPH_DMA_RETRY);
-	else if (!dma->wanted)
+	else if (!dma->wanted) {
 		nymph_dma_release(dma);
+		nymph_dma_drop_spare(dma);
+	}
 }
 
 static void nymph_dma_stop_work(struct work_struct *work)
@@ -793,11 +818,14 @@ static void nymph_dma_collect(struct nymph_dma_op *op, struct nymph_move *moves,
 	for (run = op->runs; run < op->runs + nr_runs; run++) {
 		struct nymph_move *move = &moves[run->move];
 
-		if (run->status == -EINPROGRESS && op->pending)
+		if (run->status == -EINPROGRESS && op->pending) {
+			/* worse than any error: it may still be written to */
 			move->adrift = true;
-		if (run->status && !move->status)
+			move->status = -ETIMEDOUT;
+		} else if (run->status && !move->status) {
 			move->status = run->status == -EINPROGRESS ?
 				       -ETIMEDOUT : run->status;
+		}
 	}
 }
 
@@ -810,7 +838,7 @@ static bool nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *moves,
 			   unsigned int handed_over)
 {
 	struct nymph_dma_engine *dma = op->dma;
-	unsigned int stops;
+	unsigned int i, stops;
 	bool done;
 
 	if (!wait_for_completion_timeout(&op->ended,
@@ -829,6 +857,10 @@ static bool nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *moves,
 	if (done) {
 		list_del_init(&op->list);
 	} else {
+		/* what is said to have ended has to be there, and stay as it is */
+		for (i = 0; i < op->nr_runs; i++)
+			if (op->runs[i].status != -EINPROGRESS)
+				nymph_dma_run_unmap(op, &op->runs[i]);
 		/* from now on it is end_ops()'s to free */
 		op->abandoned = true;
 		nymph_count(NYMPH_COUNT_QUARANTINED, 1);
@@ -1003,18 +1035,25 @@ static bool nymph_dma_carry_out(struct nymph_dma_op *op,
 	return true;
 }
 
-/* What a move says of the channel, if it says anything. */
+/* What moves say of the channel, if they say anything: one failure is enough. */
 static void nymph_dma_judge(struct nymph_dma_engine *dma,
-			    const struct nymph_move *move)
+			    const struct nymph_move *moves, unsigned int n)
 {
-	if (!move->status) {
-		if (move->done && READ_ONCE(dma->failed))
-			WRITE_ONCE(dma->failed, false);
-	} else if (move->status != -EFAULT && move->status != -EXDEV &&
-		   move->status != -ENOMEM) {
-		WRITE_ONCE(dma->failed_at, jiffies);
-		WRITE_ONCE(dma->failed, true);
+	const struct nymph_move *move;
+	bool good = false;
+
+	for (move = moves; move < moves + n; move++) {
+		if (!move->status) {
+			good |= move->done;
+		} else if (move->status != -EFAULT && move->status != -EXDEV &&
+			   move->status != -ENOMEM) {
+			WRITE_ONCE(dma->failed_at, jiffies);
+			WRITE_ONCE(dma->failed, true);
+			return;
+		}
 	}
+	if (good && READ_ONCE(dma->failed))
+		WRITE_ONCE(dma->failed, false);
 }
 
 /* Makes the first moves of @n; returns how many. */
@@ -1036,8 +1075,8 @@ static unsigned int nymph_dma_move_some(struct nymph_dma_engine *dma,
 	if (!moves->done || nymph_dma_carry_out(op, moves, &n))
 		nymph_dma_op_free(op);
 
+	nymph_dma_judge(dma, moves, n);
 	for (move = moves; move < moves + n; move++) {
-		nymph_dma_judge(dma, move);
 		if (move->status)
 			move->done = 0;
 		else if (move->done < move->len)

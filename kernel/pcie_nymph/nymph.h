@@ -10,6 +10,7 @@
 #ifndef _NYMPH_H
 #define _NYMPH_H
 
+#include <linux/cache.h>
 #include <linux/fs.h>
 #include <linux/kobject.h>
 #include <linux/mutex.h>
@@ -119,7 +120,7 @@ struct nymph_operand;
  */
 struct nymph_bounce {
 	refcount_t refs;
-	u8 data[];
+	u8 data[] __aligned(SMP_CACHE_BYTES);
 };
 
 struct nymph_bounce *nymph_bounce_create(const struct nymph_engine *engine);
@@ -243,6 +244,9 @@ bool nymph_card_clear(const struct nymph_card *card);
 
 struct nymph_dmabuf;
 struct nymph_dmabuf_map;
+
+/* How long others' fences are waited for between two looks at all else. */
+#define NYMPH_FENCE_SLICE	(HZ / 50)
 struct nymph_pin;
 struct nymph_region;
 

@@ -12,7 +12,9 @@
 #include <linux/err.h>
 #include <linux/freezer.h>
 #include <linux/kthread.h>
+#include <linux/memcontrol.h>
 #include <linux/module.h>
+#include <linux/sched/isolation.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -116,8 +118,11 @@ static int nymph_ring_start_worker(struct nymph_ring *ring)
 					ring->id);
 	if (IS_ERR(worker))
 		return PTR_ERR(worker);
+	/* CPUs that the administrator keeps to himself stay so */
 	if (node != NUMA_NO_NODE &&
-	    cpumask_intersects(cpumask_of_node(node), cpu_online_mask))
+	    cpumask_intersects(cpumask_of_node(node), cpu_online_mask) &&
+	    cpumask_subset(cpumask_of_node(node),
+			   housekeeping_cpumask(HK_TYPE_KTHREAD)))
 		set_cpus_allowed_ptr(worker, cpumask_of_node(node));
 	ring->worker = worker;
 	wake_up_process(worker);
@@ -522,8 +527,11 @@ void nymph_ring_execute(struct nymph_ring *ring,
 
 	for (;;) {
 		if (READ_ONCE(ring->dead)) {
-			/* nobody adds to a dead ring, so this comes to an end */
-			while (READ_ONCE(ring->active.count)) {
+			/*
+			 * Nobody adds to a dead ring, so this comes to an end;
+			 * pairs with nymph_fifo_push(): the slot is filled.
+			 */
+			while (smp_load_acquire(&ring->active.count)) {
 				nymph_ring_retire(ring, -ECANCELED);
 				cond_resched();
 			}
@@ -545,6 +553,10 @@ void nymph_ring_execute(struct nymph_ring *ring,
 					break;
 			} else if (ret != NYMPH_STEP_MORE) {
 				now = nymph_ring_retire(ring, ret);
+				/* it was for the one that was canceled */
+				if (current->flags & PF_KTHREAD &&
+				    signal_pending(current))
+					flush_signals(current);
 			}
 		}
 		cond_resched();
@@ -583,6 +595,8 @@ int nymph_ring_wait(struct nymph_ring *ring, struct nymph_waiter *waiter)
 	u32 i;
 
 	while (READ_ONCE(waiter->pending)) {
+		if (fatal_signal_pending(current))
+			break;
 		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring))
 			nymph_ring_execute(ring, &limits);
 		ret = wait_event_state(ring->ctx->wait,
@@ -960,13 +974,20 @@ void nymph_ring_release(struct nymph_ring *ring)
 
 static void nymph_ring_work_in_mm(struct nymph_ring *ring)
 {
+	struct mem_cgroup *memcg, *old;
+
 	/* without the memory its entries fail, one by one */
 	if (READ_ONCE(ring->dead) || !mmget_not_zero(ring->mm)) {
 		nymph_ring_execute(ring, NULL);
 		return;
 	}
 	kthread_use_mm(ring->mm);
+	/* what is allocated on the way is the process's */
+	memcg = get_mem_cgroup_from_mm(ring->mm);
+	old = set_active_memcg(memcg);
 	nymph_ring_execute(ring, NULL);
+	set_active_memcg(old);
+	mem_cgroup_put(memcg);
 	kthread_unuse_mm(ring->mm);
 	mmput(ring->mm);
 }

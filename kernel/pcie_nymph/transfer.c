@@ -17,9 +17,6 @@
 	(NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_RECORD |		\
 	 NYMPH_DMA_FLAG_LINK | NYMPH_DMA_FLAG_BARRIER)
 
-/* How long others' fences are waited for between two looks at all else. */
-#define NYMPH_FENCE_SLICE	(HZ / 50)
-
 /**
  * struct nymph_operation - what there is to know of an opcode
  * @flags: what it takes
@@ -362,7 +359,9 @@ int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
 	else
 		move->len = nymph_load(&slot->src, at, nymph_move_bounce(move),
 				       len);
-	return move->len < len ? nymph_fault() : 0;
+	if (move->len == len)
+		return 0;
+	return nymph_is_borrowed(&slot->src) ? nymph_fault() : -EFAULT;
 }
 
 /* Hashes what was moved, as the entry asks. */
@@ -408,7 +407,8 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 	/* the whole piece is done again, so nothing of it is hashed */
 	if (ret == NYMPH_STEP_INTERRUPTED)
 		return ret;
-	err = move->done ? nymph_transfer_hash(ring, slot, move) : 0;
+	/* of an entry that failed there is no digest */
+	err = move->done && !ret ? nymph_transfer_hash(ring, slot, move) : 0;
 	if (err == NYMPH_STEP_INTERRUPTED)
 		return err;
 	t->engine = move->engine;
