@@ -40,7 +40,10 @@ def produce(peer: socket.socket, size: int, blocks: int, device: str) -> int:
 
 
 def consume(peer: socket.socket, size: int, blocks: int, device: str) -> None:
-    _, (fd,), _, _ = socket.recv_fds(peer, 1, 1)
+    _, fds, _, _ = socket.recv_fds(peer, 1, 1)
+    if not fds:
+        raise ConnectionError("the producer has ended")
+    fd = fds[0]
     with pynymph.Ring(device=device) as ring, ring.import_dmabuf(fd, read_only=True) as buffer:
         os.close(fd)
         block = buffer[:size]  # the rest is of its last page

@@ -120,12 +120,16 @@ class AsyncRing:
         """
         import numpy as np
 
+        from pynymph.batch import check
+
+        check(entries)
+        memories = self.ring._known_memories()
         batches: list[Batch] = []
         async with self._turn:
             taken = 0
             while taken < len(entries) or not batches:
                 try:
-                    batch = self.ring.submit_many(entries[taken:])
+                    batch = self.ring._make_batch(entries, wait=False, taken=taken, memories=memories)
                 except FullError:
                     await self._wait_for_room()
                     continue

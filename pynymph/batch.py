@@ -102,19 +102,31 @@ def copies(
     return entries
 
 
+def check(entries: object) -> None:
+    """Raise ArgumentError if this is no array of entries."""
+    if not isinstance(entries, np.ndarray) or entries.dtype != ENTRY or entries.ndim != 1:
+        raise ArgumentError(errno.EINVAL, "entries are one dimension of pynymph.batch.ENTRY, in NumPy")
+
+
 class Batch:
     """Entries that Ring.submit_many() has queued: the first ones, `len()` of them."""
 
-    def __init__(self, ring: Ring, entries: NDArray[np.void], first_cookie: int) -> None:
-        if not isinstance(entries, np.ndarray) or entries.dtype != ENTRY or entries.ndim != 1:
-            raise ArgumentError(errno.EINVAL, "entries are one dimension of pynymph.batch.ENTRY, in NumPy")
+    def __init__(
+        self, ring: Ring, entries: NDArray[np.void], first: int, end: int | None, first_cookie: int
+    ) -> None:
+        check(entries)
         self._ring = ring
-        self.entries = entries.copy()
+        self.first = first
+        """Number of its first entry among all that were given."""
+        self.total = len(entries)
+        """How many were given."""
+        self.entries = entries[first:end].copy()
         """As the driver has them: with their cookies."""
+        n = len(self.entries)
         self.entries["flags"] |= lib.NYMPH_DMA_FLAG_RECORD
-        self.entries["cookie"] = np.arange(first_cookie, first_cookie + len(entries), dtype=np.uint64)
-        self._records = np.zeros(len(entries), RECORD)
-        self._first = first_cookie
+        self.entries["cookie"] = np.arange(first_cookie, first_cookie + n, dtype=np.uint64)
+        self._records = np.zeros(n, RECORD)
+        self._first_cookie = first_cookie
         self._let_go: list[Callable[[], None]] = []
         self.error: NymphError | None = None
         self.on_end: Callable[[], None] | None = None
@@ -141,15 +153,16 @@ class Batch:
 
     # What follows is the ring's, under its mutex.
 
-    def hold(self, memories: dict[int, Memory]) -> None:
+    def hold(self, known: list[Memory]) -> None:
         """Hold the buffers. Raises ArgumentError for an entry that names memory in any other way."""
+        memories = {memory.handle: memory for memory in known if memory.gone is None}
         opcodes, handles = self.entries["opcode"], set[int]()
         for side, needs in (("src", _NEEDS_SRC), ("dst", _NEEDS_DST)):
             named = self.entries[f"{side}_buffer"]
             if not named.all():
                 nameless = needs[opcodes] & (named == 0)
                 if nameless.any():
-                    i = int(nameless.argmax())
+                    i = self.first + int(nameless.argmax())
                     raise ArgumentError(
                         errno.EINVAL,
                         f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle",
@@ -168,11 +181,11 @@ class Batch:
 
     def take(self, records: NDArray[np.void]) -> NDArray[np.void]:
         """Keep those records that are its own, and return the others."""
-        at = records["cookie"] - np.uint64(self._first)
+        at = records["cookie"] - np.uint64(self._first_cookie)
         own = at < len(self)
         if len(at) and own.all() and at[-1] - at[0] == len(at) - 1:
             # The usual case: they come in the order of the entries.
-            self._records[at[0] : at[-1] + 1] = records
+            self._records[int(at[0]) : int(at[-1]) + 1] = records
             return records[:0]
         self._records[at[own]] = records[own]
         return records[~own]

@@ -723,7 +723,9 @@ class Model:
             error = self._enter_submit(ring, argument)
             self._enter_reap(ring, argument, 0 if error else argument.min_records)
         except OSError as e:
-            error = error or -(e.errno or 0)
+            if e.errno is None:
+                raise  # a signal's handler did
+            error = error or -e.errno
         argument.error = error
         if error and not argument.submitted and not argument.reaped:
             _fail(-error)

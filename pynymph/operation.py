@@ -280,7 +280,10 @@ def _check_writable(name: str, buffer: Buffer) -> None:
         with memoryview(buffer) as view:
             readonly = view.readonly
     if readonly:
-        raise ArgumentError(errno.EINVAL, f"{name} is read-only; give a writable buffer")
+        raise ArgumentError(
+            errno.EINVAL,
+            f"{name} is read-only, or its DLPack does not say that it is not; give a writable buffer",
+        )
 
 
 def _pattern(pattern: bytes) -> int:

@@ -62,7 +62,8 @@ class Ring:
     also if the call that started it ended earlier, by its timeout or Ctrl-C. The ring notices the end at the
     next call that waits, submits or collects.
 
-    A ring belongs to the process that opened it: a child made by fork gets a ForkedError. Raises NymphError.
+    A ring belongs to the process that opened it: a child made by fork gets a ForkedError. A signal's handler
+    may raise, and ends a call so, but not use the ring that it interrupts. Raises NymphError.
     """
 
     # Also where __init__ did not get far.
@@ -93,6 +94,7 @@ class Ring:
 
         self._pid = os.getpid()
         self._mutex = threading.Lock()
+        self._waiter: int | None = None  # the thread that waits in the driver, with the mutex held
         # All below is under the mutex. What one thread reaps may be another's: all are told, by eventfd.
         self._wakers: set[int] = set()
         self._next_cookie = count(1)
@@ -232,7 +234,7 @@ class Ring:
         that were accepted: the first ones, if there was not room for all. Raises NymphError if the very first
         was refused (FullError: there is no room).
         """
-        return self._make_batch(entries, None, wait=False)
+        return self._make_batch(entries, wait=False)
 
     def run_many(self, entries: NDArray[np.void], timeout: float | None = None) -> NDArray[np.void]:
         """Queue a NumPy array of entries, as room for them comes, and return how all ended, in their order.
@@ -243,19 +245,24 @@ class Ring:
         """
         import numpy as np
 
+        from pynymph.batch import check
+
+        check(entries)
         deadline = None if timeout is None else time.monotonic() + timeout
+        memories = self._known_memories()
         done: list[NDArray[np.void]] = []
-        left = entries
-        while len(left) or not done:
+        taken = 0
+        while taken < len(entries) or not done:
             try:
-                batch = self._make_batch(left[: self.entries], deadline, wait=True)
+                batch = self._make_batch(entries, deadline, wait=True, taken=taken, memories=memories)
             except FullError:
                 # Of others' making: this call has nothing in flight here.
                 if not self._wait(self._has_room, deadline, select.POLLIN | select.POLLOUT):
                     raise error(errno.ETIMEDOUT, f"the ring had no room within {timeout} s") from None
                 continue
             done.append(self._batch_result(batch, timeout, deadline))
-            left = left[len(batch) :]
+            taken += len(batch)
+            time.sleep(0)  # others may want the mutex
         return done[0] if len(done) == 1 else np.concatenate(done)
 
     def completions(self, timeout: float | None = None) -> Iterator[Completion]:
@@ -328,7 +335,11 @@ class Ring:
             if not view.c_contiguous:
                 raise ArgumentError(errno.EINVAL, "the buffer is not C-contiguous; give one without gaps")
             if view.readonly and not read_only:
-                raise ArgumentError(errno.EINVAL, "the buffer is read-only; register it with read_only=True")
+                raise ArgumentError(
+                    errno.EINVAL,
+                    "the buffer is read-only, or its DLPack does not say that it is not; register it with "
+                    "read_only=True",
+                )
             nbytes = view.nbytes
         check_length(nbytes)
         memory = Memory(buffer, read_only, self._forgotten.append, hold=True)
@@ -526,7 +537,7 @@ class Ring:
             # The mutex may have been held by a thread that is not in this process.
             self._close_file()
             return
-        with self._mutex:
+        with self._lock():
             if self._file is None:
                 return
             try:
@@ -547,6 +558,9 @@ class Ring:
     def _lock(self) -> threading.Lock:
         if os.getpid() != self._pid:
             raise error(errno.EPERM, _FORKED)
+        if self._waiter == threading.get_ident():
+            message = "a signal's handler can't use the ring that it interrupts; let it raise"
+            raise error(errno.EDEADLK, message)
         return self._mutex
 
     def _do(self, operation: Operation, timeout: float | None) -> Completion:
@@ -574,17 +588,34 @@ class Ring:
             raise job.failure(job.outcome)
         return job.outcome
 
-    def _make_batch(self, entries: NDArray[np.void], deadline: float | None, *, wait: bool) -> Batch:
+    def _known_memories(self) -> list[Memory]:
+        """Held by this list: a handle that is given up, and is then another's, would be mistaken for it."""
+        with self._lock():
+            return list(self._memories)
+
+    def _make_batch(
+        self,
+        entries: NDArray[np.void],
+        deadline: float | None = None,
+        *,
+        wait: bool,
+        taken: int | None = None,
+        memories: list[Memory] | None = None,
+    ) -> Batch:
+        """Of as many entries as there may be room for from number `taken` on, or of all if that is None."""
         from pynymph.batch import Batch
 
+        end = None if taken is None else taken + self.entries
         with self._lock():
             self._opened()
-            batch = Batch(self, entries, self._next_batch_cookie)
-            self._next_batch_cookie += len(entries)
+            batch = Batch(self, entries, taken or 0, end, self._next_batch_cookie)
+            self._next_batch_cookie += len(batch)
             if self._in_flight or self._batches:
                 # Their records could be all there is room for.
                 self._reap()
-            if len(entries):
+            if len(batch):
+                self._drop_forgotten()
+                batch.hold(list(self._memories) if memories is None else memories)
                 self._submit_batch(batch, deadline, wait=wait)
         return batch
 
@@ -594,7 +625,8 @@ class Ring:
         if not self._wait_alone(batch, deadline) and not self._wait(
             lambda: batch not in self._batches, deadline, select.POLLIN
         ):
-            raise error(errno.ETIMEDOUT, f"{batch.ended} of {len(batch)} done within {timeout} s; they go on")
+            done = f"{batch.first + batch.ended} of {batch.total}"
+            raise error(errno.ETIMEDOUT, f"{done} done within {timeout} s; what was queued goes on")
         if batch.error is not None:
             raise error(batch.error.errno or 0, batch.error.strerror or "")
         return batch._records
@@ -690,16 +722,23 @@ class Ring:
         if min_records:
             arg.deadline_ns = time.monotonic_ns() + _ALONE_NS
             if deadline is not None:
-                arg.deadline_ns = min(arg.deadline_ns, max(0, int(deadline * 1e9)))
+                arg.deadline_ns = int(min(arg.deadline_ns, max(0, deadline * 1e9)))
         try:
-            file.ioctl(abi.NYMPH_IOC_ENTER, arg)
-            if to_submit and not arg.submitted:
-                number = -arg.error
-        except OSError as e:
-            number = e.errno or 0
-        finally:
-            # Ctrl-C can come at any point of this. Done again, it goes on where it was.
+            self._waiter = threading.get_ident() if min_records else None
+            try:
+                file.ioctl(abi.NYMPH_IOC_ENTER, arg)
+                if to_submit and not arg.submitted:
+                    number = -arg.error
+            except OSError as e:
+                if e.errno is None:
+                    raise  # a signal's handler did: TimeoutError, say
+                number = e.errno
+            finally:
+                self._waiter = None
             reaped = int(arg.reaped)
+            self._hand_out()
+        finally:
+            # Ctrl-C can come at any point of the above. Done again, this goes on where it was.
             self._hand_out()
         if number and not (min_records and number == errno.ETIME):
             raise _refused(number, hints())
@@ -723,12 +762,11 @@ class Ring:
         return int(self._reaping.submitted)
 
     def _submit_batch(self, batch: Batch, deadline: float | None, *, wait: bool) -> None:
-        self._drop_forgotten()
         wait = wait and not (self._in_flight or self._batches or self._wakers)
-        batch.hold({memory.handle: memory for memory in self._memories if memory.gone is None})
+        which = f"entry {batch.first}"
         hints = {
-            errno.EINVAL: "the first entry is not well-formed, or its sides overlap; see docs/abi.md",
-            errno.EFAULT: "the first entry is not inside its buffers, or writes to one that is read-only",
+            errno.EINVAL: f"{which} is not well-formed, or its sides overlap; see docs/abi.md",
+            errno.EFAULT: f"{which} is not inside its buffers, or writes to one that is read-only",
             errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
         }
         self._reaping.submitted = 0
@@ -777,7 +815,9 @@ class Ring:
 
     def _has_room(self) -> bool:
         self._reap()
-        return bool(select.select([], [self._opened().fileno()], [], 0)[1])
+        poller = select.poll()
+        poller.register(self._opened().fileno(), select.POLLOUT)
+        return any(event & select.POLLOUT for _, event in poller.poll(0))
 
     def _hand_out(self) -> None:
         if not self._reaping.reaped:
@@ -832,6 +872,8 @@ class Ring:
         waker = -1
         try:
             with self._lock():
+                # What Ctrl-C cut short: the file does not become readable by it again.
+                self._hand_out()
                 if ready():
                     return True
                 fd = self._opened().fileno()

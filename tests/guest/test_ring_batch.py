@@ -123,6 +123,39 @@ def test_time_is_up(ring: pynymph.Ring) -> None:
         assert not paused.run_many(entries, 60)["status"].any()
 
 
+def test_a_handle_that_is_given_up_is_not_taken_for_anothers(ring: pynymph.Ring) -> None:
+    with pynymph.Ring(4, paused=True) as paused, ThreadPoolExecutor() as threads:
+        src, dst = paused.allocate(64), paused.allocate(64)
+        src.view[:] = b"S" * 64
+        at = np.arange(8) * 8
+        entries = batch.copies(src, dst, src_at=at, dst_at=at, length=8)
+        running = threads.submit(paused.run_many, entries, 60)
+        while paused.snapshot().active_descriptors < 4:
+            pass
+        dst.free()
+        other = paused.allocate(64)
+        assert other._memory.handle == entries["dst_buffer"][0]
+        paused.enable()
+        with pytest.raises(pynymph.ArgumentError, match="no buffer of this ring has the handle"):
+            running.result()
+        assert bytes(other.view) == bytes(64)
+
+
+def test_a_refusal_names_the_entry(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
+    at = np.arange(200) * 64
+    entries = batch.copies(*sides, src_at=at, dst_at=at, length=64)
+    entries["reserved"][133, 1] = 1
+    with pytest.raises(pynymph.ArgumentError, match="entry 133 is not well-formed"):
+        ring.run_many(entries)
+    entries["dst_buffer"][70] = 0
+    with pytest.raises(pynymph.ArgumentError, match="entry 70 has no dst_buffer"):
+        ring.run_many(entries)
+    with pytest.raises(pynymph.ArgumentError, match="in NumPy"):
+        ring.run_many(None)  # type: ignore[arg-type]
+
+
 def test_beside_other_operations(
     ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
 ) -> None:

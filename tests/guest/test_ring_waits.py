@@ -15,7 +15,7 @@ from types import FrameType
 import pytest
 
 import pynymph
-from pynymph import Copy, abi
+from pynymph import Copy, abi, batch
 from pynymph.abi import ffi, lib
 from pynymph.operation import Job
 
@@ -86,6 +86,38 @@ def test_records_nobody_collects_do_not_block_copies() -> None:
             until(queued(ring, 0))
         assert ring.snapshot().unread_records == 4
         assert ring.copy(src=b"2", dst=bytearray(1)).status == 0
+
+
+def test_a_signals_handler_ends_a_call_in_the_driver_but_can_not_use_its_ring() -> None:
+    """Those of RingBuffers wait there, with the ring's mutex held."""
+    found: list[BaseException] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if ring._waiter is None:
+            return  # it came between two waits; the next one may not
+        with pytest.raises(pynymph.NymphError) as refused:
+            ring.status()
+        found.append(refused.value)
+        raise TimeoutError("enough")
+
+    with pynymph.Ring(4, paused=True) as ring:
+        src, dst = ring.allocate(8), ring.allocate(8)
+        entries = batch.copies(src, dst, src_at=0, dst_at=0, length=8)
+        previous = signal.signal(signal.SIGALRM, handle)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+            with pytest.raises(TimeoutError, match="enough"):
+                ring.run_many(entries)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        assert isinstance(found[0], pynymph.NymphError)
+        assert found[0].errno == errno.EDEADLK
+        with pytest.raises(pynymph.RingTimeoutError):
+            ring.copy(src=src, dst=dst, timeout=0.001)
+        ring.enable()
+        assert ring.copy(src=src, dst=dst, timeout=float("inf")).status == 0
+        assert not ring.run_many(entries, float("inf"))["status"].any()
 
 
 @pytest.mark.parametrize("entries", [1, 2, 64])
