@@ -75,8 +75,9 @@ struct nymph_dmabuf_map {
 };
 
 /**
- * struct nymph_dmabuf - a dma-buf that a ring has
+ * struct nymph_dmabuf - a dma-buf that rings have
  * @list: in the list of all
+ * @refs: how many handles it is behind; under nymph_dmabufs_lock
  * @buf: it
  * @length: bytes
  * @write: it may be written to
@@ -87,6 +88,7 @@ struct nymph_dmabuf_map {
  */
 struct nymph_dmabuf {
 	struct list_head list;
+	unsigned int refs;
 	struct dma_buf *buf;
 	u64 length;
 	bool write;
@@ -287,6 +289,28 @@ static int nymph_dmabuf_check(const struct dma_buf *buf, bool write)
 	return buf->size && buf->size <= NYMPH_MAX_LENGTH ? 0 : -EINVAL;
 }
 
+/*
+ * The one that is imported already: a device is to have a dma-buf only once, or
+ * the bounce buffers of two mappings would overwrite each other.
+ */
+static struct nymph_dmabuf *nymph_dmabuf_again(const struct dma_buf *buf,
+					       bool write)
+{
+	struct nymph_dmabuf *d;
+
+	mutex_lock(&nymph_dmabufs_lock);
+	list_for_each_entry(d, &nymph_dmabufs, list) {
+		if (d->buf == buf && d->write == write) {
+			d->refs++;
+			goto unlock;
+		}
+	}
+	d = NULL;
+unlock:
+	mutex_unlock(&nymph_dmabufs_lock);
+	return d;
+}
+
 /**
  * nymph_dmabuf_import() - take a dma-buf of current's
  * @fd: number of the file
@@ -309,10 +333,16 @@ struct nymph_dmabuf *nymph_dmabuf_import(int fd, bool write, u64 *length)
 	ret = nymph_dmabuf_check(buf, write);
 	if (ret)
 		goto put;
+	d = nymph_dmabuf_again(buf, write);
+	if (d) {
+		dma_buf_put(buf);
+		goto count;
+	}
 	ret = -ENOMEM;
 	d = kzalloc(sizeof(*d), GFP_KERNEL_ACCOUNT);
 	if (!d)
 		goto put;
+	d->refs = 1;
 	d->buf = buf;
 	d->length = buf->size;
 	d->write = write;
@@ -328,6 +358,7 @@ struct nymph_dmabuf *nymph_dmabuf_import(int fd, bool write, u64 *length)
 	mutex_lock(&nymph_dmabufs_lock);
 	list_add_tail(&d->list, &nymph_dmabufs);
 	mutex_unlock(&nymph_dmabufs_lock);
+count:
 	nymph_count(NYMPH_COUNT_IMPORTED_BYTES, d->length);
 	*length = d->length;
 	return d;
@@ -345,14 +376,20 @@ put:
  */
 void nymph_dmabuf_free(struct nymph_dmabuf *d)
 {
+	bool last;
+
+	nymph_count(NYMPH_COUNT_IMPORTED_BYTES, -(long)d->length);
 	mutex_lock(&nymph_dmabufs_lock);
-	list_del(&d->list);
+	last = !--d->refs;
+	if (last)
+		list_del(&d->list);
 	mutex_unlock(&nymph_dmabufs_lock);
+	if (!last)
+		return;
 	nymph_dmabuf_unmap(d, NULL);
 	if (d->reachable)
 		dma_buf_vunmap_unlocked(d->buf, &d->map);
 	dma_buf_put(d->buf);
-	nymph_count(NYMPH_COUNT_IMPORTED_BYTES, -(long)d->length);
 	mutex_destroy(&d->lock);
 	kfree(d);
 }
@@ -543,14 +580,15 @@ static int nymph_export_attach(struct dma_buf *buf,
 	struct nymph_export *export = buf->priv;
 	struct nymph_pin *pin = &export->region->pin;
 	struct nymph_export_attachment *a;
-	unsigned int longest;
+	size_t longest;
 	int ret;
 
 	a = kzalloc(sizeof(*a), GFP_KERNEL_ACCOUNT);
 	if (!a)
 		return -ENOMEM;
-	longest = max_t(unsigned int, PAGE_SIZE,
-			dma_get_max_seg_size(attachment->dev));
+	longest = min_t(size_t, dma_get_max_seg_size(attachment->dev),
+			dma_max_mapping_size(attachment->dev));
+	longest = max_t(size_t, PAGE_SIZE, longest & PAGE_MASK);
 	ret = sg_alloc_table_from_pages_segment(&a->table, pin->pages,
 						pin->nr_pages, 0, buf->size,
 						longest, GFP_KERNEL_ACCOUNT);

@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import abi
 import blake3
@@ -92,13 +93,36 @@ def owner() -> Iterator[Context]:
         yield context
 
 
+class Synced:
+    """Memory of a dma-buf, looked at as those want it: a device may have it elsewhere, in a cache say."""
+
+    def __init__(self, memory: Memory, fd: int) -> None:
+        self._memory = memory
+        self._fd = fd
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._memory, name)
+        if name not in ("read", "write", "flip", "fill", "randomize"):
+            return found
+
+        def look(*arguments: Any) -> Any:
+            with contextlib.suppress(OSError):  # some tests look on when it is closed
+                sync(self._fd, SYNC_READ | SYNC_WRITE)
+            seen = found(*arguments)
+            with contextlib.suppress(OSError):
+                sync(self._fd, SYNC_READ | SYNC_WRITE | SYNC_END)
+            return seen
+
+        return look
+
+
 @contextlib.contextmanager
-def exported(owner: Context, length: int) -> Iterator[tuple[int, Memory]]:
+def exported(owner: Context, length: int) -> Iterator[tuple[int, Synced]]:
     """A dma-buf, and its memory as the ring has it that it is of."""
     buffer = owner.alloc(length)
     fd = owner.export(buffer.handle)
     try:
-        yield fd, owner.map(buffer)
+        yield fd, Synced(owner.map(buffer), fd)
     finally:
         os.close(fd)
         owner.free(buffer.handle)
@@ -197,7 +221,7 @@ def test_from_one_dmabuf_to_another(context: Context, owner: Context) -> None:
             second.fill(0)
             record = context.run(in_buffers(abi.copy(0, 0, SIZE, flags), handles[0], handles[1]))
             assert (record.status, record.bytes_done) == (0, SIZE)
-            assert second.equals(first, SIZE)
+            assert second.read(0, SIZE) == first.read(0, SIZE)
             for dst in (handles[0], handles[2]):
                 first.fill(1, PIECE, PIECE)
                 entry = in_buffers(abi.copy(3, PIECE + 9, 5000, flags), handles[0], dst)
@@ -210,16 +234,20 @@ def test_from_one_dmabuf_to_another(context: Context, owner: Context) -> None:
 def test_a_ring_imports_its_own(context: Context) -> None:
     """One memory by three names."""
     buffer = context.alloc(SIZE)
-    mapped = context.map(buffer).randomize()
     fd = context.export(buffer.handle)
-    handle = context.import_(fd).handle
-    os.close(fd)
-    assert context.run(in_buffers(abi.compare(0, 0, SIZE), buffer.handle, handle)).status == 0
-    for flags in FLAGS.values():
-        assert context.run(in_buffers(abi.copy(0, PIECE, 5000, flags), buffer.handle, handle)).status == 0
-        assert mapped.read(PIECE, 5000) == mapped.read(0, 5000)
-        aliased = context.run(in_buffers(abi.copy(0, 64, PIECE, flags), buffer.handle, handle))
-        assert aliased.status in (0, -errno.EBADMSG)  # undefined data and no more
+    try:
+        mapped = Synced(context.map(buffer), fd)
+        handle = context.import_(fd).handle
+        assert context.run(in_buffers(abi.compare(0, 0, SIZE), buffer.handle, handle)).status == 0
+        for flags in FLAGS.values():
+            mapped.randomize()
+            copied = in_buffers(abi.copy(0, PIECE, 5000, flags), buffer.handle, handle)
+            assert context.run(copied).status == 0
+            assert mapped.read(PIECE, 5000) == mapped.read(0, 5000)
+            aliased = context.run(in_buffers(abi.copy(0, 64, PIECE, flags), buffer.handle, handle))
+            assert aliased.status in (0, -errno.EBADMSG)  # undefined data and no more
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.skipif(len(KINDS) == 1, reason="there is no engine but the CPU")
