@@ -774,7 +774,7 @@ class Ring:
             # Before the request, so that Ctrl-C can't come between it and this.
             self._batches.append(batch)
             n = len(batch)
-            records = min(n, self.entries) if wait else 0
+            records = n if wait else 0
             self._enter(
                 ffi.from_buffer(batch.entries), n, lambda: hints, min_records=records, deadline=deadline
             )

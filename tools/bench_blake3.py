@@ -358,13 +358,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--official", help="folder c of a checkout of the official BLAKE3")
-    parser.add_argument("--rounds", type=int, default=11, help="how often ways take turns (default: 11)")
-    parser.add_argument("--seconds", type=float, default=0.002, help="for each way (default: 0.002)")
+    reports.add_turns(parser, rounds=11, seconds=0.002)
     parser.add_argument("--largest", type=reports.size_argument, default=1 << 26, help="input (default: 64M)")
-    parsed = parser.parse_args()
-    if parsed.rounds < 1 or not parsed.seconds > 0:
-        parser.error("--rounds and --seconds are above 0")
-    return parsed
+    return parser.parse_args()
 
 
 def main() -> int:

@@ -172,12 +172,8 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("program", help="rate.c, compiled")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure and round (default: 0.3)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often paths take turns (default: 3)")
-    parsed = parser.parse_args()
-    if parsed.rounds < 1 or not parsed.seconds > 0:
-        parser.error("--rounds and --seconds are above 0")
-    return parsed
+    reports.add_turns(parser, rounds=3, seconds=0.3)
+    return parser.parse_args()
 
 
 def main() -> int:

@@ -55,6 +55,27 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
+def add_turns(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
+    """--rounds and --seconds, with these defaults, of a tool whose ways take turns."""
+
+    def at_least_one(given: str) -> int:
+        if (value := int(given)) < 1:
+            raise argparse.ArgumentTypeError(f"{given} is below 1")
+        return value
+
+    def above_zero(given: str) -> float:
+        if not (value := float(given)) > 0:
+            raise argparse.ArgumentTypeError(f"{given} is not above 0")
+        return value
+
+    parser.add_argument(
+        "--rounds", type=at_least_one, default=rounds, help=f"how often ways take turns (default: {rounds})"
+    )
+    parser.add_argument(
+        "--seconds", type=above_zero, default=seconds, help=f"for each way and round (default: {seconds})"
+    )
+
+
 def print_measured_on(report: dict[str, Any]) -> None:
     print(f"CPU: {report['cpus']} of {report['cpu']}, {report['accelerator'] or 'accelerator unknown'}.")
     if report["accelerator"] == "tcg":

@@ -11,6 +11,7 @@
  */
 #include <linux/align.h>
 #include <linux/cache.h>
+#include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
@@ -48,8 +49,7 @@ static bool nymph_is_in_buffer(const struct nymph_operand *o)
 /* Whether bytes of the entry are hashed. */
 static bool nymph_slot_is_hashed(const struct nymph_slot *slot)
 {
-	return slot->entry.flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
-				    NYMPH_DMA_FLAG_DIGEST_ONLY);
+	return slot->entry.flags & NYMPH_FLAGS_HASHED;
 }
 
 /* Whether an entry can fly at all, and gains by it. */
@@ -190,8 +190,7 @@ static void nymph_flight_hash(struct nymph_ring *ring, unsigned int n)
 	}
 	nymph_flight_hash_side(ring, n, NYMPH_DMA_FLAG_VERIFY_HASH, true,
 			       flight->src);
-	nymph_flight_hash_side(ring, n, NYMPH_DMA_FLAG_VERIFY_HASH |
-			       NYMPH_DMA_FLAG_DIGEST_ONLY, false, flight->dst);
+	nymph_flight_hash_side(ring, n, NYMPH_FLAGS_HASHED, false, flight->dst);
 }
 
 /**
@@ -210,6 +209,7 @@ unsigned int nymph_flight_run(struct nymph_ring *ring)
 
 	if (n < 2)
 		return 0;
+	ring->flight->started_ns = ktime_get_ns();
 	for (i = 0; i < n; i++)
 		trace_nymph_start(ring, &nymph_flight_slot(ring, i)->entry);
 	nymph_engine_move(ring, ring->flight->moves, n);

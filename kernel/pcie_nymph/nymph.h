@@ -240,7 +240,7 @@ bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
 		     struct nymph_blake3 *hash);
 bool nymph_card_clear(const struct nymph_card *card);
 
-/* dmabuf.c: dma-bufs, ours and others' */
+/* dmabuf.c: dma-bufs as memory of a ring's */
 
 struct nymph_dmabuf;
 struct nymph_dmabuf_map;
@@ -269,6 +269,9 @@ void nymph_dmabuf_map_put(struct nymph_dmabuf_map *map);
 dma_addr_t nymph_dmabuf_map_at(const struct nymph_dmabuf_map *map, u64 offset,
 			       size_t *len);
 void nymph_dmabufs_withdraw(struct device *dev);
+
+/* export.c: memory of the driver's as a dma-buf */
+
 struct dma_buf *nymph_dmabuf_export(struct nymph_region *region);
 
 /* pin.c: memory that stays where it is */
@@ -572,6 +575,10 @@ void nymph_rings_pause(bool pause);
 	 NYMPH_DMA_FLAG_RECORD | NYMPH_DMA_FLAG_LINK |			\
 	 NYMPH_DMA_FLAG_BARRIER)
 
+/* With which a COPY or FILL has its destination read back and hashed. */
+#define NYMPH_FLAGS_HASHED						\
+	(NYMPH_DMA_FLAG_VERIFY_HASH | NYMPH_DMA_FLAG_DIGEST_ONLY)
+
 /* What nymph_transfer_step() says beside 0 and a negative errno. */
 #define NYMPH_STEP_MORE		1	/* there is more to do */
 #define NYMPH_STEP_INTERRUPTED	2	/* the executor is being killed; nothing was done */
@@ -595,6 +602,7 @@ int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
 
 /**
  * struct nymph_flight - entries that are, from tail on
+ * @started_ns: when the engine was given them
  * @moves: one for each
  * @room: where each has room in the bounce buffer
  * @hashed: whether its digests are here
@@ -606,6 +614,7 @@ int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
  * @batch: to work with
  */
 struct nymph_flight {
+	u64 started_ns;
 	struct nymph_move moves[NYMPH_MAX_MOVES];
 	u32 room[NYMPH_MAX_MOVES];
 	bool hashed[NYMPH_MAX_MOVES];

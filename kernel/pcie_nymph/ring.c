@@ -481,15 +481,15 @@ static int nymph_ring_step(struct nymph_ring *ring)
  */
 static u64 nymph_ring_fly(struct nymph_ring *ring)
 {
-	u64 now = 0, started = ktime_get_ns();
-	unsigned int i, n;
+	unsigned int i, n = nymph_flight_run(ring);
+	u64 now = 0;
 
-	n = nymph_flight_run(ring);
 	for (i = 0; i < n; i++) {
 		struct nymph_slot *slot = nymph_ring_oldest(ring);
 		int ret;
 
-		nymph_transfer_start(&ring->transfer, &slot->entry, started);
+		nymph_transfer_start(&ring->transfer, &slot->entry,
+				     ring->flight->started_ns);
 		ret = nymph_flight_land(ring, slot, i);
 		while (ret == NYMPH_STEP_MORE) {
 			cond_resched();

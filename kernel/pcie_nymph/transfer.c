@@ -200,8 +200,7 @@ int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot)
 
 	if (op->moves) {
 		dst_flags = VM_WRITE;
-		if (e->flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
-				NYMPH_DMA_FLAG_DIGEST_ONLY))
+		if (e->flags & NYMPH_FLAGS_HASHED)
 			dst_flags |= VM_READ;
 	}
 
@@ -254,8 +253,7 @@ void nymph_transfer_start(struct nymph_transfer *t,
 	t->engine = 0;
 	t->record_flags = 0;
 	if (entry->opcode == NYMPH_OP_HASH ||
-	    entry->flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
-			    NYMPH_DMA_FLAG_DIGEST_ONLY)) {
+	    entry->flags & NYMPH_FLAGS_HASHED) {
 		nymph_blake3_init(&t->src_hash);
 		nymph_blake3_init(&t->dst_hash);
 	}
@@ -521,14 +519,11 @@ static int nymph_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 static size_t nymph_next_piece(struct nymph_ring *ring,
 			       const struct nymph_entry *e, u64 left)
 {
-	const u32 large = NYMPH_DMA_FLAG_ZERO_COPY;
-	const u32 hashed = NYMPH_DMA_FLAG_VERIFY_HASH |
-			   NYMPH_DMA_FLAG_DIGEST_ONLY;
+	bool alone = ring->engine->offloads && e->opcode == NYMPH_OP_COPY &&
+		     e->flags & NYMPH_DMA_FLAG_ZERO_COPY &&
+		     !(e->flags & NYMPH_FLAGS_HASHED);
 
-	if (e->opcode == NYMPH_OP_COPY && ring->engine->offloads &&
-	    (e->flags & (large | hashed)) == large)
-		return min_t(u64, left, NYMPH_LARGE_PIECE);
-	return min_t(u64, left, NYMPH_PIECE);
+	return min_t(u64, left, alone ? NYMPH_LARGE_PIECE : NYMPH_PIECE);
 }
 
 /* What the digests say, which are made. */

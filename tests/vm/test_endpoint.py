@@ -228,11 +228,8 @@ def test_unplug_and_replug_under_load(
     assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
 
 
-CARD = """
-import collections, errno, select, sys, pynymph
-data, back = bytes(range(256)) * 1024, bytearray(1 << 18)
-ring = pynymph.Ring(engine=sys.argv[1])
-card = ring.allocate_on_card(len(data))
+COUNT = """
+import collections, errno, os, select, sys, pynymph
 saw = collections.Counter()
 
 def attempt(what, **arguments):
@@ -243,16 +240,25 @@ def attempt(what, **arguments):
     else:
         saw["ok"] += 1
 
-def rounds():
+def go_on(round):
+    print("copying", flush=True)
     while not select.select([sys.stdin], [], [], 0)[0]:
-        attempt(ring.copy, src=data, dst=card, verify=True)
-        attempt(ring.copy, src=card, dst=back, verify=True)
-        attempt(ring.digest, src=card)
+        round()
     print(sys.stdin.readline().strip(), *saw.items(), flush=True)
+    saw.clear()
+"""
 
-print("copying", flush=True)
-rounds()
-saw.clear()
+CARD = """
+data, back = bytes(range(256)) * 1024, bytearray(1 << 18)
+ring = pynymph.Ring(engine=sys.argv[1])
+card = ring.allocate_on_card(len(data))
+
+def there_and_back():
+    attempt(ring.copy, src=data, dst=card, verify=True)
+    attempt(ring.copy, src=card, dst=back, verify=True)
+    attempt(ring.digest, src=card)
+
+go_on(there_and_back)
 attempt(ring.copy, src=data, dst=card)
 attempt(ring.copy, src=card, dst=back)
 attempt(ring.compare, a=card, b=data)
@@ -268,33 +274,19 @@ print(*sorted(saw), *open("/sys/class/misc/pcie_nymph/counters/card_bytes"))
 
 
 DMABUF = """
-import collections, errno, os, select, sys, pynymph
-data, back = bytes(range(256)) * 1024, bytearray(1 << 18)
+data = bytes(range(256)) * 1024
 ring, other = pynymph.Ring(engine=sys.argv[1]), pynymph.Ring(engine="cpu")
 kept = other.allocate(len(data))
 fd = kept.export()
 half, rest = ring.import_dmabuf(fd)[: 1 << 17], ring.import_dmabuf(fd)[1 << 17 :]
 os.close(fd)
-saw = collections.Counter()
 
-def attempt(what, **arguments):
-    try:
-        what(**arguments)
-    except pynymph.NymphError as error:
-        saw[errno.errorcode[error.errno]] += 1
-    else:
-        saw["ok"] += 1
+def there_and_on():
+    attempt(ring.copy, src=data[: 1 << 17], dst=half, verify=True)
+    attempt(ring.copy, src=half, dst=rest, zero_copy=True, verify=True)
+    attempt(ring.digest, src=rest)
 
-def rounds():
-    while not select.select([sys.stdin], [], [], 0)[0]:
-        attempt(ring.copy, src=data[: 1 << 17], dst=half, verify=True)
-        attempt(ring.copy, src=half, dst=rest, zero_copy=True, verify=True)
-        attempt(ring.digest, src=rest)
-    print(sys.stdin.readline().strip(), *saw.items(), flush=True)
-
-print("copying", flush=True)
-rounds()
-saw.clear()
+go_on(there_and_on)
 attempt(ring.copy, src=half, dst=rest, zero_copy=True)
 attempt(ring.digest, src=half)
 print(*sorted(saw), flush=True)
@@ -323,7 +315,7 @@ def test_memory_of_a_card_goes_with_it(
 
     A dma-buf that the card had stays, and the next card has it too.
     """
-    command = vm.command(["python3", "-c", script, channels(vm)[0]])
+    command = vm.command(["python3", "-c", COUNT + script, channels(vm)[0]])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdin and running.stdout
 
