@@ -120,16 +120,13 @@ class AsyncRing:
         """
         import numpy as np
 
-        from pynymph.batch import check
-
-        check(entries)
-        memories = self.ring._known_memories()
+        many, memories = self.ring._check(entries)
         batches: list[Batch] = []
         async with self._turn:
             taken = 0
-            while taken < len(entries) or not batches:
+            while taken < len(many) or not batches:
                 try:
-                    batch = self.ring._make_batch(entries, wait=False, taken=taken, memories=memories)
+                    batch = self.ring._make_batch(many, taken, wait=False)
                 except FullError:
                     await self._wait_for_room()
                     continue
@@ -137,7 +134,8 @@ class AsyncRing:
                 batches.append(batch)
                 taken += len(batch)
                 self._watch(True)
-        while any(batch in self.ring._batches for batch in batches):
+        del memories
+        while not all(batch.done for batch in batches):
             self._ended.clear()
             await self._ended.wait()
         return np.concatenate([batch.result() for batch in batches])
@@ -180,7 +178,7 @@ class AsyncRing:
         return self.completions()
 
     async def _submit(self, operation: Operation, *, collectable: bool) -> Transfer:
-        job = Job(next(self.ring._next_cookie), operation, self.ring, collectable=collectable)
+        job = Job(operation, self.ring, collectable=collectable)
         job.on_end = lambda: self._end(job)
         try:
             async with self._turn:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import time
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pynymph.abi import ffi, lib
+from pynymph.abi import address, ffi, lib
 from pynymph.buffer import Memory, RingBuffer
 from pynymph.errors import ArgumentError, NymphError
 
@@ -108,25 +109,89 @@ def check(entries: object) -> None:
         raise ArgumentError(errno.EINVAL, "entries are one dimension of pynymph.batch.ENTRY, in NumPy")
 
 
+class Checked:
+    """Entries as the driver gets them: a copy, with cookies, of memory that the ring knows.
+
+    `known`: the ring's memory by handle. Raises ArgumentError for an entry that names memory in any other way.
+    """
+
+    def __init__(
+        self, entries: NDArray[np.void], first_cookie: int, known: dict[int, weakref.ref[Memory]]
+    ) -> None:
+        n = len(entries)
+        self._given = entries.tobytes()
+        # As bytes: NumPy copies structs field by field.
+        copy = bytearray(self._given)
+        self.address = address(ffi.from_buffer(copy))
+        self.entries: NDArray[np.void] = np.ndarray(n, ENTRY, copy)
+        self.first_cookie = first_cookie
+        self.entries["flags"] |= lib.NYMPH_DMA_FLAG_RECORD
+        self.entries["cookie"] = np.arange(first_cookie, first_cookie + n, dtype=np.uint64)
+        # Weak: one that is kept to be run again is no reason to keep a buffer.
+        self._memories = {handle: known.get(handle) for handle in sorted(self._handles())}
+        self.memories()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def is_of(self, entries: NDArray[np.void]) -> bool:
+        """Whether it would be the same, made of these now."""
+        return entries.tobytes() == self._given and None not in map(_alive, self._memories.values())
+
+    def memories(self) -> list[Memory]:
+        """What it needs. As long as somebody has this list, nobody else's memory has one of the handles."""
+        found = []
+        for handle, known in self._memories.items():
+            memory = _alive(known)
+            if memory is None:
+                raise ArgumentError(errno.EINVAL, f"no buffer of this ring has the handle {handle}")
+            found.append(memory)
+        return found
+
+    def _handles(self) -> set[int]:
+        found = set[int]()
+        opcodes = self.entries["opcode"]
+        for side, needs in (("src", _NEEDS_SRC), ("dst", _NEEDS_DST)):
+            named = self.entries[f"{side}_buffer"]
+            if not named.all():
+                nameless = needs[opcodes] & (named == 0)
+                if nameless.any():
+                    raise ArgumentError(
+                        errno.EINVAL,
+                        f"entry {nameless.argmax()} has no {side}_buffer, and nothing would hold memory "
+                        "without a handle",
+                    )
+            raw = named.tobytes()
+            is_one = raw == raw[: named.itemsize] * len(named)
+            found.update(named[:1].tolist() if is_one else named.tolist())
+        return found - {0}
+
+
+def _alive(known: weakref.ref[Memory] | None) -> Memory | None:
+    memory = known() if known is not None else None
+    return memory if memory is not None and memory.gone is None else None
+
+
 class Batch:
     """Entries that Ring.submit_many() has queued: the first ones, `len()` of them."""
 
-    def __init__(
-        self, ring: Ring, entries: NDArray[np.void], first: int, end: int | None, first_cookie: int
-    ) -> None:
-        check(entries)
+    def __init__(self, ring: Ring, many: Checked, first: int, end: int | None) -> None:
         self._ring = ring
         self.first = first
         """Number of its first entry among all that were given."""
-        self.total = len(entries)
+        self.total = len(many)
         """How many were given."""
-        self.entries = entries[first:end].copy()
+        self.entries = many.entries[first:end]
         """As the driver has them: with their cookies."""
+        self.address = many.address + first * ENTRY.itemsize
+        self.done = False
+        """Whether all have ended, or never will, as far as is known."""
         n = len(self.entries)
-        self.entries["flags"] |= lib.NYMPH_DMA_FLAG_RECORD
-        self.entries["cookie"] = np.arange(first_cookie, first_cookie + n, dtype=np.uint64)
-        self._records = np.zeros(n, RECORD)
-        self._first_cookie = first_cookie
+        self._bytes = memoryview(bytearray(n * RECORD.itemsize))
+        self._records: NDArray[np.void] = np.ndarray(n, RECORD, self._bytes)
+        self._in_order = 0  # so many have ended, if no other has
+        self._many = many
+        self._first_cookie = many.first_cookie + first
         self._let_go: list[Callable[[], None]] = []
         self.error: NymphError | None = None
         self.on_end: Callable[[], None] | None = None
@@ -140,6 +205,8 @@ class Batch:
     @property
     def ended(self) -> int:
         """How many have, as far as is known without asking the driver."""
+        if self._in_order == len(self):
+            return self._in_order
         return int(np.count_nonzero(self._records["size"]))
 
     def result(self, timeout: float | None = None) -> NDArray[np.void]:
@@ -153,40 +220,42 @@ class Batch:
 
     # What follows is the ring's, under its mutex.
 
-    def hold(self, known: list[Memory]) -> None:
-        """Hold the buffers. Raises ArgumentError for an entry that names memory in any other way."""
-        memories = {memory.handle: memory for memory in known if memory.gone is None}
-        opcodes, handles = self.entries["opcode"], set[int]()
-        for side, needs in (("src", _NEEDS_SRC), ("dst", _NEEDS_DST)):
-            named = self.entries[f"{side}_buffer"]
-            if not named.all():
-                nameless = needs[opcodes] & (named == 0)
-                if nameless.any():
-                    i = self.first + int(nameless.argmax())
-                    raise ArgumentError(
-                        errno.EINVAL,
-                        f"entry {i} has no {side}_buffer, and nothing would hold memory without a handle",
-                    )
-            same = (named == named[0]).all()
-            handles.update(named[:1].tolist() if same else named.tolist())
-        handles.discard(0)
-        for handle in sorted(handles):
-            if handle not in memories:
-                raise ArgumentError(errno.EINVAL, f"no buffer of this ring has the handle {handle}")
-        self._let_go = [memories[handle].take() for handle in handles]
+    def hold(self) -> None:
+        """Hold the buffers. Raises ArgumentError if one is gone."""
+        self._let_go = [memory.take() for memory in self._many.memories()]
+
+    def hints(self) -> dict[int, str]:
+        """Why the driver can have refused its first entry."""
+        which = f"entry {self.first}"
+        return {
+            errno.EINVAL: f"{which} is not well-formed, or its sides overlap; see docs/abi.md",
+            errno.EFAULT: f"{which} is not inside its buffers, or writes to one that is read-only",
+            errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
+        }
 
     def cut(self, accepted: int) -> None:
         """The driver took no more than these."""
-        self.entries, self._records = self.entries[:accepted], self._records[:accepted]
+        if accepted < len(self):
+            self.entries, self._records = self.entries[:accepted], self._records[:accepted]
+
+    def take_in_order(self, records: Any, n: int) -> bool:
+        """Keep the first `n` of an array of records, if they are those that it misses next: the usual case.
+
+        A ring retires in order, so what is between two records of one batch is of that batch.
+        """
+        at = records[0].cookie - self._first_cookie
+        end = records[n - 1].cookie - self._first_cookie + 1
+        if at != self._in_order or end != at + n or end > len(self):
+            return False
+        size = RECORD.itemsize
+        self._bytes[at * size : end * size] = ffi.buffer(records, n * size)
+        self._in_order = end
+        return True
 
     def take(self, records: NDArray[np.void]) -> NDArray[np.void]:
         """Keep those records that are its own, and return the others."""
         at = records["cookie"] - np.uint64(self._first_cookie)
         own = at < len(self)
-        if len(at) and own.all() and at[-1] - at[0] == len(at) - 1:
-            # The usual case: they come in the order of the entries.
-            self._records[int(at[0]) : int(at[-1]) + 1] = records
-            return records[:0]
         self._records[at[own]] = records[own]
         return records[~own]
 
@@ -195,5 +264,6 @@ class Batch:
         self.error = error
         while self._let_go:
             self._let_go.pop()()
+        self.done = True
         if self.on_end is not None:
             self.on_end()

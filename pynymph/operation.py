@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,7 @@ from pynymph.errors import ArgumentError, NymphError, error
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_ENTRY = ffi.typeof("struct nymph_entry *")
 _FLAGS = {
     "link": lib.NYMPH_DMA_FLAG_LINK,
     "barrier": lib.NYMPH_DMA_FLAG_BARRIER,
@@ -125,68 +127,100 @@ class Nop(Operation):
 class Job:
     """An operation on its way: its entry, and the hold on its buffers."""
 
-    def __init__(
-        self, cookie: int, operation: Operation, owner: object, *, collectable: bool = False
-    ) -> None:
+    def __init__(self, operation: Operation, owner: object, *, collectable: bool = False) -> None:
         if not isinstance(operation, Operation):
             raise ArgumentError(errno.EINVAL, f"{operation!r} is no operation such as Copy(src=..., dst=...)")
         if getattr(operation, "verify", False) and getattr(operation, "digest", False):
             raise ArgumentError(errno.EINVAL, "verify makes both digests; leave out digest")
-        self.cookie = cookie
         self.collectable = collectable
         """Whether Ring.completions() tells of it."""
         self.outcome: Completion | NymphError | None = None
         self.on_end: Callable[[], None] | None = None
         """Called once there is an outcome, by whom it is found, with the ring's mutex held."""
         self.operation = type(operation)
+        self.is_memory = True
+        """Whether all its bytes are in memory: else a file may have to be read, which nothing interrupts."""
         self._names = [name for name in (operation._src, operation._dst) if name]
         self._written = operation._dst if operation._writes else None
         self._zero_copy = getattr(operation, "zero_copy", False)
         self._letting_go: list[Callable[[], None]] = []
         self._buffers: list[RingBuffer] = []
-        flags = sum(flag for name, flag in _FLAGS.items() if getattr(operation, name, False))
-        self.entry: dict[str, Any] = {
-            "size": ffi.sizeof("struct nymph_entry"),
-            "opcode": operation._opcode,
-            "flags": flags | lib.NYMPH_DMA_FLAG_RECORD,
-            "cookie": cookie,
-        }
         # First all checks: what fails here has nothing to let go of.
-        memory = {name: with_bytes(getattr(operation, name)) for name in self._names}
-        lengths = {name: _length(name, given, owner) for name, given in memory.items()}
-        if self._written:
-            _check_writable(self._written, memory[self._written])
-        if len(set(lengths.values())) > 1:
+        sides: list[tuple[str, Buffer, bool]] = []
+        length = 0
+        for side, name in (("src", operation._src), ("dst", operation._dst)):
+            if name:
+                given, writes = with_bytes(getattr(operation, name)), name == self._written
+                nbytes = self._check(name, given, writes, owner)
+                if sides and nbytes != length:
+                    raise ArgumentError(
+                        errno.EINVAL, f"{self._names[0]} has {length} bytes, {name} has {nbytes} bytes"
+                    )
+                length = nbytes
+                sides.append((side, given, writes))
+        if sides and not 1 <= length <= lib.NYMPH_MAX_LENGTH:
             raise ArgumentError(
-                errno.EINVAL, ", ".join(f"{name} has {length} bytes" for name, length in lengths.items())
+                errno.EINVAL,
+                f"an operation has 1 to {lib.NYMPH_MAX_LENGTH} bytes, and this one {length}; split it",
             )
-        for length in lengths.values():
-            if not 1 <= length <= lib.NYMPH_MAX_LENGTH:
-                raise ArgumentError(
-                    errno.EINVAL,
-                    f"an operation has 1 to {lib.NYMPH_MAX_LENGTH} bytes, and this one {length}; split it",
-                )
-            self.entry["length"] = length
+        self.entry = ffi.new(_ENTRY)
+        self.entry.size = ffi.sizeof(self.entry[0])
+        self.entry.opcode = operation._opcode
+        self.entry.flags = lib.NYMPH_DMA_FLAG_RECORD
+        for name, flag in _FLAGS.items():
+            if getattr(operation, name, False):
+                self.entry.flags |= flag
+        self.entry.length = length
         if isinstance(operation, Fill):
-            self.entry["src"] = _pattern(operation.pattern)
+            self.entry.src = _pattern(operation.pattern)
         try:
-            for side, name in (("src", operation._src), ("dst", operation._dst)):
-                if name:
-                    self._take(side, memory[name], name == self._written)
+            for side, given, writes in sides:
+                self._take(side, given, writes)
         except BaseException:
             self.let_go()
             raise
+
+    @property
+    def cookie(self) -> int:
+        """The ring gives it one, when it is first submitted; until then, 0."""
+        return int(self.entry.cookie)
+
+    def _check(self, name: str, buffer: Buffer, writes: bool, owner: object) -> int:
+        """Raise if it can't be that. Returns how many bytes it has."""
+        if isinstance(buffer, RingBuffer):
+            buffer.check()
+            if buffer._owner is not owner:
+                raise ArgumentError(
+                    errno.EINVAL, f"{name} is a buffer of another ring; make one of this ring's"
+                )
+            nbytes, readonly = buffer.nbytes, buffer.readonly
+        else:
+            with memoryview(buffer) as view:
+                if not view.c_contiguous:
+                    raise ArgumentError(
+                        errno.EINVAL, f"{name} is not C-contiguous; give a buffer without gaps"
+                    )
+                nbytes, readonly = view.nbytes, view.readonly
+                # An array of NumPy's has its own memory if there is no base.
+                own = isinstance(view.obj, (bytes, bytearray, array)) or getattr(view.obj, "base", 0) is None
+                self.is_memory = self.is_memory and own
+        if writes and readonly:
+            raise ArgumentError(
+                errno.EINVAL,
+                f"{name} is read-only, or its DLPack does not say that it is not; give a writable buffer",
+            )
+        return nbytes
 
     def _take(self, side: str, buffer: Buffer, writes: bool) -> None:
         if isinstance(buffer, RingBuffer):
             self._letting_go.append(buffer._memory.take())
             self._buffers.append(buffer)
-            self.entry[side] = buffer.offset
-            self.entry[f"{side}_buffer"] = buffer._memory.handle
+            setattr(self.entry, side, buffer.offset)
+            setattr(self.entry, f"{side}_buffer", buffer._memory.handle)
         else:
             held = ffi.from_buffer(buffer, require_writable=writes)
             self._letting_go.append(lambda: ffi.release(held))
-            self.entry[side] = address(held)
+            setattr(self.entry, side, address(held))
 
     def end(self, outcome: Completion | NymphError) -> None:
         """The driver is done with it, and its buffers."""
@@ -194,11 +228,6 @@ class Job:
         self.let_go()
         if self.on_end is not None:
             self.on_end()
-
-    @property
-    def is_in_buffers(self) -> bool:
-        """Whether all its memory is of RingBuffers."""
-        return len(self._buffers) == len(self._names)
 
     def check(self) -> None:
         """Raise if a buffer was freed since: its handle may be another's by now."""
@@ -259,31 +288,6 @@ def memlock() -> str:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     allowed = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
     return f"RLIMIT_MEMLOCK ({allowed} for all pinned) or memory"
-
-
-def _length(name: str, buffer: Buffer, owner: object) -> int:
-    if isinstance(buffer, RingBuffer):
-        buffer.check()
-        if buffer._owner is not owner:
-            raise ArgumentError(errno.EINVAL, f"{name} is a buffer of another ring; make one of this ring's")
-        return buffer.nbytes
-    with memoryview(buffer) as view:
-        if not view.c_contiguous:
-            raise ArgumentError(errno.EINVAL, f"{name} is not C-contiguous; give a buffer without gaps")
-        return view.nbytes
-
-
-def _check_writable(name: str, buffer: Buffer) -> None:
-    if isinstance(buffer, RingBuffer):
-        readonly = buffer.readonly
-    else:
-        with memoryview(buffer) as view:
-            readonly = view.readonly
-    if readonly:
-        raise ArgumentError(
-            errno.EINVAL,
-            f"{name} is read-only, or its DLPack does not say that it is not; give a writable buffer",
-        )
 
 
 def _pattern(pattern: bytes) -> int:

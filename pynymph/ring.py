@@ -12,7 +12,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from pynymph import abi
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-    from pynymph.batch import Batch
+    from pynymph.batch import Batch, Checked
 
 DEVICE = "/dev/pcie_nymph"
 MODEL = "model:"
@@ -97,14 +96,16 @@ class Ring:
         self._waiter: int | None = None  # the thread that waits in the driver, with the mutex held
         # All below is under the mutex. What one thread reaps may be another's: all are told, by eventfd.
         self._wakers: set[int] = set()
-        self._next_cookie = count(1)
+        self._next_cookie = 1
         self._next_batch_cookie = 1 << 63
         self._in_flight: dict[int, Job] = {}
         self._ended: dict[int, Job] = {}  # of submit(), and nobody knows yet
         self._batches: list[Batch] = []  # not ended
-        self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
-        # Handles of memory that was garbage. Collection can come at any moment, so their end has to wait.
+        self._known: dict[int, weakref.ref[Memory]] = {}  # by handle
+        # Handles of memory that was garbage. Collection can come at any moment, so their end has to wait. It
+        # appends, whichever thread it is in; only the first is taken away.
         self._forgotten: list[int] = []
+        self._last_run: Checked | None = None  # whoever takes it away runs it, and puts it back
         room = max(64, entries)  # so that all of a batch come at once
         self._records = ffi.new("struct nymph_record[]", room)
         self._reaping = abi.new("nymph_enter", records=address(self._records), max_records=room)
@@ -217,7 +218,7 @@ class Ring:
         jobs: list[Job] = []
         try:
             for operation in operations:
-                jobs.append(Job(next(self._next_cookie), operation, self, collectable=True))
+                jobs.append(Job(operation, self, collectable=True))
             with self._lock():
                 # Records not collected yet could be all there is room for.
                 self._reap()
@@ -234,27 +235,24 @@ class Ring:
         that were accepted: the first ones, if there was not room for all. Raises NymphError if the very first
         was refused (FullError: there is no room).
         """
-        return self._make_batch(entries, wait=False)
+        many, _ = self._check(entries)
+        return self._make_batch(many, wait=False)
 
     def run_many(self, entries: NDArray[np.void], timeout: float | None = None) -> NDArray[np.void]:
         """Queue a NumPy array of entries, as room for them comes, and return how all ended, in their order.
 
         Entries are those of submit_many(), and what is returned is that of Batch.result(). Nothing is faster
-        for many small copies. Raises NymphError if an entry was refused, and RingTimeoutError after `timeout`
-        seconds; what was queued by then goes on and holds its buffers.
+        for many small copies, least of all the same ones again: what was checked once is not checked twice.
+        Raises NymphError if an entry was refused, and RingTimeoutError after `timeout` seconds; what was
+        queued by then goes on and holds its buffers.
         """
-        import numpy as np
-
-        from pynymph.batch import check
-
-        check(entries)
         deadline = None if timeout is None else time.monotonic() + timeout
-        memories = self._known_memories()
+        many, memories = self._check(entries)
         done: list[NDArray[np.void]] = []
         taken = 0
-        while taken < len(entries) or not done:
+        while taken < len(many) or not done:
             try:
-                batch = self._make_batch(entries, deadline, wait=True, taken=taken, memories=memories)
+                batch = self._make_batch(many, taken, deadline, wait=True)
             except FullError:
                 # Of others' making: this call has nothing in flight here.
                 if not self._wait(self._has_room, deadline, select.POLLIN | select.POLLOUT):
@@ -262,8 +260,15 @@ class Ring:
                 continue
             done.append(self._batch_result(batch, timeout, deadline))
             taken += len(batch)
-            time.sleep(0)  # others may want the mutex
-        return done[0] if len(done) == 1 else np.concatenate(done)
+            _let_others()
+        del memories
+        if len(many) <= lib.NYMPH_MAX_ENTRIES:
+            self._last_run = many
+        if len(done) == 1:
+            return done[0]
+        import numpy as np
+
+        return np.concatenate(done)
 
     def completions(self, timeout: float | None = None) -> Iterator[Completion]:
         """How operations of submit() ended, in the order in which they did, as soon as they do.
@@ -396,7 +401,7 @@ class Ring:
 
     def _buffer(self, memory: Memory, handle: int, nbytes: int) -> RingBuffer:
         memory.handle = handle
-        self._memories.add(memory)
+        self._known[handle] = weakref.ref(memory)
         return RingBuffer(memory, 0, nbytes, self, self._free_buffer, self._export_buffer)
 
     def _export_buffer(self, memory: Memory) -> int:
@@ -423,18 +428,21 @@ class Ring:
 
     def _drop_forgotten(self) -> None:
         while self._forgotten:
+            handle = self._forgotten[0]
             try:
-                self._request(abi.NYMPH_IOC_BUFFER, _free(self._forgotten[-1]))
+                self._request(abi.NYMPH_IOC_BUFFER, _free(handle))
             except NymphError as e:
                 # Freed before, and then Ctrl-C came. It is nobody else's: this is done before one is made.
                 if e.errno != errno.ENOENT:
                     raise
-            self._forgotten.pop()
+            self._known.pop(handle, None)
+            del self._forgotten[0]
 
     def _end_memories(self, why: str) -> None:
-        for memory in list(self._memories):
-            memory.end(why)
-        self._memories.clear()
+        for known in self._known.values():
+            if (memory := known()) is not None:
+                memory.end(why)
+        self._known.clear()
         self._forgotten.clear()
 
     # --- the ring itself ---
@@ -565,21 +573,28 @@ class Ring:
 
     def _do(self, operation: Operation, timeout: float | None) -> Completion:
         deadline = None if timeout is None else time.monotonic() + timeout
-        job = Job(next(self._next_cookie), operation, self)
+        job = Job(operation, self)
         try:
-            room = select.POLLIN | select.POLLOUT
-            if not self._wait(lambda: self._submit_if_room(job, deadline, wait=True), deadline, room):
-                raise error(errno.ETIMEDOUT, f"the ring had no room within {timeout} s; nothing was done")
+            with self._lock():
+                queued = self._submit_if_room(job, deadline, wait=True)
+            if not queued:
+                room = select.POLLIN | select.POLLOUT
+                if not self._wait(lambda: self._submit_if_room(job), deadline, room):
+                    raise error(errno.ETIMEDOUT, f"the ring had no room within {timeout} s; nothing was done")
             return self._result(job, timeout, deadline)
         finally:
-            self._let_go_of_refused([job])
+            if job.outcome is None:
+                self._let_go_of_refused([job])
 
     def _result(self, job: Job, timeout: float | None, deadline: float | None) -> Completion:
         """Wait for the end, and return how it was, or raise it."""
-        if not self._wait(lambda: job.outcome is not None, deadline, select.POLLIN):
+        if job.outcome is None and not self._wait(
+            lambda: job.outcome is not None, deadline, select.POLLIN, job
+        ):
             raise error(errno.ETIMEDOUT, f"not done within {timeout} s; it goes on and holds its buffers")
-        with self._lock():
-            self._ended.pop(job.cookie, None)
+        if job.collectable:
+            with self._lock():
+                self._ended.pop(job.cookie, None)
         if isinstance(job.outcome, NymphError):
             # Each its own: raised over and over, one would collect the tracebacks of all.
             raise error(job.outcome.errno or 0, job.outcome.strerror or "")
@@ -588,42 +603,46 @@ class Ring:
             raise job.failure(job.outcome)
         return job.outcome
 
-    def _known_memories(self) -> list[Memory]:
-        """Held by this list: a handle that is given up, and is then another's, would be mistaken for it."""
+    def _check(self, entries: NDArray[np.void]) -> tuple[Checked, list[Memory]]:
+        """Entries as the driver gets them, and their memory: held, it keeps its handles."""
+        from pynymph.batch import Checked, check
+
+        check(entries)
         with self._lock():
-            return list(self._memories)
+            self._opened()
+            many, self._last_run = self._last_run, None
+            if many is None or not many.is_of(entries):
+                many = Checked(entries, self._next_batch_cookie, self._known)
+                self._next_batch_cookie += len(many)
+            return many, many.memories()
 
     def _make_batch(
-        self,
-        entries: NDArray[np.void],
-        deadline: float | None = None,
-        *,
-        wait: bool,
-        taken: int | None = None,
-        memories: list[Memory] | None = None,
+        self, many: Checked, taken: int | None = None, deadline: float | None = None, *, wait: bool
     ) -> Batch:
         """Of as many entries as there may be room for from number `taken` on, or of all if that is None."""
         from pynymph.batch import Batch
 
-        end = None if taken is None else taken + self.entries
+        batch = Batch(self, many, taken or 0, None if taken is None else taken + self.entries)
         with self._lock():
             self._opened()
-            batch = Batch(self, entries, taken or 0, end, self._next_batch_cookie)
-            self._next_batch_cookie += len(batch)
             if self._in_flight or self._batches:
                 # Their records could be all there is room for.
                 self._reap()
             if len(batch):
                 self._drop_forgotten()
-                batch.hold(list(self._memories) if memories is None else memories)
+                batch.hold()
                 self._submit_batch(batch, deadline, wait=wait)
+            else:
+                batch.end()
         return batch
 
     def _batch_result(
         self, batch: Batch, timeout: float | None, deadline: float | None
     ) -> NDArray[np.void]:
-        if not self._wait_alone(batch, deadline) and not self._wait(
-            lambda: batch not in self._batches, deadline, select.POLLIN
+        if not (
+            batch.done
+            or self._wait_alone(batch, deadline)
+            or self._wait(lambda: batch.done, deadline, select.POLLIN)
         ):
             done = f"{batch.first + batch.ended} of {batch.total}"
             raise error(errno.ETIMEDOUT, f"{done} done within {timeout} s; what was queued goes on")
@@ -647,16 +666,16 @@ class Ring:
         """Wait until it has ended, as long as nothing else is in flight and nobody else waits."""
         while True:
             with self._lock():
-                if batch not in self._batches:
+                if batch.done:
                     return True
                 if self._in_flight or self._wakers or self._batches != [batch]:
                     return False
                 self._enter(min_records=len(batch) - batch.ended, deadline=deadline)
-                if batch not in self._batches:
+                if batch.done:
                     return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            time.sleep(0)  # others may want the mutex
+            _let_others()
 
     # Everything below is called with the mutex held, except _wait() and _let_go_of_refused(), which take it.
 
@@ -699,14 +718,15 @@ class Ring:
 
     def _enter(
         self,
-        entries: Any = None,
+        entries: int = 0,
         to_submit: int = 0,
         hints: Callable[[], dict[int, str]] = dict,
         *,
         min_records: int = 0,
         deadline: float | None = None,
     ) -> int:
-        """One ENTER: submit, collect what records there are, and hand them to whom they belong.
+        """One ENTER: submit `to_submit` at the address `entries`, collect what records there are, and hand
+        them to whom they belong.
 
         Waits for `min_records` until the deadline, but not for long. How many entries were taken is in
         self._reaping.submitted; how many records came is returned.
@@ -715,14 +735,13 @@ class Ring:
         self._hand_out()
         arg = self._reaping
         number = arg.submitted = 0
-        arg.entries = 0 if entries is None else address(entries)
+        arg.entries = entries
         arg.to_submit = to_submit
         arg.min_records = min(min_records, arg.max_records)
         arg.deadline_ns = 0
         if min_records:
-            arg.deadline_ns = time.monotonic_ns() + _ALONE_NS
-            if deadline is not None:
-                arg.deadline_ns = int(min(arg.deadline_ns, max(0, deadline * 1e9)))
+            latest = time.monotonic_ns() + _ALONE_NS
+            arg.deadline_ns = latest if deadline is None else int(min(latest, max(0, deadline * 1e9)))
         try:
             self._waiter = threading.get_ident() if min_records else None
             try:
@@ -749,13 +768,19 @@ class Ring:
         self._drop_forgotten()
         for job in jobs:
             job.check()
-        entries = ffi.new("struct nymph_entry[]", [job.entry for job in jobs])
+            if not job.cookie:
+                job.entry.cookie = self._next_cookie
+                self._next_cookie += 1
+        entries = jobs[0].entry
+        if len(jobs) > 1:
+            entries = ffi.new("struct nymph_entry[]", [job.entry[0] for job in jobs])
         self._reaping.submitted = 0
         try:
             # Before the request, so that Ctrl-C can't come between it and this.
             for job in jobs:
                 self._in_flight[job.cookie] = job
-            self._enter(entries, len(jobs), jobs[0].hints, min_records=int(wait), deadline=deadline)
+            number = len(jobs)
+            self._enter(address(entries), number, jobs[0].hints, min_records=int(wait), deadline=deadline)
         finally:
             for job in jobs[self._reaping.submitted :]:
                 self._in_flight.pop(job.cookie, None)
@@ -763,37 +788,36 @@ class Ring:
 
     def _submit_batch(self, batch: Batch, deadline: float | None, *, wait: bool) -> None:
         wait = wait and not (self._in_flight or self._batches or self._wakers)
-        which = f"entry {batch.first}"
-        hints = {
-            errno.EINVAL: f"{which} is not well-formed, or its sides overlap; see docs/abi.md",
-            errno.EFAULT: f"{which} is not inside its buffers, or writes to one that is read-only",
-            errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
-        }
         self._reaping.submitted = 0
         try:
             # Before the request, so that Ctrl-C can't come between it and this.
             self._batches.append(batch)
             n = len(batch)
-            records = n if wait else 0
-            self._enter(
-                ffi.from_buffer(batch.entries), n, lambda: hints, min_records=records, deadline=deadline
-            )
+            self._enter(batch.address, n, batch.hints, min_records=n if wait else 0, deadline=deadline)
         finally:
             batch.cut(self._reaping.submitted)
-            if batch in self._batches and batch.ended == len(batch):
-                self._batches.remove(batch)
-                batch.end()
+            self._end_if_complete(batch)
+
+    def _end_if_complete(self, batch: Batch) -> None:
+        if not batch.done and batch.ended == len(batch):
+            self._batches.remove(batch)
+            batch.end()
 
     def _submit_if_room(self, job: Job, deadline: float | None = None, *, wait: bool = False) -> bool:
         """If it is to `wait`, and nothing else is in flight, the job may be done already."""
-        # Memory that is in no buffer can take long to be read, and Ctrl-C would not end that.
-        wait = wait and job.is_in_buffers and not (self._in_flight or self._batches or self._wakers)
+        wait = wait and job.is_memory and not (self._in_flight or self._batches or self._wakers)
         try:
             return bool(self._submit([job], wait=wait, deadline=deadline))
         except NymphError as e:
             if e.errno != errno.ENOSPC:
                 raise
             return False
+
+    def _is_next(self, job: Job) -> bool:
+        """Whether the next record is its, and nobody else waits for one."""
+        if self._batches or self._wakers or not job.is_memory:
+            return False
+        return next(iter(self._in_flight), None) == job.cookie
 
     def _room_for_completions(self) -> int:
         """How many more operations can be told of by completions(). Raises FullError if that is none."""
@@ -822,9 +846,7 @@ class Ring:
     def _hand_out(self) -> None:
         if not self._reaping.reaped:
             return
-        records = self._records[0 : self._reaping.reaped]
-        if self._batches:
-            records = self._hand_out_to_batches(records)
+        records = self._hand_out_to_batches() if self._batches else self._records[0 : self._reaping.reaped]
         for record in records:
             job = self._in_flight.get(record.cookie)
             if job is None:
@@ -836,18 +858,21 @@ class Ring:
         self._wake()
         self._reaping.reaped = 0
 
-    def _hand_out_to_batches(self, records: Any) -> Any:
+    def _hand_out_to_batches(self) -> Any:
         """Returns those records that are of none."""
+        oldest, n = self._batches[0], self._reaping.reaped
+        if oldest.take_in_order(self._records, n):
+            self._end_if_complete(oldest)
+            return []
         import numpy as np
 
         from pynymph.batch import RECORD
 
+        records = self._records[0:n]
         rest = np.frombuffer(ffi.buffer(records), RECORD)
         for batch in list(self._batches):
             rest = batch.take(rest)
-            if batch.ended == len(batch):
-                self._batches.remove(batch)
-                batch.end()
+            self._end_if_complete(batch)
         others = set(rest["cookie"].tolist())
         return [record for record in records if record.cookie in others] if others else []
 
@@ -867,8 +892,13 @@ class Ring:
         for waker in self._wakers:
             os.eventfd_write(waker, 1)
 
-    def _wait(self, ready: Callable[[], bool], deadline: float | None, events: int) -> bool:
-        """Wait until `ready()`, called with the mutex held, is true: True. At the deadline: False."""
+    def _wait(
+        self, ready: Callable[[], bool], deadline: float | None, events: int, job: Job | None = None
+    ) -> bool:
+        """Wait until `ready()`, called with the mutex held, is true: True. At the deadline: False.
+
+        `job`: what it is that is waited for.
+        """
         waker = -1
         try:
             with self._lock():
@@ -876,6 +906,10 @@ class Ring:
                 self._hand_out()
                 if ready():
                     return True
+                if job is not None and self._is_next(job):
+                    self._enter(min_records=1, deadline=deadline)
+                    if ready():
+                        return True
                 fd = self._opened().fileno()
                 poller = select.poll()
                 poller.register(fd, events)
@@ -923,8 +957,8 @@ class Ring:
             queued_ns=record.queued_ns,
             started_ns=record.started_ns,
             completed_ns=record.completed_ns,
-            src_digest=bytes(record.src_digest) if record.flags & lib.NYMPH_RECORD_SRC_DIGEST else None,
-            dst_digest=bytes(record.dst_digest) if record.flags & lib.NYMPH_RECORD_DST_DIGEST else None,
+            src_digest=_bytes(record.src_digest) if record.flags & lib.NYMPH_RECORD_SRC_DIGEST else None,
+            dst_digest=_bytes(record.dst_digest) if record.flags & lib.NYMPH_RECORD_DST_DIGEST else None,
         )
 
 
@@ -966,6 +1000,12 @@ class Transfer:
         return self._ring._cancel(self._job)
 
 
+def _let_others() -> None:
+    """Who has had the mutex for long, and will have it again, gives the others a chance."""
+    if threading.active_count() > 1:
+        time.sleep(0)
+
+
 def _refused(number: int, hints: dict[int, str]) -> NymphError:
     known = {
         errno.EPERM: _FORKED,
@@ -973,6 +1013,10 @@ def _refused(number: int, hints: dict[int, str]) -> NymphError:
         errno.ENOMEM: "the kernel has no memory for it",
     }
     return error(number, (known | hints).get(number, os.strerror(number)))
+
+
+def _bytes(array: Any) -> bytes:
+    return bytes(ffi.buffer(array))
 
 
 def _free(handle: int) -> Any:

@@ -67,7 +67,7 @@ def test_a_ring_that_cannot_be(arguments: dict[str, int], words: str) -> None:
 
 
 def transfer(src: object, dst: object, **flags: bool) -> Job:
-    return Job(1, pynymph.Copy(src=src, dst=dst, **flags), owner=None)  # type: ignore[arg-type]
+    return Job(pynymph.Copy(src=src, dst=dst, **flags), owner=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_is_no_buffer() -> None:
 
 def test_what_is_no_operation() -> None:
     with pytest.raises(pynymph.ArgumentError, match="is no operation"):
-        Job(1, (b"1", bytearray(1)), owner=None)  # type: ignore[arg-type]
+        Job((b"1", bytearray(1)), owner=None)  # type: ignore[arg-type]
 
 
 def test_verify_and_digest_at_once() -> None:
@@ -116,8 +116,8 @@ def test_verify_and_digest_at_once() -> None:
 def test_a_transfer_points_into_the_buffers_and_holds_them_until_let_go() -> None:
     src, dst = np.arange(100, dtype="u4"), bytearray(400)
     moving = transfer(src, dst)
-    assert moving.entry["src"] == src.ctypes.data
-    assert moving.entry["length"] == 400
+    assert moving.entry.src == src.ctypes.data
+    assert moving.entry.length == 400
     with pytest.raises(BufferError):
         dst.append(0)
     moving.let_go()
