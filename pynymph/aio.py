@@ -120,13 +120,16 @@ class AsyncRing:
         """
         import numpy as np
 
-        many, memories = self.ring._check(entries)
+        with self.ring._lock():
+            many, memories = self.ring._checked(entries)
         batches: list[Batch] = []
         async with self._turn:
             taken = 0
             while taken < len(many) or not batches:
                 try:
-                    batch = self.ring._make_batch(many, taken, wait=False)
+                    with self.ring._lock():
+                        end = taken + self.ring.entries
+                        batch = self.ring._make_batch(many, memories, taken, end, wait=False)
                 except FullError:
                     await self._wait_for_room()
                     continue
@@ -134,7 +137,6 @@ class AsyncRing:
                 batches.append(batch)
                 taken += len(batch)
                 self._watch(True)
-        del memories
         while not all(batch.done for batch in batches):
             self._ended.clear()
             await self._ended.wait()

@@ -112,12 +112,13 @@ def check(entries: object) -> None:
 class Checked:
     """Entries as the driver gets them: a copy, with cookies, of memory that the ring knows.
 
-    `known`: the ring's memory by handle. Raises ArgumentError for an entry that names memory in any other way.
+    `known`: the ring's memory, by handle. Raises ArgumentError for an entry that names any other.
     """
 
     def __init__(
         self, entries: NDArray[np.void], first_cookie: int, known: dict[int, weakref.ref[Memory]]
     ) -> None:
+        check(entries)
         n = len(entries)
         self._given = entries.tobytes()
         # As bytes: NumPy copies structs field by field.
@@ -129,24 +130,28 @@ class Checked:
         self.entries["cookie"] = np.arange(first_cookie, first_cookie + n, dtype=np.uint64)
         # Weak: one that is kept to be run again is no reason to keep a buffer.
         self._memories = {handle: known.get(handle) for handle in sorted(self._handles())}
-        self.memories()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def is_of(self, entries: NDArray[np.void]) -> bool:
-        """Whether it would be the same, made of these now."""
-        return entries.tobytes() == self._given and None not in map(_alive, self._memories.values())
+        """Whether it was made of such entries."""
+        check(entries)
+        return entries.tobytes() == self._given
 
     def memories(self) -> list[Memory]:
         """What it needs. As long as somebody has this list, nobody else's memory has one of the handles."""
         found = []
         for handle, known in self._memories.items():
-            memory = _alive(known)
-            if memory is None:
-                raise ArgumentError(errno.EINVAL, f"no buffer of this ring has the handle {handle}")
+            memory = None if known is None else known()
+            if memory is None or memory.gone is not None:
+                raise _no_buffer(handle)
             found.append(memory)
         return found
+
+    def batch(self, ring: Ring, first: int, end: int) -> Batch:
+        """Those from `first` to `end`, to be queued."""
+        return Batch(ring, self, first, end)
 
     def _handles(self) -> set[int]:
         found = set[int]()
@@ -167,15 +172,14 @@ class Checked:
         return found - {0}
 
 
-def _alive(known: weakref.ref[Memory] | None) -> Memory | None:
-    memory = known() if known is not None else None
-    return memory if memory is not None and memory.gone is None else None
+def _no_buffer(handle: int) -> ArgumentError:
+    return ArgumentError(errno.EINVAL, f"no buffer of this ring has the handle {handle}")
 
 
 class Batch:
     """Entries that Ring.submit_many() has queued: the first ones, `len()` of them."""
 
-    def __init__(self, ring: Ring, many: Checked, first: int, end: int | None) -> None:
+    def __init__(self, ring: Ring, many: Checked, first: int, end: int) -> None:
         self._ring = ring
         self.first = first
         """Number of its first entry among all that were given."""
@@ -186,18 +190,14 @@ class Batch:
         self.address = many.address + first * ENTRY.itemsize
         self.done = False
         """Whether all have ended, or never will, as far as is known."""
-        n = len(self.entries)
-        self._bytes = memoryview(bytearray(n * RECORD.itemsize))
-        self._records: NDArray[np.void] = np.ndarray(n, RECORD, self._bytes)
-        self._in_order = 0  # so many have ended, if no other has
-        self._many = many
+        self._records: NDArray[np.void] | None = None  # until the first
         self._first_cookie = many.first_cookie + first
         self._let_go: list[Callable[[], None]] = []
         self.error: NymphError | None = None
         self.on_end: Callable[[], None] | None = None
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.entries)
 
     def __repr__(self) -> str:
         return f"<pynymph.batch.Batch of {len(self)} entries, {self.ended} of them ended>"
@@ -205,9 +205,12 @@ class Batch:
     @property
     def ended(self) -> int:
         """How many have, as far as is known without asking the driver."""
-        if self._in_order == len(self):
-            return self._in_order
-        return int(np.count_nonzero(self._records["size"]))
+        return 0 if self._records is None else int(np.count_nonzero(self._records["size"]))
+
+    @property
+    def records(self) -> NDArray[np.void]:
+        """How they ended, those that have."""
+        return np.zeros(len(self), RECORD) if self._records is None else self._records
 
     def result(self, timeout: float | None = None) -> NDArray[np.void]:
         """Wait until all have ended, and return how: an array of RECORD, in the order of the entries.
@@ -220,9 +223,12 @@ class Batch:
 
     # What follows is the ring's, under its mutex.
 
-    def hold(self) -> None:
-        """Hold the buffers. Raises ArgumentError if one is gone."""
-        self._let_go = [memory.take() for memory in self._many.memories()]
+    def hold(self, memories: list[Memory]) -> None:
+        """Hold the buffers. Raises ArgumentError if one was freed since."""
+        for memory in memories:
+            if memory.gone is not None:
+                raise _no_buffer(memory.handle)
+            self._let_go.append(memory.take())
 
     def hints(self) -> dict[int, str]:
         """Why the driver can have refused its first entry."""
@@ -235,32 +241,32 @@ class Batch:
 
     def cut(self, accepted: int) -> None:
         """The driver took no more than these."""
-        if accepted < len(self):
-            self.entries, self._records = self.entries[:accepted], self._records[:accepted]
+        self.entries = self.entries[:accepted]
+        if self._records is not None:
+            self._records = self._records[:accepted]
 
-    def take_in_order(self, records: Any, n: int) -> bool:
-        """Keep the first `n` of an array of records, if they are those that it misses next: the usual case.
+    def take_all(self, records: Any, n: int) -> bool:
+        """Keep `n` records, if they are just those of all its entries, as they usually are.
 
-        A ring retires in order, so what is between two records of one batch is of that batch.
+        A ring retires in order: what is between a batch's first record and its last is of that batch too.
         """
-        at = records[0].cookie - self._first_cookie
-        end = records[n - 1].cookie - self._first_cookie + 1
-        if at != self._in_order or end != at + n or end > len(self):
+        first = self._first_cookie
+        if n != len(self) or records[0].cookie != first or records[n - 1].cookie != first + n - 1:
             return False
-        size = RECORD.itemsize
-        self._bytes[at * size : end * size] = ffi.buffer(records, n * size)
-        self._in_order = end
+        self._records = np.frombuffer(bytearray(ffi.buffer(records, n * RECORD.itemsize)), RECORD)
         return True
 
     def take(self, records: NDArray[np.void]) -> NDArray[np.void]:
         """Keep those records that are its own, and return the others."""
+        if self._records is None:
+            self._records = np.zeros(len(self), RECORD)
         at = records["cookie"] - np.uint64(self._first_cookie)
         own = at < len(self)
         self._records[at[own]] = records[own]
         return records[~own]
 
     def end(self, error: NymphError | None = None) -> None:
-        """The driver is done with it, and its buffers."""
+        """The driver is done with it, and its buffers. Again, if Ctrl-C cut it short."""
         self.error = error
         while self._let_go:
             self._let_go.pop()()

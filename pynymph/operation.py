@@ -9,7 +9,7 @@ import resource
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pynymph.abi import address, ffi, lib
 from pynymph.buffer import RingBuffer, with_bytes

@@ -235,8 +235,9 @@ class Ring:
         that were accepted: the first ones, if there was not room for all. Raises NymphError if the very first
         was refused (FullError: there is no room).
         """
-        many, _ = self._check(entries)
-        return self._make_batch(many, wait=False)
+        with self._lock():
+            many, memories = self._checked(entries)
+            return self._make_batch(many, memories, 0, len(many), wait=False)
 
     def run_many(self, entries: NDArray[np.void], timeout: float | None = None) -> NDArray[np.void]:
         """Queue a NumPy array of entries, as room for them comes, and return how all ended, in their order.
@@ -247,12 +248,15 @@ class Ring:
         queued by then goes on and holds its buffers.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        many, memories = self._check(entries)
+        with self._lock():
+            many, memories = self._checked(entries)
         done: list[NDArray[np.void]] = []
         taken = 0
         while taken < len(many) or not done:
             try:
-                batch = self._make_batch(many, taken, deadline, wait=True)
+                with self._lock():
+                    end = taken + self.entries
+                    batch = self._make_batch(many, memories, taken, end, deadline, wait=True)
             except FullError:
                 # Of others' making: this call has nothing in flight here.
                 if not self._wait(self._has_room, deadline, select.POLLIN | select.POLLOUT):
@@ -261,7 +265,6 @@ class Ring:
             done.append(self._batch_result(batch, timeout, deadline))
             taken += len(batch)
             _let_others()
-        del memories
         if len(many) <= lib.NYMPH_MAX_ENTRIES:
             self._last_run = many
         if len(done) == 1:
@@ -603,39 +606,6 @@ class Ring:
             raise job.failure(job.outcome)
         return job.outcome
 
-    def _check(self, entries: NDArray[np.void]) -> tuple[Checked, list[Memory]]:
-        """Entries as the driver gets them, and their memory: held, it keeps its handles."""
-        from pynymph.batch import Checked, check
-
-        check(entries)
-        with self._lock():
-            self._opened()
-            many, self._last_run = self._last_run, None
-            if many is None or not many.is_of(entries):
-                many = Checked(entries, self._next_batch_cookie, self._known)
-                self._next_batch_cookie += len(many)
-            return many, many.memories()
-
-    def _make_batch(
-        self, many: Checked, taken: int | None = None, deadline: float | None = None, *, wait: bool
-    ) -> Batch:
-        """Of as many entries as there may be room for from number `taken` on, or of all if that is None."""
-        from pynymph.batch import Batch
-
-        batch = Batch(self, many, taken or 0, None if taken is None else taken + self.entries)
-        with self._lock():
-            self._opened()
-            if self._in_flight or self._batches:
-                # Their records could be all there is room for.
-                self._reap()
-            if len(batch):
-                self._drop_forgotten()
-                batch.hold()
-                self._submit_batch(batch, deadline, wait=wait)
-            else:
-                batch.end()
-        return batch
-
     def _batch_result(
         self, batch: Batch, timeout: float | None, deadline: float | None
     ) -> NDArray[np.void]:
@@ -648,7 +618,7 @@ class Ring:
             raise error(errno.ETIMEDOUT, f"{done} done within {timeout} s; what was queued goes on")
         if batch.error is not None:
             raise error(batch.error.errno or 0, batch.error.strerror or "")
-        return batch._records
+        return batch.records
 
     def _cancel(self, job: Job) -> bool:
         with self._lock():
@@ -786,6 +756,45 @@ class Ring:
                 self._in_flight.pop(job.cookie, None)
         return int(self._reaping.submitted)
 
+    def _checked(self, entries: NDArray[np.void]) -> tuple[Checked, list[Memory]]:
+        """Entries as the driver gets them, and their memory: held, it keeps its handles."""
+        self._opened()
+        many, self._last_run = self._last_run, None
+        if many is not None and many.is_of(entries):
+            try:
+                return many, many.memories()
+            except ArgumentError:
+                pass  # a handle of then is gone, or another's by now
+        from pynymph.batch import Checked  # NumPy, for who has it
+
+        many = Checked(entries, self._next_batch_cookie, self._known)
+        self._next_batch_cookie += len(many)
+        return many, many.memories()
+
+    def _make_batch(
+        self,
+        many: Checked,
+        memories: list[Memory],
+        first: int,
+        end: int,
+        deadline: float | None = None,
+        *,
+        wait: bool,
+    ) -> Batch:
+        self._opened()
+        batch = many.batch(self, first, end)
+        if self._in_flight or self._batches:
+            # Their records could be all there is room for.
+            self._reap()
+        if len(batch):
+            if self._forgotten:
+                self._drop_forgotten()
+            batch.hold(memories)
+            self._submit_batch(batch, deadline, wait=wait)
+        else:
+            batch.end()
+        return batch
+
     def _submit_batch(self, batch: Batch, deadline: float | None, *, wait: bool) -> None:
         wait = wait and not (self._in_flight or self._batches or self._wakers)
         self._reaping.submitted = 0
@@ -795,13 +804,15 @@ class Ring:
             n = len(batch)
             self._enter(batch.address, n, batch.hints, min_records=n if wait else 0, deadline=deadline)
         finally:
-            batch.cut(self._reaping.submitted)
-            self._end_if_complete(batch)
+            if not batch.done:
+                batch.cut(self._reaping.submitted)
+                self._end_if_complete(batch)
 
     def _end_if_complete(self, batch: Batch) -> None:
-        if not batch.done and batch.ended == len(batch):
-            self._batches.remove(batch)
+        if batch.ended == len(batch):
             batch.end()
+            if batch in self._batches:
+                self._batches.remove(batch)
 
     def _submit_if_room(self, job: Job, deadline: float | None = None, *, wait: bool = False) -> bool:
         """If it is to `wait`, and nothing else is in flight, the job may be done already."""
@@ -861,8 +872,9 @@ class Ring:
     def _hand_out_to_batches(self) -> Any:
         """Returns those records that are of none."""
         oldest, n = self._batches[0], self._reaping.reaped
-        if oldest.take_in_order(self._records, n):
-            self._end_if_complete(oldest)
+        if oldest.take_all(self._records, n):
+            oldest.end()
+            del self._batches[0]
             return []
         import numpy as np
 

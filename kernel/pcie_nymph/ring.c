@@ -442,8 +442,9 @@ static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 	return now;
 }
 
+/* @now: when the last entry ended, or 0 if that is some time ago */
 static bool nymph_limits_reached(struct nymph_ring *ring,
-				 const struct nymph_limits *limits)
+				 const struct nymph_limits *limits, u64 now)
 {
 	if (limits->waiter && !READ_ONCE(limits->waiter->pending))
 		return true;
@@ -453,7 +454,7 @@ static bool nymph_limits_reached(struct nymph_ring *ring,
 				    fatal_signal_pending(current))
 		return true;
 	return limits->deadline_ns != NYMPH_NO_DEADLINE &&
-	       ktime_get_ns() >= limits->deadline_ns;
+	       (now ?: ktime_get_ns()) >= limits->deadline_ns;
 }
 
 /*
@@ -537,7 +538,7 @@ void nymph_ring_execute(struct nymph_ring *ring,
 			}
 			break;
 		}
-		if (limits && nymph_limits_reached(ring, limits))
+		if (limits && nymph_limits_reached(ring, limits, now))
 			break;
 		if (!t->active && nymph_memory_abandoned())
 			break;
@@ -551,7 +552,9 @@ void nymph_ring_execute(struct nymph_ring *ring,
 			if (ret == NYMPH_STEP_INTERRUPTED) {
 				if (!READ_ONCE(ring->dead))
 					break;
-			} else if (ret != NYMPH_STEP_MORE) {
+			} else if (ret == NYMPH_STEP_MORE) {
+				now = 0;
+			} else {
 				now = nymph_ring_retire(ring, ret);
 				/* it was for the one that was canceled */
 				if (current->flags & PF_KTHREAD &&
