@@ -14,7 +14,9 @@ from pynymph import model
 GUEST = Path(__file__).parents[1] / "guest"
 
 
-@pytest.mark.parametrize("name", ["state", "copy", "waits", "buffers", "async", "batch", "examples"])
+@pytest.mark.parametrize("name", [
+    "state", "copy", "waits", "threads", "buffers", "async", "batch", "examples"
+])
 def test_the_guests_tests(name: str) -> None:
     tests = GUEST / f"test_ring_{name}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--model", tests]
