@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from pynymph.abi import ffi, lib
 from pynymph.errors import ArgumentError, error
+from pynymph.mutex import Mutex
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -33,7 +33,7 @@ class Memory:
         self._forget = forget
         held = hold and source is not None
         self._hold = ffi.from_buffer(source, require_writable=not readonly) if held else None
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._in_flight = 0
 
     def __del__(self) -> None:

@@ -28,7 +28,6 @@ import time
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +37,7 @@ from blake3 import blake3
 
 from pynymph import abi
 from pynymph.abi import ffi, lib
+from pynymph.mutex import Mutex
 
 ENGINE = "model"
 
@@ -153,10 +153,16 @@ def _pages(at: int, length: int) -> int:
 class _Process:
     """What the kernel would know of this process; looked up once, so one of these is good for one request."""
 
-    @cached_property
+    # Not cached_property: until Python 3.11 that has a lock, which fork can catch in another thread's hands.
+    _mappings: list[str] | None = None
+    _lockable_pages: float | None = None
+
+    @property
     def mappings(self) -> list[str]:
         """Lines of proc_pid_maps(5), by address. There are hundreds, and few are looked at."""
-        return Path("/proc/self/maps").read_text().splitlines()
+        if self._mappings is None:
+            self._mappings = Path("/proc/self/maps").read_text().splitlines()
+        return self._mappings
 
     def check_mapped(self, at: int, length: int, access: str, long_term: bool) -> None:
         """-EFAULT unless all of it is mapped with `access`, such as "rw"; see docs/abi.md for -EOPNOTSUPP."""
@@ -178,9 +184,14 @@ class _Process:
         if refused:
             _fail(errno.EOPNOTSUPP)
 
-    @cached_property
+    @property
     def lockable_pages(self) -> float:
         """How many it may lock in all."""
+        if self._lockable_pages is None:
+            self._lockable_pages = self._find_lockable_pages()
+        return self._lockable_pages
+
+    def _find_lockable_pages(self) -> float:
         status = Path("/proc/self/status").read_text()
         found = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
         if found is not None and int(found[1], 16) >> _CAP_IPC_LOCK & 1:
@@ -195,17 +206,17 @@ class _Process:
 class _Charge:
     """Pages charged to the locked memory; they come back with the last reference to this."""
 
-    def __init__(self, account: list[int], process: _Process, pages: int) -> None:
-        self._account, self._pages = account, 0
+    def __init__(self, account: dict[int, int], process: _Process, pages: int) -> None:
+        # By charge, and not one sum: the last reference can be anybody's, with no lock held.
+        self._account = account
         if process.lockable_pages == math.inf:
             return
-        if account[0] + pages > process.lockable_pages:
+        if sum(list(account.values())) + pages > process.lockable_pages:
             _fail(errno.ENOMEM)
-        account[0] += pages
-        self._pages = pages
+        account[id(self)] = pages
 
     def __del__(self) -> None:
-        self._account[0] -= self._pages
+        self._account.pop(id(self), None)
 
 
 @dataclass(frozen=True)
@@ -421,10 +432,10 @@ class Model:
 
     def __init__(self) -> None:
         # Guards all of it. Not the Condition itself: Ctrl-C can come before its `with` can give it back.
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._changed = threading.Condition(self._lock)
         self._ring: _Ring | None = None
-        self._locked_pages = [0]
+        self._locked_pages: dict[int, int] = {}
         self._exports: WeakValueDictionary[int, _Region] = WeakValueDictionary()
         self._process = _Process()
         # Readable while the peer has sent something, writable while the peer has room for more.
@@ -459,8 +470,10 @@ class Model:
 
     def close(self) -> None:
         """End it, as closing the file ends the driver's."""
-        with self._lock:
-            if self._ring is not None and self._ring.pid == os.getpid():
+        # In a child made by fork, a thread that is not there may have the lock.
+        ring = self._ring
+        if ring is not None and ring.pid == os.getpid():
+            with self._lock:
                 self._end()
         self._poll.close()
         self._peer.close()

@@ -19,6 +19,7 @@ from pynymph.abi import address, ffi, lib
 from pynymph.buffer import Memory, RingBuffer, check_length, with_bytes
 from pynymph.errors import ArgumentError, ClosedError, FullError, NymphError, error
 from pynymph.model import Model
+from pynymph.mutex import Mutex
 from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Job, Operation, memlock
 from pynymph.state import Latency, Query, Snapshot, Status
 
@@ -50,7 +51,7 @@ def query(device: str = DEVICE) -> Query:
 
 
 class Ring:
-    """A DMA ring, and the open file that it lives in. Any number of threads may use one.
+    """A DMA ring, and the open file that it lives in.
 
     `entries`: how many operations can be queued, 1 to 4096. `engine`: the name of one in query().engines, or
     "auto". `device`: the driver's, or "model:" for one in Python (pynymph.model), where there is no driver:
@@ -61,8 +62,15 @@ class Ring:
     also if the call that started it ended earlier, by its timeout or Ctrl-C. The ring notices the end at the
     next call that waits, submits or collects.
 
-    A ring belongs to the process that opened it: a child made by fork gets a ForkedError. A signal's handler
-    may raise, and ends a call so, but not use the ring that it interrupts. Raises NymphError.
+    Threads: any number may use one ring, and its buffers and handles, with and without a GIL: locks keep them
+    apart, not the GIL. A call that waits lets others in after 10 ms at most. What two threads do to the same
+    bytes is theirs to order, and an AsyncRing is its event loop's alone.
+
+    Fork: a ring belongs to the process that opened it. A child gets a ForkedError, whatever other threads did
+    at that moment; what is in flight goes on, and close() in the child only closes the child's file.
+
+    Signals: a handler may raise, and so end a call, but not use the ring that it interrupts: where that would
+    hang, it gets a NymphError (EDEADLK). Raises NymphError.
     """
 
     # Also where __init__ did not get far.
@@ -92,8 +100,7 @@ class Ring:
         self._paused = paused
 
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
-        self._waiter: int | None = None  # the thread that waits in the driver, with the mutex held
+        self._mutex = Mutex()
         # All below is under the mutex. What one thread reaps may be another's: all are told, by eventfd.
         self._wakers: set[int] = set()
         self._next_cookie = 1
@@ -566,10 +573,10 @@ class Ring:
         assert file is not None
         file.close()
 
-    def _lock(self) -> threading.Lock:
+    def _lock(self) -> Mutex:
         if os.getpid() != self._pid:
             raise error(errno.EPERM, _FORKED)
-        if self._waiter == threading.get_ident():
+        if self._mutex.is_mine:
             message = "a signal's handler can't use the ring that it interrupts; let it raise"
             raise error(errno.EDEADLK, message)
         return self._mutex
@@ -713,7 +720,6 @@ class Ring:
             latest = time.monotonic_ns() + _ALONE_NS
             arg.deadline_ns = latest if deadline is None else int(min(latest, max(0, deadline * 1e9)))
         try:
-            self._waiter = threading.get_ident() if min_records else None
             try:
                 file.ioctl(abi.NYMPH_IOC_ENTER, arg)
                 if to_submit and not arg.submitted:
@@ -722,8 +728,6 @@ class Ring:
                 if e.errno is None:
                     raise  # a signal's handler did: TimeoutError, say
                 number = e.errno
-            finally:
-                self._waiter = None
             reaped = int(arg.reaped)
             self._hand_out()
         finally:

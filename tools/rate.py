@@ -132,6 +132,18 @@ def run(program: str, seconds: float, rounds: int, console: Console) -> dict[str
     return report
 
 
+def batch_ratios(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """Rows of Python's batches at one depth, and how many times as many copies as C's they make."""
+    made = {
+        (row["engine"], row["bytes"], row["path"]): row for row in rows if row["series"] == "bytes"
+    }
+    c, python = BATCH_PATHS
+    return [
+        (row, row["copies_per_s"] / made[engine, size, c]["copies_per_s"])
+        for (engine, size, path), row in made.items() if path == python
+    ]  # fmt: skip
+
+
 def show(report: dict[str, Any]) -> str:
     rows = report["rows"]
     for engine in dict.fromkeys(row["engine"] for row in rows):
@@ -150,6 +162,9 @@ def show(report: dict[str, Any]) -> str:
             table.add_row(human(size), f"{base:.0f}", *ratios)
         Console().print(table)
     if rows:
+        for row, ratio in batch_ratios(rows):
+            what = f"{DEPTH} copies of {human(row['bytes'])} on {row['engine']}"
+            print(f"{what}: run_many takes {1 / ratio:.2f} times as long as C.")
         for series, base in (("depth", DEPTH), ("rings", 1)):
             table = Table(title=f"cost of a copy of {human(SIZES[0])} by {series}, as ratios", box=SIMPLE)
             costs: dict[str, dict[int, float]] = {path: {} for path in BATCH_PATHS}

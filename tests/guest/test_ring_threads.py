@@ -3,6 +3,7 @@
 
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -151,6 +152,43 @@ def test_every_completion_comes_once(ring: pynymph.Ring) -> None:
     found.extend(done.cookie for done in ring.completions(timeout=60))
     assert sorted(found) == sorted(cookies)
     assert len(set(found)) == len(found) > 0
+
+
+def test_fork_while_others_use_it(ring: pynymph.Ring) -> None:
+    """Whatever lock some thread had at that moment, the child has a clear answer, and rings of its own."""
+    stop = threading.Event()
+
+    def work(kind: Callable[[pynymph.Ring], None]) -> None:
+        while not stop.is_set():
+            kind(ring)
+
+    def in_child() -> int:
+        try:
+            ring.status()
+        except pynymph.ForkedError:
+            ring.close()
+            with pynymph.Ring() as own:
+                copies(own)
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(2) as threads:
+        working = [threads.submit(work, kind) for kind in (copies, runs_arrays)]
+        try:
+            for _ in range(10):
+                pid = os.fork()
+                if pid == 0:
+                    status = 2
+                    try:
+                        signal.alarm(60)  # a child that hangs is a failure
+                        status = in_child()
+                    finally:
+                        os._exit(status)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        finally:
+            stop.set()
+        for each in working:
+            each.result(60)
 
 
 def test_one_resets_what_others_use(ring: pynymph.Ring) -> None:
