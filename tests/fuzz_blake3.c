@@ -18,6 +18,7 @@ struct piece {
 	u32 len;
 	bool is_copied;
 	bool is_read_after;
+	bool is_forked;
 };
 
 static struct nymph_blake3_input inputs[MOST];
@@ -29,6 +30,37 @@ static void require(bool is_right, const char *what, const char *variant)
 		return;
 	fprintf(stderr, "%s: %s is not portable C's\n", variant ? variant : "portable", what);
 	abort();
+}
+
+/* Adds what can be as two parts, which are made the second first, and the rest as it is. */
+static void add_forked(struct nymph_blake3 *b, u8 *to, const u8 *from, size_t len)
+{
+	struct nymph_blake3 *parts = malloc(2 * sizeof(*parts));
+
+	memset(parts, 0xa5, 2 * sizeof(*parts));
+	while (len) {
+		u64 at = nymph_blake3_len(b);
+		size_t n, size = 2048;
+
+		while (4 * size <= len && at % (2 * size) == 0)
+			size *= 2;
+		n = 2 * size;
+		if (at % size == 0 && n <= len) {
+			nymph_blake3_fork(&parts[1], b, at + size);
+			nymph_blake3_update_copy(&parts[1], to + size, from + size, size);
+			nymph_blake3_fork(&parts[0], b, at);
+			nymph_blake3_update_copy(&parts[0], to, from, size);
+			nymph_blake3_join(b, &parts[0]);
+			nymph_blake3_join(b, &parts[1]);
+		} else {
+			n = len < size - at % size ? len : size - at % size;
+			nymph_blake3_update_copy(b, to, from, n);
+		}
+		to += n;
+		from += n;
+		len -= n;
+	}
+	free(parts);
 }
 
 /* Each piece in an allocation of its own, so that what is read or written beside it is found. */
@@ -53,7 +85,10 @@ static void hash_pieces(u8 mode, const struct piece *pieces, size_t n, u8 out[OU
 		u8 *from = malloc(len), *to = malloc(len);
 
 		memcpy(from, inputs[i].data, len);
-		if (pieces[i].is_copied) {
+		if (pieces[i].is_forked) {
+			add_forked(b, to, from, len);
+			require(!memcmp(to, from, len), "copy in parts", NULL);
+		} else if (pieces[i].is_copied) {
 			nymph_blake3_update_copy(b, to, from, len);
 			require(!memcmp(to, from, len), "copy", NULL);
 		} else {
@@ -85,10 +120,16 @@ static void compare(const struct nymph_blake3_variant *variant, u8 mode, const s
 	static u8 many[2][MOST][NYMPH_BLAKE3_OUT_SIZE];
 	const char *name = variant ? variant->name : NULL;
 	struct nymph_blake3_batch *batch;
+	struct piece whole[MOST];
 	u8 out[2][OUT];
+	size_t i;
 
+	for (i = 0; i < n; i++) {
+		whole[i] = pieces[i];
+		whole[i].is_forked = false;
+	}
 	nymph_blake3_use(NULL);
-	hash_pieces(mode, pieces, n, out[0]);
+	hash_pieces(mode, whole, n, out[0]);
 	hash_one_by_one(n, many[0]);
 
 	nymph_blake3_use(variant);
@@ -122,7 +163,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 		if (len > room)
 			len = room;
 		room -= len;
-		pieces[n] = (struct piece){ len, p[0] & 1, p[0] & 2 };
+		pieces[n] = (struct piece){ len, p[0] & 1, p[0] & 2, p[0] & 8 };
 		inputs[n].data = bytes + (p[0] >> 5) + (LONGEST - room - len);
 		inputs[n].len = len;
 	}

@@ -599,6 +599,65 @@ void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
 }
 
 /**
+ * nymph_blake3_len() - how much was added to a hash
+ * @b: state
+ *
+ * Return: bytes.
+ */
+u64 nymph_blake3_len(const struct nymph_blake3 *b)
+{
+	return b->counter * CHUNK + b->blocks * BLOCK + b->block_len;
+}
+
+/**
+ * nymph_blake3_fork() - begin a part of a hash, to be made beside others
+ * @part: state, for nymph_blake3_update() or nymph_blake3_update_copy() of all
+ *	bytes of the part, and then nymph_blake3_join()
+ * @b: what it is part of; only read, so many parts can be made at once
+ * @at: where it begins: how many bytes come before it, a multiple of its size
+ *
+ * The size of a part is a power of two, from 2 KiB on.
+ */
+void nymph_blake3_fork(struct nymph_blake3 *part, const struct nymph_blake3 *b,
+		       u64 at)
+{
+	start(part, b->key, b->flags);
+	part->counter = at / CHUNK;
+	/* what comes before it is not here, but has its place in the stack */
+	part->depth = hweight64(part->counter);
+}
+
+/**
+ * nymph_blake3_join() - add a part to a hash
+ * @b: state, to which all that comes before the part was added
+ * @part: all of the part
+ */
+void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part)
+{
+	const struct nymph_blake3_variant *variant;
+	unsigned int below;
+	u64 half;
+
+	/* more follows behind what fills the last block of either */
+	if (b->block_len)
+		push_chunk(b);
+	if (part->block_len)
+		push_chunk(part);
+
+	/* as two subtrees, since their parent may be the root */
+	below = hweight64(b->counter);
+	variant = nymph_blake3_simd_begin((part->depth - below) * BLOCK);
+	for (; part->depth > below + 2; part->depth--)
+		hash_parents(variant, part, part->stack[part->depth - 2], 1);
+	nymph_blake3_simd_end(variant);
+	half = (part->counter - b->counter) / 2;
+	push(b, part->stack[below], b->counter);
+	b->counter += half;
+	push(b, part->stack[below + 1], b->counter);
+	b->counter += half;
+}
+
+/**
  * nymph_blake3_final_xof() - read any part of a hash's output
  * @b: state; it is left as it is, so that more can be added
  * @seek: where in the endless output to begin, in bytes

@@ -77,6 +77,10 @@ void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
 void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
 void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
 			      const void *src, size_t len);
+u64 nymph_blake3_len(const struct nymph_blake3 *b);
+void nymph_blake3_fork(struct nymph_blake3 *part, const struct nymph_blake3 *b,
+		       u64 at);
+void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part);
 void nymph_blake3_final(const struct nymph_blake3 *b,
 			u8 out[NYMPH_BLAKE3_OUT_SIZE]);
 void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,9 @@ CDEF = """
     void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context, size_t len);
     void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len);
     void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst, const void *src, size_t len);
+    uint64_t nymph_blake3_len(const struct nymph_blake3 *b);
+    void nymph_blake3_fork(struct nymph_blake3 *part, const struct nymph_blake3 *b, uint64_t at);
+    void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part);
     void nymph_blake3_final(const struct nymph_blake3 *b, uint8_t out[32]);
     void nymph_blake3_final_xof(const struct nymph_blake3 *b, uint64_t seek, void *out, size_t len);
     struct nymph_blake3_variant { const char *name; ...; };
@@ -66,7 +70,7 @@ def official(mode: str) -> "blake3.blake3":
 
 class Hasher:
     def __init__(self, built: ModuleType, mode: str) -> None:
-        self._ffi, self._lib = built.ffi, built.lib
+        self._built, self._ffi, self._lib = built, built.ffi, built.lib
         # Full of rubbish before init, as kmalloc leaves it.
         self._state = self._ffi.new("struct nymph_blake3 *")
         self._ffi.memmove(self._state, b"\xa5" * self._ffi.sizeof(self._state[0]),
@@ -78,6 +82,17 @@ class Hasher:
                 self._lib.nymph_blake3_init_keyed(self._state, KEY)
             case "derive_key":
                 self._lib.nymph_blake3_init_derive_key(self._state, CONTEXT.encode(), len(CONTEXT))
+
+    def fork(self, at: int) -> "Hasher":
+        part = Hasher(self._built, "rubbish")
+        self._lib.nymph_blake3_fork(part._state, self._state, at)
+        return part
+
+    def join(self, part: "Hasher") -> None:
+        self._lib.nymph_blake3_join(self._state, part._state)
+
+    def __len__(self) -> int:
+        return int(self._lib.nymph_blake3_len(self._state))
 
     def update(self, data: bytes, misalign: int = 0) -> None:
         copy = self._ffi.new("uint8_t[]", misalign + len(data))  # ends where its allocation ends
@@ -281,6 +296,52 @@ def test_subtrees(built: ModuleType) -> None:
                 assert hasher.digest() == blake3.blake3(data[:chunks * 1024 + odd]).digest(), (chunks, first)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_parts(built: ModuleType, mode: str) -> None:
+    """Of every size up to 128 KiB, everywhere in 300 KiB: with nothing before or behind, and with more."""
+    chance = random.Random(3)
+    for size in (2048 << n for n in range(7)):
+        for at in range(0, len(INPUT) - size, size):
+            hasher = Hasher(built, mode)
+            part = hasher.fork(at)
+            for first in range(0, at, 70_000):
+                hasher.update(INPUT[first:min(first + 70_000, at)])
+            cuts = sorted(chance.choices(range(size + 1), k=chance.randrange(3)))
+            for begin, end in pairwise((at, *(at + cut for cut in cuts), at + size)):
+                if begin % 2:
+                    part.update(INPUT[begin:end])
+                else:
+                    part.update_copy(INPUT[begin:end])
+            assert len(hasher) == at
+            hasher.join(part)
+            assert len(hasher) == at + size
+            assert hasher.digest() == official(mode).update(INPUT[:at + size]).digest(), (size, at)
+            more = chance.randrange(3000)
+            hasher.update(INPUT[at + size:at + size + more])
+            assert hasher.digest() == official(mode).update(INPUT[:at + size + more]).digest(), (size, at)
+
+
+@given(mode=st.sampled_from(MODES), size=st.sampled_from([2048 << n for n in range(7)]), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_parts_side_by_side(built: ModuleType, mode: str, size: int, data: st.DataObject) -> None:
+    """Many at once, begun before what comes before them is there, and made in any order."""
+    hasher = Hasher(built, mode)
+    before = size * data.draw(st.integers(0, len(INPUT) // size - 1))
+    number = data.draw(st.integers(1, (len(INPUT) - before) // size))
+    parts = [hasher.fork(before + i * size) for i in range(number)]
+    for i in data.draw(st.permutations(range(number))):
+        parts[i].update(INPUT[before + i * size:before + (i + 1) * size])
+    split = data.draw(st.integers(0, before))
+    hasher.update(INPUT[:split])
+    hasher.update(INPUT[split:before])
+    for part in parts:
+        hasher.join(part)
+    end = before + number * size
+    more = data.draw(st.integers(0, len(INPUT) - end))
+    hasher.update(INPUT[end:end + more])
+    assert hasher.digest() == official(mode).update(INPUT[:end + more]).digest()
+
+
 def test_large(built: ModuleType) -> None:
     """64 MiB in one piece: a tree of depth 16."""
     data = os.urandom(1 << 20) * 64
@@ -331,7 +392,7 @@ def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_sanitizers_find_nothing() -> None:
     run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider",
-                    "-k", "vectors or splits or seek or batch_of or copy", __file__)
+                    "-k", "vectors or splits or seek or batch_of or copy or side_by_side", __file__)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
