@@ -12,6 +12,7 @@
 #include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/userfaultfd_k.h>
+#include <linux/workqueue.h>
 
 #ifndef NYMPH_HAS_VM_FLAGS_SET
 static inline void vm_flags_set(struct vm_area_struct *vma,
@@ -34,6 +35,12 @@ static inline void nymph_eventfd_raise(struct eventfd_ctx *eventfd)
 #define NYMPH_IMPORT_NS(ns)	MODULE_IMPORT_NS(ns)
 #else
 #define NYMPH_IMPORT_NS(ns)	MODULE_IMPORT_NS(#ns)
+#endif
+
+#ifdef NYMPH_HAS_DFL_WQ
+#define NYMPH_UNBOUND_WQ	system_dfl_wq
+#else
+#define NYMPH_UNBOUND_WQ	system_unbound_wq
 #endif
 
 /* Before they had these names, the functions locked what they need. */

@@ -3,6 +3,8 @@
  * What tools/bench_blake3.py measures, as a library: loops over kernel/blake3 and over the official C. Each
  * returns nanoseconds of this thread's CPU time.
  */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -110,6 +112,24 @@ u64 bench_copy(void *dst, const void *src, size_t len, u8 *out)
 	return now() - begun;
 }
 
+/* What the driver does with memory that it borrows: by way of a bounce buffer, and hashed in there. */
+u64 bench_bounce(u8 *dst, const u8 *src, size_t len, u8 *out)
+{
+	static _Alignas(64) u8 bounce[16384];
+	u64 begun = now();
+	size_t n;
+
+	nymph_blake3_init(&hash);
+	for (; len; len -= n, src += n, dst += n) {
+		n = len < sizeof(bounce) ? len : sizeof(bounce);
+		memcpy(bounce, src, n);
+		nymph_blake3_update(&hash, bounce, n);
+		memcpy(dst, bounce, n);
+	}
+	nymph_blake3_final(&hash, out);
+	return now() - begun;
+}
+
 /* What people do without: copy, then hash the copy. */
 u64 bench_copy_official(const struct official *o, void *dst, const void *src, size_t len, u8 *out)
 {
@@ -118,4 +138,68 @@ u64 bench_copy_official(const struct official *o, void *dst, const void *src, si
 	memmove(dst, src, len);
 	official_digest(o, dst, len, out);
 	return now() - begun;
+}
+
+/* What two threads share, as the driver's team does: a piece of eight parts at a time. */
+#define PART (NYMPH_BLAKE3_SUBTREE * 1024UL)
+#define PARTS 8
+
+struct shared {
+	pthread_barrier_t begin, end;
+	const u8 *piece; /* NULL when all is done */
+	u64 at;
+	atomic_uint next;
+	struct nymph_blake3 parts[PARTS];
+};
+
+static void do_parts(struct shared *s)
+{
+	unsigned int i;
+
+	while ((i = atomic_fetch_add(&s->next, 1)) < PARTS) {
+		nymph_blake3_fork(&s->parts[i], &hash, s->at + PART * i);
+		nymph_blake3_update(&s->parts[i], s->piece + PART * i, PART);
+	}
+}
+
+static void *help(void *argument)
+{
+	struct shared *s = argument;
+
+	for (;;) {
+		pthread_barrier_wait(&s->begin);
+		if (!s->piece)
+			return NULL;
+		do_parts(s);
+		pthread_barrier_wait(&s->end);
+	}
+}
+
+/* Returns whether there was a second thread. */
+int bench_two_threads(const u8 *data, size_t len, u8 *out)
+{
+	static struct shared s;
+	pthread_t helper;
+	int i;
+
+	pthread_barrier_init(&s.begin, NULL, 2);
+	pthread_barrier_init(&s.end, NULL, 2);
+	if (pthread_create(&helper, NULL, help, &s))
+		return 0;
+	nymph_blake3_init(&hash);
+	for (s.at = 0; len - s.at >= PARTS * PART; s.at += PARTS * PART) {
+		s.piece = data + s.at;
+		atomic_store(&s.next, 0);
+		pthread_barrier_wait(&s.begin);
+		do_parts(&s);
+		pthread_barrier_wait(&s.end);
+		for (i = 0; i < PARTS; i++)
+			nymph_blake3_join(&hash, &s.parts[i]);
+	}
+	s.piece = NULL;
+	pthread_barrier_wait(&s.begin);
+	pthread_join(helper, NULL);
+	nymph_blake3_update(&hash, data + s.at, len - s.at);
+	nymph_blake3_final(&hash, out);
+	return 1;
 }

@@ -8,8 +8,9 @@ both take turns, and what is printed are ratios, above 1 where kernel/blake3 is 
 installed. The package blake3 from PyPI cannot be held to an instruction set: it is compared with the best
 variant of ours, both called from Python, with what each takes for an empty input subtracted.
 
-Then many small inputs side by side against one by one, and copy and hash in one pass against memmove and then
-the official hash. PASS is about digests: all agree. Writes dist/blake3.json.
+Then many small inputs side by side against one by one; copy and hash in one pass, as the driver does it between
+buffers and, by way of a bounce buffer, with memory that it borrows, against memmove and then the official hash;
+and two threads that share a tree, in wall time. PASS is about digests: all agree. Writes dist/blake3.json.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ SIZES = tuple(2**n for n in (6, 8, 10, 11, 12, 13, 14, 16, 18, 20, 24, 26))
 ODD_SIZES = (3 * 1024, 7 * 1024, 31 * 1024)
 BATCHES = (64, 1024, 2048, 4096, 16384)
 MIXED = "mixed"
+CPUS = len(os.sched_getaffinity(0))
 
 
 class Official(ctypes.Structure):
@@ -75,9 +77,9 @@ def build_ours(folder: Path) -> ctypes.CDLL:
             objects.append(folder / f"{name}.o")
             compile_c(objects[-1], "-O2", "-fno-schedule-insns2", *flags, "-c", OURS / f"{name}.c")
     sources = (TOP / "tools" / "bench_blake3.c", OURS / "blake3.c", OURS / "many.c")
-    compile_c(folder / "ours.so", "-O2", "-shared", "-Wl,-Bsymbolic", f"-I{OURS}", *sources, *objects)
+    compile_c(folder / "ours.so", "-O2", "-pthread", "-shared", "-Wl,-Bsymbolic", f"-I{OURS}", *sources, *objects)
     library = ctypes.CDLL(str(folder / "ours.so"))
-    for name in ("ours", "official", "batch", "one_by_one", "copy", "copy_official"):
+    for name in ("ours", "official", "batch", "one_by_one", "copy", "bounce", "copy_official"):
         getattr(library, f"bench_{name}").restype = ctypes.c_uint64
     library.bench_digest.restype = None
     return library
@@ -240,6 +242,7 @@ class Bench:
 
         ways: dict[str, Callable[[], int]] = {
             "ours": lambda: int(self.library.bench_copy(target, self.source, size, out)),
+            "bounce": lambda: int(self.library.bench_bounce(target, self.source, size, out)),
             "hash alone": lambda: int(self.library.bench_ours(self.source, size, once, out)),
         }
         if variant in self.official:
@@ -253,6 +256,34 @@ class Bench:
                 self.failures.append(f"copy, {name}, {variant}: the copy is not the source")
         return {"series": "copy", "variant": variant, "bytes": length} | self.take_turns(ways)
 
+    def threads(self, variant: str, length: int) -> dict[str, Any]:
+        out, size, once = (ctypes.c_char * 32)(), ctypes.c_size_t(length), ctypes.c_size_t(1)
+        self.use(variant)
+
+        def timed(call: Callable[[], object]) -> int:
+            begun = time.monotonic_ns()
+            call()
+            return time.monotonic_ns() - begun
+
+        def two() -> None:
+            if not self.library.bench_two_threads(self.source, size, out):
+                raise OSError("no thread can be started")
+
+        ways: dict[str, Callable[[], int]] = {
+            "ours": lambda: timed(two),
+            "one thread": lambda: timed(lambda: self.library.bench_digest(self.source, size, out)),
+        }
+        if variant in self.official:
+            pointer = ctypes.byref(self.official[variant])
+            ways["official"] = lambda: timed(
+                lambda: self.library.bench_official(pointer, self.source, size, once, out)
+            )
+        expected = blake3.blake3(self.view[:length]).digest()
+        for name, way in ways.items():
+            way()
+            self.expect(f"threads, {name}, {variant}", out.raw, expected)
+        return {"series": "threads", "variant": variant, "bytes": length} | self.take_turns(ways)
+
 
 def points(bench: Bench, variants: list[str]) -> Iterator[Callable[[], dict[str, Any]]]:
     sizes = sorted(size for size in SIZES + ODD_SIZES if size <= bench.largest)
@@ -262,6 +293,8 @@ def points(bench: Bench, variants: list[str]) -> Iterator[Callable[[], dict[str,
         for batch in (*BATCHES, MIXED):
             yield partial(bench.batches, variant, batch, 64)
         yield partial(bench.copies, variant, bench.largest)
+        if CPUS > 1:
+            yield partial(bench.threads, variant, bench.largest)
     for length in (size for size in sizes if size >= 1024):
         yield partial(bench.from_python, variants[-1], length)
 
@@ -325,6 +358,9 @@ def show(report: dict[str, Any]) -> str:
     def ratio(row: dict[str, Any], way: str) -> str:
         return f"{row['ratio'][way]:.2f}" if way in row["ratio"] else "-"
 
+    def bounced(row: dict[str, Any]) -> str:
+        return f"{row['ratio']['official'] / row['ratio']['bounce']:.2f}" if report["official"] else "-"
+
     if report["rows"]:
         official = f"official C {report['official']}" if report["official"] else "official C (not here)"
         console.print(table_of(
@@ -346,6 +382,20 @@ def show(report: dict[str, Any]) -> str:
             series("copy"), [head for name in variants for head in (f"{name}\ncost", "\nfaster")],
             lambda row: [f"{1 / row['ratio']['hash alone']:.2f}", ratio(row, "official")],
         ))  # fmt: skip
+        console.print(table_of(
+            "the same by way of a bounce buffer of 16 KiB",
+            series("copy"), [head for name in variants for head in (f"{name}\ncost", "\nfaster")],
+            lambda row: [f"{row['ratio']['bounce'] / row['ratio']['hash alone']:.2f}",
+                         bounced(row)],
+        ))  # fmt: skip
+        if series("threads"):
+            console.print(table_of(
+                f"two threads on {CPUS} CPUs, wall time: ratio to one, and to one of official C",
+                series("threads"), [head for name in variants for head in (f"{name}\nours", "\nofficial")],
+                lambda row: [ratio(row, "one thread"), ratio(row, "official")],
+            ))  # fmt: skip
+        else:
+            console.print("Two threads: not measured, there is one CPU.")
     if report["official_missing_because"]:
         print(f"No official C: {report['official_missing_because']}")
     print(f"Linux {report['kernel']}, {report['compiler']}.")

@@ -218,6 +218,8 @@ int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max)
  * @moves: what is to be moved; filled: done, status, engine and adrift
  * @n: how many, at most NYMPH_MAX_MOVES
  *
+ * What is to be done meanwhile is done once, whatever becomes of the engine.
+ *
  * If the driver chose the engine, the CPU does what the engine could not, unless
  * the engine may be at it still: then it would write later what nobody expects.
  * A status is 0, -EFAULT, or how the engine failed: -EIO, -ETIMEDOUT, -ENODEV.
@@ -236,8 +238,12 @@ void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 		move->engine = engine->id;
 		move->adrift = false;
 	}
+	if (!tried || !engine->offloads)
+		nymph_move_meanwhile(moves);
 	if (tried)
 		engine->move(engine, moves, n);
+	/* it failed before it got so far */
+	nymph_move_meanwhile(moves);
 	for (move = moves; move < moves + n; move++) {
 		if (!move->status || move->status == -EFAULT)
 			continue;

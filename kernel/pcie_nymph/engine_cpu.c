@@ -2,32 +2,10 @@
 /*
  * pcie_nymph: the CPU as an engine.
  */
-#include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/uaccess.h>
 
 #include "nymph.h"
-
-static void nymph_cpu_copy_pinned(const struct nymph_pin *dst, u64 dst_off,
-				  const struct nymph_pin *src, u64 src_off,
-				  size_t len)
-{
-	size_t n;
-
-	dst_off += dst->offset;
-	src_off += src->offset;
-
-	for (; len; len -= n, dst_off += n, src_off += n) {
-		struct page *to = dst->pages[dst_off >> PAGE_SHIFT];
-		struct page *from = src->pages[src_off >> PAGE_SHIFT];
-		size_t to_off = offset_in_page(dst_off);
-		size_t from_off = offset_in_page(src_off);
-
-		n = min3(len, PAGE_SIZE - to_off, PAGE_SIZE - from_off);
-		memcpy_page(to, to_off, from, from_off, n);
-		flush_dcache_page(to);
-	}
-}
 
 /* With a device's memory on at least one side. */
 static bool nymph_cpu_copy_card(const struct nymph_pin *dst, u64 dst_off,
@@ -60,8 +38,9 @@ static int nymph_cpu_move_one(struct nymph_move *move)
 					 move->src_off, move->len))
 			return -EFAULT;
 	} else if (from) {
-		nymph_cpu_copy_pinned(&to->pin, move->dst_off, &from->pin,
-				      move->src_off, move->len);
+		nymph_pin_copy(&to->pin, move->dst_off, &from->pin,
+			       move->src_off, move->len, move->hash,
+			       move->team);
 	} else if (to) {
 		if (!nymph_pin_store(&to->pin, move->dst_off,
 				     nymph_move_bounce(move), move->len))

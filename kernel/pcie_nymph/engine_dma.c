@@ -837,7 +837,7 @@ static void nymph_dma_collect(struct nymph_dma_op *op, struct nymph_move *moves,
 /*
  * Waits for what was handed over, the first @handed_over runs. Returns whether
  * the channel is done with it, well or not; else the operation is in quarantine,
- * and not to be touched any more.
+ * and not to be touched any more. What is to be done meanwhile is done before.
  */
 static bool nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *moves,
 			   unsigned int handed_over)
@@ -846,6 +846,7 @@ static bool nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *moves,
 	unsigned int i, stops;
 	bool done;
 
+	nymph_move_meanwhile(moves);
 	if (!wait_for_completion_timeout(&op->ended,
 					 msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms)))) {
 		/* other rings' operations go on with it, if it is not so bad */

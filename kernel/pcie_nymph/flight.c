@@ -129,7 +129,7 @@ static unsigned int nymph_flight_prepare(struct nymph_ring *ring)
 		struct nymph_slot *slot = nymph_flight_slot(ring, i);
 
 		flight->room[i] = at;
-		if (nymph_transfer_prepare(ring, slot, 0, slot->entry.length,
+		if (nymph_transfer_prepare(ring, slot, 0, slot->entry.length, 0,
 					   at, &flight->moves[i]))
 			break;
 		at += nymph_flight_room(slot);
@@ -139,18 +139,17 @@ static unsigned int nymph_flight_prepare(struct nymph_ring *ring)
 
 /*
  * Has the bytes of all entries with one of @flags, as they are at the source or
- * the destination, hashed. Those that are there no more have failed.
+ * the destination, hashed. Those that are there no more are not hashed.
  */
-static void nymph_flight_hash_side(struct nymph_ring *ring, unsigned int n,
-				   u32 flags, bool source,
-				   u8 to[][NYMPH_DIGEST_SIZE])
+static void nymph_flight_hash_side(struct nymph_ring *ring, u32 flags,
+				   bool source, u8 to[][NYMPH_DIGEST_SIZE])
 {
 	struct nymph_flight *flight = ring->flight;
 	unsigned int i, k = 0;
 
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < flight->nr; i++) {
 		const struct nymph_slot *slot = nymph_flight_slot(ring, i);
-		struct nymph_move *move = &flight->moves[i];
+		const struct nymph_move *move = &flight->moves[i];
 		void *bytes = ring->bounce->data + flight->room[i];
 		const struct nymph_operand *side;
 
@@ -159,13 +158,12 @@ static void nymph_flight_hash_side(struct nymph_ring *ring, unsigned int n,
 		side = source ? move->src : move->dst;
 		/* on the default path what was sent is there still */
 		if (side && !nymph_pin_load(&side->region->pin, side->at, bytes,
-					    move->done)) {
+					    slot->entry.length)) {
 			flight->hashed[i] = false;
-			move->status = -EFAULT;
 			continue;
 		}
 		flight->inputs[k].data = bytes;
-		flight->inputs[k].len = move->done;
+		flight->inputs[k].len = slot->entry.length;
 		flight->which[k++] = i;
 	}
 	nymph_blake3_hash_many(flight->batch, flight->inputs, k,
@@ -175,22 +173,39 @@ static void nymph_flight_hash_side(struct nymph_ring *ring, unsigned int n,
 		       NYMPH_DIGEST_SIZE);
 }
 
-static void nymph_flight_hash(struct nymph_ring *ring, unsigned int n)
+/* What is sent, while an engine is at it. */
+static void nymph_flight_hash_sent(void *arg)
 {
+	struct nymph_ring *ring = arg;
 	struct nymph_flight *flight = ring->flight;
 	unsigned int i;
 
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < flight->nr; i++)
+		flight->hashed[i] =
+			nymph_slot_is_hashed(nymph_flight_slot(ring, i));
+	nymph_flight_hash_side(ring, NYMPH_DMA_FLAG_VERIFY_HASH, true,
+			       flight->src);
+}
+
+/* What arrived; and what is there no more has failed. */
+static void nymph_flight_hash_moved(struct nymph_ring *ring)
+{
+	struct nymph_flight *flight = ring->flight;
+	bool arrived[NYMPH_MAX_MOVES];
+	unsigned int i;
+
+	for (i = 0; i < flight->nr; i++) {
 		const struct nymph_slot *slot = nymph_flight_slot(ring, i);
 		const struct nymph_move *move = &flight->moves[i];
 
-		flight->hashed[i] = nymph_slot_is_hashed(slot) &&
-				    !move->status &&
-				    move->done == slot->entry.length;
+		arrived[i] = nymph_slot_is_hashed(slot) && !move->status &&
+			  move->done == slot->entry.length;
+		flight->hashed[i] &= arrived[i];
 	}
-	nymph_flight_hash_side(ring, n, NYMPH_DMA_FLAG_VERIFY_HASH, true,
-			       flight->src);
-	nymph_flight_hash_side(ring, n, NYMPH_FLAGS_HASHED, false, flight->dst);
+	nymph_flight_hash_side(ring, NYMPH_FLAGS_HASHED, false, flight->dst);
+	for (i = 0; i < flight->nr; i++)
+		if (arrived[i] && !flight->hashed[i])
+			flight->moves[i].status = -EFAULT;
 }
 
 /**
@@ -206,14 +221,18 @@ static void nymph_flight_hash(struct nymph_ring *ring, unsigned int n)
 unsigned int nymph_flight_run(struct nymph_ring *ring)
 {
 	unsigned int i, n = nymph_flight_prepare(ring);
+	struct nymph_flight *flight = ring->flight;
 
 	if (n < 2)
 		return 0;
-	ring->flight->started_ns = ktime_get_ns();
+	flight->nr = n;
+	flight->started_ns = ktime_get_ns();
 	for (i = 0; i < n; i++)
 		trace_nymph_start(ring, &nymph_flight_slot(ring, i)->entry);
-	nymph_engine_move(ring, ring->flight->moves, n);
-	nymph_flight_hash(ring, n);
+	flight->moves->meanwhile = nymph_flight_hash_sent;
+	flight->moves->meanwhile_arg = ring;
+	nymph_engine_move(ring, flight->moves, n);
+	nymph_flight_hash_moved(ring);
 	return n;
 }
 

@@ -4,6 +4,7 @@
  * is built with NYMPH_KUNIT=y; runs when that is loaded.
  */
 #include <kunit/test.h>
+#include <linux/delay.h>
 #include <linux/dma-buf.h>
 #include <linux/dma-fence.h>
 #include <linux/dma-resv.h>
@@ -11,10 +12,18 @@
 #include <linux/fcntl.h>
 #include <linux/fdtable.h>
 #include <linux/highmem.h>
+#include <linux/irq_work.h>
+#include <linux/kthread.h>
 #include <linux/mm.h>
 #include <linux/sched/user.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
 #include <linux/string.h>
+
+#include <asm/simd.h>
+#ifdef CONFIG_X86
+#include <asm/fpu/api.h>
+#endif
 
 #include "nymph.h"
 #include "runs.h"
@@ -193,6 +202,170 @@ static void blake3_copy_test(struct kunit *test)
 	}
 }
 
+/* Of 1025, 8193 and 31744 bytes. */
+#define SHORT_VECTOR	7
+#define SOME_VECTOR	12
+#define LONG_VECTOR	13
+
+/* All that can be as parts, the last made first. */
+static void blake3_parts_test(struct kunit *test)
+{
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	const u8 *input = vector_input(test);
+	struct nymph_blake3 *parts;
+	size_t len = vectors[LONG_VECTOR].len, size, nr, i;
+
+	parts = kunit_kmalloc_array(test, len / 2048, sizeof(*parts),
+				    GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	KUNIT_ASSERT_NOT_NULL(test, parts);
+	for (size = 2048; size <= len; size *= 2) {
+		nymph_blake3_init(b);
+		nr = len / size;
+		for (i = nr; i--;) {
+			nymph_blake3_fork(&parts[i], b, i * size);
+			nymph_blake3_update(&parts[i], input + i * size, size);
+		}
+		for (i = 0; i < nr; i++)
+			nymph_blake3_join(b, &parts[i]);
+		nymph_blake3_update(b, input + nr * size, len - nr * size);
+		KUNIT_EXPECT_EQ(test, nymph_blake3_len(b), (u64)len);
+		expect_digest(test, b, vectors[LONG_VECTOR].hash, len);
+	}
+}
+
+/**
+ * struct hasher - who makes a digest somewhere
+ * @irq: where it is made
+ * @hash: to work with
+ * @input: of the vectors
+ * @is_simd: whether SIMD was allowed there
+ * @nr: how many digests were made
+ * @nr_wrong: how many of these were wrong
+ */
+struct hasher {
+	struct irq_work irq;
+	struct nymph_blake3 hash;
+	const u8 *input;
+	bool is_simd;
+	unsigned int nr;
+	unsigned int nr_wrong;
+};
+
+static struct hasher *hashers(struct kunit *test, unsigned int nr)
+{
+	struct hasher *all = kunit_kcalloc(test, nr, sizeof(*all), GFP_KERNEL);
+	const u8 *input = vector_input(test);
+	unsigned int i;
+
+	KUNIT_ASSERT_NOT_NULL(test, all);
+	for (i = 0; i < nr; i++)
+		all[i].input = input;
+	return all;
+}
+
+/* Makes the digest of vector @i, in pieces of @step bytes. */
+static void hash_vector(struct hasher *h, unsigned int i, size_t step)
+{
+	char got_hex[2 * NYMPH_DIGEST_SIZE + 1];
+	u8 got[NYMPH_DIGEST_SIZE];
+	size_t at, n;
+
+	nymph_blake3_init(&h->hash);
+	for (at = 0; at < vectors[i].len; at += n) {
+		n = min(step, vectors[i].len - at);
+		nymph_blake3_update(&h->hash, h->input + at, n);
+	}
+	nymph_blake3_final(&h->hash, got);
+	h->nr++;
+	snprintf(got_hex, sizeof(got_hex), "%*phN", NYMPH_DIGEST_SIZE, got);
+	h->nr_wrong += strcmp(got_hex, vectors[i].hash) != 0;
+}
+
+static void hash_in_interrupt(struct irq_work *work)
+{
+	struct hasher *h = container_of(work, struct hasher, irq);
+
+	h->is_simd = may_use_simd();
+	hash_vector(h, SOME_VECTOR, 5000);
+}
+
+/* Where SIMD is not allowed, and in an interrupt that comes there. */
+static void blake3_without_simd_test(struct kunit *test)
+{
+	struct hasher *h = hashers(test, 2);
+	unsigned int i;
+
+	h[1].irq = IRQ_WORK_INIT_HARD(hash_in_interrupt);
+#ifdef CONFIG_X86
+	kernel_fpu_begin();
+#else
+	local_irq_disable();
+#endif
+	h[0].is_simd = may_use_simd();
+	hash_vector(&h[0], SOME_VECTOR, 5000);
+	irq_work_queue(&h[1].irq);
+#ifdef CONFIG_X86
+	for (i = 0; i < 1000 && !READ_ONCE(h[1].nr); i++)
+		udelay(10);
+	kernel_fpu_end();
+#else
+	local_irq_enable();
+#endif
+	irq_work_sync(&h[1].irq);
+	for (i = 0; i < 2; i++) {
+		KUNIT_EXPECT_FALSE(test, h[i].is_simd);
+		KUNIT_EXPECT_EQ(test, h[i].nr, 1U);
+		KUNIT_EXPECT_EQ(test, h[i].nr_wrong, 0U);
+	}
+}
+
+static int keep_hashing(void *data)
+{
+	struct hasher *h = data;
+
+	while (!kthread_should_stop()) {
+		hash_vector(h, h->nr % LONG_VECTOR, h->nr * 397 % 9000 + 1);
+		cond_resched();
+	}
+	return 0;
+}
+
+static void hash_on_this_cpu(void *data)
+{
+	struct hasher *h = data;
+
+	h += smp_processor_id();
+	hash_vector(h, h->nr % (SHORT_VECTOR + 1), 700);
+}
+
+/* More threads than CPUs, and interrupts that come at any moment of theirs. */
+static void blake3_threads_test(struct kunit *test)
+{
+	unsigned int i, nr = 2 * num_online_cpus() + 1;
+	struct hasher *threads = hashers(test, nr);
+	struct hasher *interrupts = hashers(test, nr_cpu_ids);
+	struct task_struct **tasks;
+
+	tasks = kunit_kcalloc(test, nr, sizeof(*tasks), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, tasks);
+	for (i = 0; i < nr; i++)
+		tasks[i] = kthread_run(keep_hashing, &threads[i], "hash/%u", i);
+	for (i = 0; i < 50; i++) {
+		smp_call_function(hash_on_this_cpu, interrupts, 1);
+		usleep_range(2000, 4000);
+	}
+	for (i = 0; i < nr; i++) {
+		KUNIT_EXPECT_FALSE(test, IS_ERR(tasks[i]));
+		if (!IS_ERR(tasks[i]))
+			kthread_stop(tasks[i]);
+		KUNIT_EXPECT_GT(test, threads[i].nr, 0U);
+		KUNIT_EXPECT_EQ(test, threads[i].nr_wrong, 0U);
+	}
+	for (i = 0; i < nr_cpu_ids; i++)
+		KUNIT_EXPECT_EQ(test, interrupts[i].nr_wrong, 0U);
+}
+
 /* The same of each variant that this CPU has. */
 static void blake3_variants_test(struct kunit *test)
 {
@@ -210,6 +383,9 @@ static void blake3_variants_test(struct kunit *test)
 		blake3_modes_test(test);
 		blake3_many_test(test);
 		blake3_copy_test(test);
+		blake3_parts_test(test);
+		blake3_without_simd_test(test);
+		blake3_threads_test(test);
 	}
 	/* some kernels run this before the module's init, others behind it */
 	nymph_blake3_select(nymph_blake3_chosen ?: "portable");
@@ -538,10 +714,84 @@ static void hash_scattered_test(struct kunit *test)
 		nymph_blake3_init(b);
 		for (at = 0; at < vectors[i].len; at += n) {
 			n = min_t(size_t, 5000, vectors[i].len - at);
-			nymph_pin_hash(&pin, at, n, b);
+			nymph_pin_hash(&pin, at, n, b, NULL);
 		}
 		expect_digest(test, b, vectors[i].hash, vectors[i].len);
 	}
+}
+
+/* Bytes in the driver's own memory; the caller unpins it. */
+static void pin_some(struct kunit *test, struct nymph_pin *pin, size_t len)
+{
+	size_t at, n;
+
+	KUNIT_ASSERT_EQ(test, nymph_pin_alloc(pin, current_user(), len), 0);
+	for (at = 0; at < len; at += n) {
+		u8 some[251];
+
+		n = min(len - at, sizeof(some));
+		memset(some, at / sizeof(some) * 7, sizeof(some));
+		nymph_pin_store(pin, at, some, n);
+	}
+}
+
+static void hash_with(const struct nymph_pin *pin, u64 at, size_t len,
+		      struct nymph_blake3 *b, struct nymph_team *team,
+		      u8 digest[NYMPH_DIGEST_SIZE])
+{
+	nymph_blake3_init(b);
+	/* whatever came before: where a part can begin, or not */
+	nymph_pin_hash(pin, 0, at, b, NULL);
+	nymph_pin_hash(pin, at, len, b, team);
+	nymph_blake3_final(b, digest);
+}
+
+static void team_test(struct kunit *test)
+{
+	static const size_t lens[] = {
+		1, NYMPH_PIECE, NYMPH_LARGE_PIECE / 2 - 1,
+		NYMPH_LARGE_PIECE / 2, NYMPH_LARGE_PIECE - 1, NYMPH_LARGE_PIECE,
+	};
+	static const u64 offsets[] = { 0, 77, NYMPH_TEAM_PART, PAGE_SIZE };
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	struct nymph_team *team = nymph_team_create(NUMA_NO_NODE);
+	size_t len = NYMPH_LARGE_PIECE + NYMPH_TEAM_PART;
+	u8 alone[NYMPH_DIGEST_SIZE], shared[NYMPH_DIGEST_SIZE];
+	struct nymph_pin src, dst;
+	unsigned int o, l;
+
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	KUNIT_ASSERT_NOT_NULL(test, team);
+	if (num_online_cpus() > 1)
+		KUNIT_EXPECT_EQ(test, nymph_team_share(NYMPH_LARGE_PIECE), 8U);
+	pin_some(test, &src, len);
+	for (o = 0; o < ARRAY_SIZE(offsets); o++) {
+		for (l = 0; l < ARRAY_SIZE(lens); l++) {
+			hash_with(&src, offsets[o], lens[l], b, NULL, alone);
+			hash_with(&src, offsets[o], lens[l], b, team, shared);
+			KUNIT_EXPECT_EQ(test, memcmp(alone, shared,
+						     sizeof(alone)), 0);
+			KUNIT_ASSERT_EQ(test, nymph_pin_alloc(&dst,
+							      current_user(),
+							      len), 0);
+			nymph_blake3_init(b);
+			nymph_pin_hash(&src, 0, offsets[o], b, NULL);
+			nymph_pin_copy(&dst, offsets[o], &src, offsets[o],
+				       lens[l], b, team);
+			nymph_blake3_final(b, shared);
+			KUNIT_EXPECT_EQ(test, memcmp(alone, shared,
+						     sizeof(alone)), 0);
+			/* what arrived, where nothing was but zeros */
+			nymph_pin_copy(&dst, 0, &src, 0, offsets[o], NULL,
+				       team);
+			hash_with(&dst, offsets[o], lens[l], b, team, shared);
+			KUNIT_EXPECT_EQ(test, memcmp(alone, shared,
+						     sizeof(alone)), 0);
+			nymph_unpin(&dst, current_user());
+		}
+	}
+	nymph_unpin(&src, current_user());
+	nymph_team_free(team);
 }
 
 /* Pages of memory, each at its place in @pfns from some page on. */
@@ -654,6 +904,112 @@ static struct nymph_region *import_some(struct kunit *test, size_t len,
 	close_fd(fd);
 	KUNIT_ASSERT_EQ(test, length, (u64)len);
 	return region[1];
+}
+
+/* An engine that is not good at it: what it is given, and what becomes of that. */
+static struct {
+	size_t most;
+	bool says_meanwhile;
+	unsigned int fails_at;
+	unsigned int nr;
+} poor;
+
+static void poor_move(struct nymph_engine *engine, struct nymph_move *moves,
+		      unsigned int n)
+{
+	moves->len = min(moves->len, poor.most);
+	if (poor.says_meanwhile)
+		nymph_move_meanwhile(moves);
+	if (++poor.nr == poor.fails_at)
+		moves->status = -EIO;
+	else
+		nymph_engine_cpu.move(engine, moves, 1);
+}
+
+static bool poor_ready(struct nymph_engine *engine)
+{
+	return true;
+}
+
+static struct nymph_engine poor_engine = {
+	.name = "poor",
+	.offloads = true,
+	.ready = poor_ready,
+	.move = poor_move,
+};
+
+/* Returns how the entry ended, whose digests are in ring->transfer then. */
+static int run_poorly(struct nymph_ring *ring, struct nymph_slot *slot)
+{
+	int ret;
+
+	poor.nr = 0;
+	nymph_transfer_start(&ring->transfer, &slot->entry, 0);
+	do {
+		ret = nymph_transfer_step(ring, slot);
+	} while (ret == NYMPH_STEP_MORE);
+	return ret;
+}
+
+/*
+ * What is hashed meanwhile is what was sent: if less is taken than was given, if
+ * the engine fails, and if the CPU does it then.
+ */
+static void meanwhile_test(struct kunit *test)
+{
+	static const size_t mosts[] = { 1000, 40000, NYMPH_LARGE_PIECE };
+	size_t len = 2 * NYMPH_PIECE + 1001;
+	struct nymph_region src = { .length = len }, dst = { .length = len };
+	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	struct nymph_slot slot = {
+		.entry = { .opcode = NYMPH_OP_COPY, .length = len },
+		.src = { .used = true, .region = &src },
+		.dst = { .used = true, .region = &dst },
+	};
+	struct nymph_transfer *t;
+	struct nymph_ring *ring;
+	u8 want[NYMPH_DIGEST_SIZE];
+	unsigned int i;
+
+	ring = kunit_kzalloc(test, sizeof(*ring), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, ring);
+	KUNIT_ASSERT_NOT_NULL(test, b);
+	t = &ring->transfer;
+	ring->engine = &poor_engine;
+	ring->bounce = nymph_bounce_create(&poor_engine);
+	ring->flight = nymph_flight_create(&poor_engine);
+	KUNIT_ASSERT_NOT_NULL(test, ring->bounce);
+	KUNIT_ASSERT_NOT_NULL(test, ring->flight);
+	pin_some(test, &src.pin, len);
+	hash_with(&src.pin, 0, len, b, NULL, want);
+	KUNIT_ASSERT_EQ(test, nymph_pin_alloc(&dst.pin, current_user(), len),
+			0);
+	for (i = 0; i < 8 * ARRAY_SIZE(mosts); i++) {
+		poor.most = mosts[i / 8];
+		poor.says_meanwhile = i & 1;
+		slot.entry.flags = NYMPH_DMA_FLAG_VERIFY_HASH |
+				   (i & 2 ? NYMPH_DMA_FLAG_ZERO_COPY : 0);
+		poor.fails_at = 0;
+		if (i & 4) {
+			poor.fails_at = i & 2 && i / 8 == 2 ? 1 : 2;
+			ring->auto_engine = false;
+			KUNIT_EXPECT_EQ(test, run_poorly(ring, &slot), -EIO);
+			KUNIT_EXPECT_EQ(test, t->record_flags, 0U);
+			KUNIT_EXPECT_EQ(test, poor.nr, poor.fails_at);
+		}
+		ring->auto_engine = true;
+		KUNIT_EXPECT_EQ(test, run_poorly(ring, &slot), 0);
+		KUNIT_EXPECT_EQ(test, t->done, (u64)len);
+		KUNIT_EXPECT_EQ(test, memcmp(t->src_digest, want,
+					     sizeof(want)), 0);
+		KUNIT_EXPECT_EQ(test, memcmp(t->dst_digest, want,
+					     sizeof(want)), 0);
+	}
+	nymph_unpin(&dst.pin, current_user());
+	nymph_unpin(&src.pin, current_user());
+	nymph_team_free(ring->team);
+	nymph_flight_free(ring->flight);
+	nymph_bounce_put(ring->bounce);
 }
 
 static const char *fence_name(struct dma_fence *fence)
@@ -779,6 +1135,9 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(blake3_modes_test),
 	KUNIT_CASE(blake3_many_test),
 	KUNIT_CASE(blake3_copy_test),
+	KUNIT_CASE(blake3_parts_test),
+	KUNIT_CASE(blake3_without_simd_test),
+	KUNIT_CASE(blake3_threads_test),
 	KUNIT_CASE(blake3_variants_test),
 	KUNIT_CASE(fifo_wrap_test),
 	KUNIT_CASE(fifo_push_pop_test),
@@ -788,6 +1147,8 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(latency_quantiles_test),
 	KUNIT_CASE(cpu_copy_scattered_test),
 	KUNIT_CASE(hash_scattered_test),
+	KUNIT_CASE(team_test),
+	KUNIT_CASE(meanwhile_test),
 	KUNIT_CASE(neighbours_test),
 	KUNIT_CASE(cut_test),
 	KUNIT_CASE(cut_without_alignment_test),

@@ -29,7 +29,10 @@
  */
 #define NYMPH_PIECE		(64 * 1024U)
 
-/* The same for a DMA channel that needs nobody's help: its memory is pinned. */
+/* The same where the CPU does all of it: source, bounce buffer and destination are in its L1 cache. */
+#define NYMPH_SMALL_PIECE	(16 * 1024U)
+
+/* The same of memory that is pinned. */
 #define NYMPH_LARGE_PIECE	(1024 * 1024U)
 
 #define NYMPH_MAX_RINGS_DEFAULT	1024
@@ -42,6 +45,7 @@ struct eventfd_ctx;
 struct mm_struct;
 struct nymph_flight;
 struct nymph_ring;
+struct nymph_team;
 struct page;
 struct pid;
 struct seq_file;
@@ -134,13 +138,19 @@ void nymph_bounce_put(struct nymph_bounce *bounce);
  * @src_off: where in it
  * @bounce: where from, if @src is NULL
  * @bounce_off: where in it
- * @len: how many, at most NYMPH_PIECE, or NYMPH_LARGE_PIECE between regions on
- *	an engine that offloads; lowered by an engine that does less
+ * @len: how many, at most NYMPH_PIECE, or NYMPH_LARGE_PIECE between regions;
+ *	lowered by an engine that does less
  * @done: how many arrived, from the start on
  * @status: 0 or a negative errno
  * @engine: id of the engine that was last at it
  * @adrift: the engine failed, and may be at it still: until it is known not to
  *	be, it keeps a reference to the regions, or the bounce buffer
+ * @hash: only for the CPU, and between pages: all that it moves is added to this;
+ *	or NULL
+ * @team: with which the CPU can share the work, if it is between pages; or NULL
+ * @meanwhile: of the first of several: to be done while an engine is at them, see
+ *	nymph_move_meanwhile(); or NULL
+ * @meanwhile_arg: for @meanwhile
  */
 struct nymph_move {
 	const struct nymph_operand *dst;
@@ -154,6 +164,10 @@ struct nymph_move {
 	int status;
 	u32 engine;
 	bool adrift;
+	struct nymph_blake3 *hash;
+	struct nymph_team *team;
+	void (*meanwhile)(void *arg);
+	void *meanwhile_arg;
 };
 
 /* The most moves that an engine is given at a time. */
@@ -162,6 +176,21 @@ struct nymph_move {
 static inline void *nymph_move_bounce(const struct nymph_move *move)
 {
 	return move->bounce->data + move->bounce_off;
+}
+
+/**
+ * nymph_move_meanwhile() - do what there is to do while an engine moves bytes
+ * @moves: what it was given, and is at; their len is what it will be
+ *
+ * For an engine that offloads, before it waits; once or not at all.
+ */
+static inline void nymph_move_meanwhile(struct nymph_move *moves)
+{
+	void (*meanwhile)(void *arg) = moves->meanwhile;
+
+	moves->meanwhile = NULL;
+	if (meanwhile)
+		meanwhile(moves->meanwhile_arg);
 }
 
 /**
@@ -313,7 +342,24 @@ bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 bool nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 		     size_t len);
 bool nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
-		    struct nymph_blake3 *hash);
+		    struct nymph_blake3 *hash, struct nymph_team *team);
+void nymph_pin_copy(const struct nymph_pin *dst, u64 dst_off,
+		    const struct nymph_pin *src, u64 src_off, size_t len,
+		    struct nymph_blake3 *hash, struct nymph_team *team);
+
+/* team.c: work that several CPUs share */
+
+/* What one of them does at a time: the least that is hashed as fast as can be. */
+#define NYMPH_TEAM_PART		(NYMPH_BLAKE3_SUBTREE * 1024U)
+
+struct nymph_team *nymph_team_create(int node);
+void nymph_team_free(struct nymph_team *team);
+unsigned int nymph_team_share(size_t len);
+void nymph_team_run(struct nymph_team *team,
+		    void (*fn)(void *arg, unsigned int part), void *arg,
+		    unsigned int nr_parts);
+struct nymph_blake3 *nymph_team_hash(struct nymph_team *team,
+				     unsigned int part);
 
 /* region.c: memory behind a handle */
 
@@ -409,6 +455,7 @@ struct nymph_slot {
  * struct nymph_transfer - the entry at tail, while it runs
  * @active: it was started
  * @done: bytes that reached the destination, or were hashed or found equal
+ * @ahead: bytes behind them that are in the bounce buffer, and in @src_hash
  * @checked: bytes of the destination read back by VERIFY_HASH
  * @blocked_ns: since when it waits for others' fences, or 0
  * @engine: id of the engine that moved the last of them
@@ -421,6 +468,7 @@ struct nymph_transfer {
 	bool active;
 	u64 started_ns;
 	u64 done;
+	size_t ahead;
 	u64 checked;
 	u64 blocked_ns;
 	u32 engine;
@@ -469,6 +517,7 @@ struct nymph_estate {
  * @transfer: the executor's
  * @flight: the executor's
  * @bounce: the executor's
+ * @team: the executor's; NULL as long as there is nothing to share
  * @reap_lock: one reader of records at a time; taken before @lock
  * @lock: serializes everything below; never held over user memory
  * @dead: RESET or close came: nothing is accepted, what is queued is canceled
@@ -500,6 +549,7 @@ struct nymph_ring {
 	struct nymph_transfer transfer;
 	struct nymph_flight *flight;
 	struct nymph_bounce *bounce;
+	struct nymph_team *team;
 
 	struct mutex reap_lock;	/* one reader of records at a time */
 	struct mutex lock;	/* everything below */
@@ -592,7 +642,7 @@ void nymph_transfer_start(struct nymph_transfer *transfer,
 int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot);
 int nymph_transfer_renew_bounce(struct nymph_ring *ring);
 int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
-			   u64 at, size_t len, size_t bounce_off,
+			   u64 at, size_t len, size_t ahead, size_t bounce_off,
 			   struct nymph_move *move);
 int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
 			const struct nymph_move *move, const u8 *src_digest,
@@ -603,6 +653,7 @@ int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
 /**
  * struct nymph_flight - entries that are, from tail on
  * @started_ns: when the engine was given them
+ * @nr: how many
  * @moves: one for each
  * @room: where each has room in the bounce buffer
  * @hashed: whether its digests are here
@@ -615,6 +666,7 @@ int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
  */
 struct nymph_flight {
 	u64 started_ns;
+	unsigned int nr;
 	struct nymph_move moves[NYMPH_MAX_MOVES];
 	u32 room[NYMPH_MAX_MOVES];
 	bool hashed[NYMPH_MAX_MOVES];

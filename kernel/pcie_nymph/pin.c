@@ -407,40 +407,170 @@ bool nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 	return true;
 }
 
+/* The longer what is hashed at a time, the faster it is. */
+static size_t nymph_pin_run(const struct nymph_pin *pin, u64 offset,
+			    size_t max)
+{
+	if (!IS_ENABLED(CONFIG_HIGHMEM))
+		return nymph_neighbours(pin->pages, offset, max);
+	return min_t(size_t, max, PAGE_SIZE - offset_in_page(offset));
+}
+
+static void nymph_pages_hash(const struct nymph_pin *pin, u64 offset,
+			     size_t len, struct nymph_blake3 *hash)
+{
+	size_t n;
+
+	offset += pin->offset;
+	for (; len; len -= n, offset += n) {
+		void *at = kmap_local_page(pin->pages[offset >> PAGE_SHIFT]);
+
+		n = nymph_pin_run(pin, offset, len);
+		nymph_blake3_update(hash, at + offset_in_page(offset), n);
+		kunmap_local(at);
+	}
+}
+
+static void nymph_pages_copy(const struct nymph_pin *dst, u64 dst_off,
+			     const struct nymph_pin *src, u64 src_off,
+			     size_t len, struct nymph_blake3 *hash)
+{
+	size_t n, i;
+
+	dst_off += dst->offset;
+	src_off += src->offset;
+	for (; len; len -= n, dst_off += n, src_off += n) {
+		struct page **pages = dst->pages + (dst_off >> PAGE_SHIFT);
+		void *from = kmap_local_page(src->pages[src_off >> PAGE_SHIFT]);
+		void *to = kmap_local_page(*pages);
+
+		n = nymph_pin_run(dst, dst_off,
+				  nymph_pin_run(src, src_off, len));
+		if (hash)
+			nymph_blake3_update_copy(hash,
+						 to + offset_in_page(dst_off),
+						 from + offset_in_page(src_off),
+						 n);
+		else
+			memcpy(to + offset_in_page(dst_off),
+			       from + offset_in_page(src_off), n);
+		kunmap_local(to);
+		kunmap_local(from);
+		for (i = 0; i < offset_in_page(dst_off) + n; i += PAGE_SIZE)
+			flush_dcache_page(*pages++);
+	}
+}
+
+/**
+ * struct nymph_shared - what a team is at
+ * @team: the team
+ * @dst: where to copy it to, or NULL
+ * @dst_off: where in that it starts
+ * @src: memory that has pages
+ * @src_off: where in it it starts
+ * @hash: what it is added to, or NULL
+ * @len: how much was added to that before
+ */
+struct nymph_shared {
+	struct nymph_team *team;
+	const struct nymph_pin *dst;
+	u64 dst_off;
+	const struct nymph_pin *src;
+	u64 src_off;
+	struct nymph_blake3 *hash;
+	u64 len;
+};
+
+static void nymph_pin_part(void *arg, unsigned int i)
+{
+	const struct nymph_shared *s = arg;
+	u64 at = (u64)i * NYMPH_TEAM_PART;
+	struct nymph_blake3 *hash = NULL;
+
+	if (s->hash) {
+		hash = nymph_team_hash(s->team, i);
+		nymph_blake3_fork(hash, s->hash, s->len + at);
+	}
+	if (s->dst)
+		nymph_pages_copy(s->dst, s->dst_off + at, s->src,
+				 s->src_off + at, NYMPH_TEAM_PART, hash);
+	else
+		nymph_pages_hash(s->src, s->src_off + at, NYMPH_TEAM_PART,
+				 hash);
+}
+
+/* Has a team do what is worth it of @len bytes; returns how many that are. */
+static size_t nymph_pin_share(struct nymph_shared *s, size_t len)
+{
+	unsigned int i, nr_parts = s->team ? nymph_team_share(len) : 0;
+
+	/* what is not at a multiple of its size is no part of a hash */
+	if (s->hash) {
+		s->len = nymph_blake3_len(s->hash);
+		if (s->len % NYMPH_TEAM_PART)
+			return 0;
+	}
+	if (!nr_parts)
+		return 0;
+	nymph_team_run(s->team, nymph_pin_part, s, nr_parts);
+	for (i = 0; s->hash && i < nr_parts; i++)
+		nymph_blake3_join(s->hash, nymph_team_hash(s->team, i));
+	return nr_parts * NYMPH_TEAM_PART;
+}
+
 /**
  * nymph_pin_hash() - hash pinned memory
  * @pin: the memory
  * @offset: where in it to start
  * @len: bytes
  * @hash: is updated
+ * @team: with which the work can be shared, or NULL
  *
  * Return: whether the memory is still there.
  */
 bool nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
-		    struct nymph_blake3 *hash)
+		    struct nymph_blake3 *hash, struct nymph_team *team)
 {
+	struct nymph_shared shared = {
+		.team = team,
+		.src = pin,
+		.src_off = offset,
+		.hash = hash,
+	};
 	size_t n;
 
 	if (pin->card)
 		return nymph_card_hash(pin->card, offset, len, hash);
 	if (pin->dmabuf)
 		return nymph_dmabuf_hash(pin->dmabuf, offset, len, hash);
-	offset += pin->offset;
-	for (; len; len -= n, offset += n) {
-		struct page *page = pin->pages[offset >> PAGE_SHIFT];
-		size_t off = offset_in_page(offset);
-		void *at;
-
-		/* the longer what it is given, the faster it is */
-		if (!IS_ENABLED(CONFIG_HIGHMEM)) {
-			n = nymph_neighbours(pin->pages, offset, len);
-			nymph_blake3_update(hash, page_address(page) + off, n);
-			continue;
-		}
-		n = min_t(size_t, len, PAGE_SIZE - off);
-		at = kmap_local_page(page);
-		nymph_blake3_update(hash, at + off, n);
-		kunmap_local(at);
-	}
+	n = nymph_pin_share(&shared, len);
+	nymph_pages_hash(pin, offset + n, len - n, hash);
 	return true;
+}
+
+/**
+ * nymph_pin_copy() - copy pinned memory, and hash what arrives in one pass
+ * @dst: where to; it has pages
+ * @dst_off: where in it
+ * @src: where from; it has pages
+ * @src_off: where in it
+ * @len: bytes
+ * @hash: is updated, if it is not NULL
+ * @team: with which the work can be shared, or NULL
+ */
+void nymph_pin_copy(const struct nymph_pin *dst, u64 dst_off,
+		    const struct nymph_pin *src, u64 src_off, size_t len,
+		    struct nymph_blake3 *hash, struct nymph_team *team)
+{
+	struct nymph_shared shared = {
+		.team = team,
+		.dst = dst,
+		.dst_off = dst_off,
+		.src = src,
+		.src_off = src_off,
+		.hash = hash,
+	};
+	size_t n = nymph_pin_share(&shared, len);
+
+	nymph_pages_copy(dst, dst_off + n, src, src_off + n, len - n, hash);
 }

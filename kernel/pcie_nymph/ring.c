@@ -85,6 +85,7 @@ static void nymph_ring_free(struct nymph_ring *ring)
 	kvfree(ring->estate);
 	kvfree(ring->records);
 	kvfree(ring->slots);
+	nymph_team_free(ring->team);
 	nymph_bounce_put(ring->bounce);
 	nymph_flight_free(ring->flight);
 	put_pid(ring->owner);

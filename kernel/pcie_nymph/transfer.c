@@ -248,6 +248,7 @@ void nymph_transfer_start(struct nymph_transfer *t,
 	t->active = true;
 	t->started_ns = now;
 	t->done = 0;
+	t->ahead = 0;
 	t->checked = 0;
 	t->blocked_ns = 0;
 	t->engine = 0;
@@ -271,6 +272,17 @@ static int nymph_fault(void)
 static bool nymph_is_borrowed(const struct nymph_operand *o)
 {
 	return o->used && !o->region;
+}
+
+static bool nymph_has_pages(const struct nymph_operand *o)
+{
+	return o->region && o->region->pin.pages;
+}
+
+/* A device's memory, which the CPU is slow at; or a dma-buf, which may be that. */
+static bool nymph_is_far(const struct nymph_operand *o)
+{
+	return o->region && !o->region->pin.pages;
 }
 
 /*
@@ -326,6 +338,8 @@ static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
  * @slot: a COPY or FILL
  * @at: how many of its bytes are moved already, a multiple of 8
  * @len: how many are next
+ * @ahead: how many of these are in the bounce buffer already; all of them, or a
+ *	multiple of 8
  * @bounce_off: where the bounce buffer has room for them, and up to 7 more
  * @move: filled, for nymph_engine_move(); its len is less than @len if not all
  *	could be read
@@ -333,10 +347,11 @@ static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
  * Return: 0; -EFAULT if not all could be read; NYMPH_STEP_INTERRUPTED.
  */
 int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
-			   u64 at, size_t len, size_t bounce_off,
+			   u64 at, size_t len, size_t ahead, size_t bounce_off,
 			   struct nymph_move *move)
 {
 	const struct nymph_entry *e = &slot->entry;
+	void *bounce;
 
 	*move = (struct nymph_move) {
 		.dst = &slot->dst,
@@ -350,40 +365,98 @@ int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
 	}
 	move->bounce = ring->bounce;
 	move->bounce_off = bounce_off;
+	bounce = nymph_move_bounce(move) + ahead;
 	if (e->opcode == NYMPH_OP_FILL)
-		memset64(nymph_move_bounce(move),
-			 (__force u64)cpu_to_le64(e->src),
-			 DIV_ROUND_UP(len, sizeof(u64)));
+		memset64(bounce, (__force u64)cpu_to_le64(e->src),
+			 DIV_ROUND_UP(len - ahead, sizeof(u64)));
 	else
-		move->len = nymph_load(&slot->src, at, nymph_move_bounce(move),
-				       len);
+		move->len = ahead + nymph_load(&slot->src, at + ahead, bounce,
+					       len - ahead);
 	if (move->len == len)
 		return 0;
 	return nymph_is_borrowed(&slot->src) ? nymph_fault() : -EFAULT;
 }
 
-/* Hashes what was moved, as the entry asks. */
-static int nymph_transfer_hash(struct nymph_ring *ring, struct nymph_slot *slot,
-			       const struct nymph_move *move)
+/* Who shares the work at so many bytes; NULL if it is not worth it. */
+static struct nymph_team *nymph_team_for(struct nymph_ring *ring, size_t len)
+{
+	if (!nymph_team_share(len))
+		return NULL;
+	if (!ring->team)
+		ring->team = nymph_team_create(ring->engine->node);
+	return ring->team;
+}
+
+/**
+ * struct nymph_sending - a piece that is on its way
+ * @ring: the ring
+ * @move: the piece
+ * @loaded: bytes that the bounce buffer has
+ * @ret: 0, or -EFAULT if its source is there no more
+ */
+struct nymph_sending {
+	struct nymph_ring *ring;
+	const struct nymph_move *move;
+	size_t loaded;
+	int ret;
+};
+
+/*
+ * Hashes what is being sent: all that was loaded, even if less is sent; what is
+ * left is sent next. Nothing of it is loaded, or hashed, again.
+ */
+static void nymph_hash_sent(void *arg)
+{
+	struct nymph_sending *s = arg;
+	struct nymph_transfer *t = &s->ring->transfer;
+	const struct nymph_move *move = s->move;
+
+	if (move->src) {
+		if (!nymph_pin_hash(&move->src->region->pin, move->src_off,
+				    move->len, &t->src_hash,
+				    nymph_team_for(s->ring, move->len)))
+			s->ret = -EFAULT;
+		return;
+	}
+	nymph_blake3_update(&t->src_hash, nymph_move_bounce(move) + t->ahead,
+			    s->loaded - t->ahead);
+	t->ahead = s->loaded;
+}
+
+/* So much was sent; the bounce buffer begins with what comes next. */
+static void nymph_drop_sent(struct nymph_transfer *t,
+			    const struct nymph_move *move)
+{
+	if (!t->ahead)
+		return;
+	t->ahead -= move->done;
+	if (t->ahead)
+		memmove(nymph_move_bounce(move),
+			nymph_move_bounce(move) + move->done, t->ahead);
+}
+
+/* Hashes what was moved, if the entry asks for that, and it is not done yet. */
+static int nymph_hash_moved(struct nymph_ring *ring, struct nymph_slot *slot,
+			    const struct nymph_move *move)
 {
 	struct nymph_transfer *t = &ring->transfer;
 	u32 flags = slot->entry.flags;
 
-	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH) {
-		if (!move->src)
-			nymph_blake3_update(&t->src_hash,
-					    nymph_move_bounce(move),
-					    move->done);
-		else if (!nymph_pin_hash(&move->src->region->pin,
-					 move->src_off, move->done,
-					 &t->src_hash))
-			return -EFAULT;
-	}
+	if (move->hash)
+		return 0;
+	/* the CPU's turn at a dma-buf is over before an engine's, or behind it */
+	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH && move->src &&
+	    move->src->region->pin.dmabuf &&
+	    !nymph_pin_hash(&move->src->region->pin, move->src_off, move->done,
+			    &t->src_hash, NULL))
+		return -EFAULT;
 	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY && !move->adrift) {
 		if (move->dst->region)
 			return nymph_pin_hash(&move->dst->region->pin,
 					      move->dst_off, move->done,
-					      &t->dst_hash) ? 0 : -EFAULT;
+					      &t->dst_hash,
+					      nymph_team_for(ring, move->done)) ?
+				0 : -EFAULT;
 		if (nymph_load(move->dst, t->done, nymph_move_bounce(move),
 			       move->done) < move->done)
 			return nymph_fault();
@@ -402,16 +475,47 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 
 	if (ret == -EFAULT && nymph_is_borrowed(&slot->dst))
 		ret = nymph_fault();
-	/* the whole piece is done again, so nothing of it is hashed */
+	/* the whole piece is done again; what was sent is in the bounce buffer still */
 	if (ret == NYMPH_STEP_INTERRUPTED)
 		return ret;
 	/* of an entry that failed there is no digest */
-	err = move->done && !ret ? nymph_transfer_hash(ring, slot, move) : 0;
+	err = move->done && !ret ? nymph_hash_moved(ring, slot, move) : 0;
 	if (err == NYMPH_STEP_INTERRUPTED)
 		return err;
+	if (!ret)
+		nymph_drop_sent(t, move);
 	t->engine = move->engine;
 	t->done += move->done;
 	return ret ?: err;
+}
+
+/*
+ * Has what is sent hashed: by the CPU as it copies, if it does; by others while
+ * an engine is at it.
+ */
+static void nymph_hash_sending(struct nymph_ring *ring, struct nymph_slot *slot,
+			       struct nymph_move *move,
+			       struct nymph_sending *sending)
+{
+	struct nymph_transfer *t = &ring->transfer;
+	u32 flags = slot->entry.flags;
+
+	*sending = (struct nymph_sending) {
+		.ring = ring,
+		.move = move,
+		.loaded = move->len,
+	};
+	if (move->src && !ring->engine->offloads &&
+	    nymph_has_pages(move->src) && nymph_has_pages(move->dst)) {
+		move->team = nymph_team_for(ring, move->len);
+		if (flags & NYMPH_FLAGS_HASHED)
+			move->hash = flags & NYMPH_DMA_FLAG_VERIFY_HASH ?
+				     &t->src_hash : &t->dst_hash;
+	} else if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
+		   !(move->src && move->src->region->pin.dmabuf)) {
+		move->meanwhile = nymph_hash_sent;
+		move->meanwhile_arg = sending;
+	}
 }
 
 /* A COPY or a FILL. */
@@ -419,15 +523,17 @@ static int nymph_copy_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 			    size_t len)
 {
 	struct nymph_move *move = ring->flight->moves;
+	struct nymph_sending sending;
 	int ret, err;
 
-	ret = nymph_transfer_prepare(ring, slot, ring->transfer.done, len, 0,
-				     move);
+	ret = nymph_transfer_prepare(ring, slot, ring->transfer.done, len,
+				     ring->transfer.ahead, 0, move);
 	if (ret == NYMPH_STEP_INTERRUPTED || !move->len)
 		return ret;
+	nymph_hash_sending(ring, slot, move, &sending);
 	nymph_engine_move(ring, move, 1);
 	err = nymph_copy_land(ring, slot, move);
-	return err ?: ret;
+	return err ?: sending.ret ?: ret;
 }
 
 static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
@@ -438,7 +544,7 @@ static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
 	if (slot->dst.region) {
 		if (!nymph_pin_hash(&slot->dst.region->pin,
 				    slot->dst.at + t->checked, len,
-				    &t->dst_hash))
+				    &t->dst_hash, nymph_team_for(ring, len)))
 			return -EFAULT;
 	} else {
 		void *bounce = ring->bounce->data;
@@ -460,7 +566,8 @@ static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 
 	if (slot->entry.flags & NYMPH_DMA_FLAG_ZERO_COPY) {
 		if (!nymph_pin_hash(&slot->src.region->pin,
-				    slot->src.at + t->done, len, &t->src_hash))
+				    slot->src.at + t->done, len, &t->src_hash,
+				    nymph_team_for(ring, len)))
 			return -EFAULT;
 	} else {
 		loaded = nymph_load(&slot->src, t->done, ring->bounce->data,
@@ -515,15 +622,46 @@ static int nymph_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 	}
 }
 
-/* How many of an entry's bytes are next. */
-static size_t nymph_next_piece(struct nymph_ring *ring,
-			       const struct nymph_entry *e, u64 left)
+/* How many of the bytes that are in no bounce buffer are next. */
+static size_t nymph_next_direct(const struct nymph_ring *ring,
+				const struct nymph_slot *slot)
 {
-	bool alone = ring->engine->offloads && e->opcode == NYMPH_OP_COPY &&
-		     e->flags & NYMPH_DMA_FLAG_ZERO_COPY &&
-		     !(e->flags & NYMPH_FLAGS_HASHED);
+	const struct nymph_entry *e = &slot->entry;
+	bool by_engine = e->opcode == NYMPH_OP_COPY && ring->engine->offloads &&
+			 !(e->flags & NYMPH_FLAGS_HASHED);
 
-	return min_t(u64, left, alone ? NYMPH_LARGE_PIECE : NYMPH_PIECE);
+	if (!by_engine && (nymph_is_far(&slot->src) || nymph_is_far(&slot->dst)))
+		return NYMPH_PIECE;
+	return NYMPH_LARGE_PIECE;
+}
+
+/* How many of an entry's bytes are next. */
+static size_t nymph_next_piece(const struct nymph_ring *ring,
+			       const struct nymph_slot *slot, u64 left)
+{
+	const struct nymph_entry *e = &slot->entry;
+	size_t most = NYMPH_PIECE;
+
+	if (e->flags & NYMPH_DMA_FLAG_ZERO_COPY &&
+	    (e->opcode == NYMPH_OP_COPY || e->opcode == NYMPH_OP_HASH))
+		most = nymph_next_direct(ring, slot);
+	else if (!(ring->engine->offloads && nymph_entry_moves(e)) &&
+		 e->opcode != NYMPH_OP_COMPARE &&
+		 !nymph_is_far(&slot->src) && !nymph_is_far(&slot->dst))
+		most = NYMPH_SMALL_PIECE;
+	return min_t(u64, left, most);
+}
+
+/* How many bytes of the destination are read back next. */
+static size_t nymph_next_read_back(const struct nymph_slot *slot, u64 left)
+{
+	size_t most = NYMPH_PIECE;
+
+	if (nymph_has_pages(&slot->dst))
+		most = NYMPH_LARGE_PIECE;
+	else if (nymph_is_borrowed(&slot->dst))
+		most = NYMPH_SMALL_PIECE;
+	return min_t(u64, left, most);
 }
 
 /* What the digests say, which are made. */
@@ -568,7 +706,8 @@ static int nymph_transfer_progress(struct nymph_transfer *t,
  * nymph_transfer_renew_bounce() - see that the bounce buffer may be written
  * @ring: current is its executor
  *
- * An engine that is adrift may read what is in the one there was for ever.
+ * An engine that is adrift may read what is in the one there was for ever. It was
+ * at no entry that goes on, so nothing that is in there is wanted any more.
  *
  * Return: 0 or -ENOMEM.
  */
@@ -616,12 +755,12 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 
 	if (t->done < e->length)
 		ret = nymph_piece(ring, slot,
-				  nymph_next_piece(ring, e,
+				  nymph_next_piece(ring, slot,
 						   e->length - t->done));
 	else
 		ret = nymph_read_back(ring, slot,
-				      min_t(u64, e->length - t->checked,
-					    NYMPH_PIECE));
+				      nymph_next_read_back(slot, e->length -
+							   t->checked));
 	return ret ?: nymph_transfer_progress(t, e);
 }
 

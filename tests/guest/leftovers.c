@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -780,23 +781,26 @@ static void stand_still(char *never)
 		pause();
 }
 
-static char *uffd_memory(void)
+/* Memory whose pages come when they are given to it; a file that says which are wanted. */
+static char *uffd_memory(int *fd)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	char *memory = anonymous(SMALL);
-	int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
 
-	must(fd >= 0);
+	*fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	must(*fd >= 0);
 	range.range.start = (unsigned long)memory;
 	range.range.len = SMALL;
-	must(ioctl(fd, UFFDIO_API, &api) == 0 && ioctl(fd, UFFDIO_REGISTER, &range) == 0);
+	must(ioctl(*fd, UFFDIO_API, &api) == 0 && ioctl(*fd, UFFDIO_REGISTER, &range) == 0);
 	return memory;
 }
 
 static void stand_still_on_uffd(void)
 {
-	stand_still(uffd_memory());
+	int fd;
+
+	stand_still(uffd_memory(&fd));
 }
 
 static void scene_userfaultfd(void)
@@ -1027,6 +1031,104 @@ static void scene_suspend(void)
 	write_text("/sys/power/pm_test", "none");
 }
 
+/* --- an executor that is killed ---------------------------------------------------------------- */
+
+#define TAKEN_OVER (SMALL - 12345) /* some pieces, and a rest */
+
+static int taken_over;
+static struct nymph_entry taken_entry;
+
+static int copy_and_wait(void *unused)
+{
+	submit(taken_over, &taken_entry, 1);
+	return 0;
+}
+
+/* Gives the memory the page that it wants: of @from, or zeros. */
+static void give_page(int uffd, unsigned long at, const char *from)
+{
+	struct uffdio_copy copy = { .dst = at, .src = (unsigned long)from, .len = 4096 };
+	struct uffdio_zeropage zeros = { .range = { .start = at, .len = 4096 } };
+
+	must((from ? ioctl(uffd, UFFDIO_COPY, &copy) : ioctl(uffd, UFFDIO_ZEROPAGE, &zeros)) == 0 ||
+	     errno == EEXIST);
+}
+
+/*
+ * Somebody else with the same memory copies, and is killed in the middle of a piece, when it waits for a page
+ * of the source or of the destination. The ring's worker does the rest, and nothing is sent or hashed twice.
+ */
+static void take_over(void)
+{
+	static char stack[65536] __attribute__((aligned(16)));
+	static struct nymph_record record;
+	struct nymph_setup2 setup = { .size = sizeof(setup), .entries = 1 };
+	struct nymph_enter enter = {
+		.size = sizeof(enter),
+		.records = (unsigned long)&record,
+		.max_records = 1,
+		.min_records = 1,
+		.deadline_ns = NYMPH_NO_DEADLINE,
+	};
+	bool slow_source = random() & 1, killed = false;
+	char *data = anonymous(SMALL), *src = data, *dst, *slow;
+	int uffd, kill_at = random() % 100, status = 0;
+	size_t i;
+	pid_t child;
+
+	if (random() & 1)
+		strcpy((char *)setup.engine, "cpu");
+	for (i = 0; i < SMALL; i++)
+		data[i] = random();
+	slow = uffd_memory(&uffd);
+	if (slow_source)
+		src = slow;
+	dst = slow_source ? anonymous(SMALL) : slow;
+	taken_over = open_device();
+	must(ioctl(taken_over, NYMPH_IOC_SETUP2, &setup) == 0);
+	taken_entry = (struct nymph_entry){
+		.size = sizeof(taken_entry),
+		.opcode = NYMPH_OP_COPY,
+		.flags = NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_VERIFY_HASH | NYMPH_DMA_FLAG_RECORD,
+		.length = TAKEN_OVER,
+		.src = (unsigned long)src + 77,
+		.dst = (unsigned long)dst + 4000,
+	};
+	child = clone(copy_and_wait, stack + sizeof(stack), CLONE_VM | CLONE_FILES | SIGCHLD, NULL);
+	must(child > 0);
+	for (;;) {
+		struct pollfd fds[] = { { .fd = taken_over, .events = POLLIN },
+					{ .fd = uffd, .events = POLLIN } };
+		struct uffd_msg message;
+		unsigned long page;
+
+		must(poll(fds, 2, PATIENCE * 1000) > 0);
+		if (fds[0].revents)
+			break;
+		if (read(uffd, &message, sizeof(message)) != sizeof(message))
+			continue;
+		if (!killed && !kill_at--) {
+			killed = true;
+			kill_off(child);
+		}
+		page = message.arg.pagefault.address & ~4095UL;
+		give_page(uffd, page, slow_source ? data + (page - (unsigned long)slow) : NULL);
+	}
+	must(ioctl(taken_over, NYMPH_IOC_ENTER, &enter) == 0 && enter.reaped == 1);
+	if (record.status || record.bytes_done != TAKEN_OVER)
+		fail("status %d, %llu bytes done", record.status, (unsigned long long)record.bytes_done);
+	must(!memcmp(record.src_digest, record.dst_digest, sizeof(record.src_digest)));
+	must(!memcmp(dst + 4000, data + 77, TAKEN_OVER));
+	if (!killed)
+		status = reap(child);
+	must(!status);
+}
+
+static void scene_takeover(void)
+{
+	reap_well(start(take_over));
+}
+
 static const struct {
 	const char *name;
 	void (*play)(void);
@@ -1035,7 +1137,7 @@ static const struct {
 	{ "fork", scene_fork },       { "exec", scene_exec },         { "pass", scene_pass },
 	{ "unmap", scene_unmap },     { "truncate", scene_truncate }, { "remap", scene_remap },
 	{ "pageout", scene_pageout }, { "fuse", scene_fuse },         { "userfaultfd", scene_userfaultfd },
-	{ "rmmod", scene_rmmod },     { "suspend", scene_suspend },
+	{ "rmmod", scene_rmmod },     { "suspend", scene_suspend },   { "takeover", scene_takeover },
 };
 
 /* What the kernel itself cannot give back to anybody. */

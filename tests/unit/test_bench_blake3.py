@@ -39,9 +39,11 @@ def test_short(tmp_path: Path) -> None:
     # One of the two: the official C may be out of reach.
     assert (report["official"] is None) == isinstance(report["official_missing_because"], str)
     rows = report["rows"]
-    assert {row["series"] for row in rows} == {"hash", "python", "batch", "copy"}
+    series = {"hash", "python", "batch", "copy"} | ({"threads"} if tool.CPUS > 1 else set())
+    assert {row["series"] for row in rows} == series
     assert {row["variant"] for row in rows} == set(report["variants"])
-    others = {"hash": [], "python": ["pypi"], "batch": ["one by one"], "copy": ["hash alone"]}
+    others = {"hash": [], "python": ["pypi"], "batch": ["one by one"], "copy": ["hash alone", "bounce"],
+              "threads": ["one thread"]}
     for row in rows:
         expected = set(others[row["series"]])
         if report["official"] and row["series"] != "python":
@@ -50,6 +52,14 @@ def test_short(tmp_path: Path) -> None:
         assert len(row["rounds"]) == 1
     assert [row["bytes"] for row in rows if (row["series"], row["variant"]) == ("hash", "portable")] == [
         64, 256, 1024, 2048, 3072, 4096, 7168, 8192, 16384, 31744, 65536]
+
+
+def test_two_threads_share_what_is_large(tmp_path: Path, short: None) -> None:
+    """Two pieces and a rest: the digest is the official one."""
+    sys.argv[sys.argv.index("64K")] = "2500K"
+    assert tool.main() == 0
+    report = json.loads((tmp_path / "dist/blake3.json").read_text())
+    assert [row["bytes"] for row in report["rows"] if row["series"] == "threads"] == [2_560_000][: tool.CPUS - 1]
 
 
 def test_source_that_does_not_compile(tmp_path: Path, short: None,

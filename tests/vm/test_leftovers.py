@@ -18,9 +18,10 @@ ROUNDS = {
     **dict.fromkeys(["unmap", "truncate", "remap", "pageout"], (5, 50)),
     **dict.fromkeys(["userfaultfd", "fuse", "rmmod"], (5, 50)),
     "suspend": (2, 10),
+    "takeover": (20, 500),
 }
 
-FOR_ROOT = ("userfaultfd", "fuse", "rmmod", "suspend")
+FOR_ROOT = ("userfaultfd", "fuse", "rmmod", "suspend", "takeover")
 
 # Before the scene: the memory cgroup that the program is to live in, and swap for what does not fit.
 PREPARE_SWAP = """
