@@ -145,8 +145,8 @@ void nymph_bounce_put(struct nymph_bounce *bounce);
  * @engine: id of the engine that was last at it
  * @adrift: the engine failed, and may be at it still: until it is known not to
  *	be, it keeps a reference to the regions, or the bounce buffer
- * @hash: only for the CPU, and between pages: all that it moves is added to this;
- *	or NULL
+ * @hash: only for the CPU, and between pages: what arrives is added to this; or
+ *	NULL
  * @team: with which the CPU can share the work, if it is between pages; or NULL
  * @meanwhile: of the first of several: to be done while an engine is at them, see
  *	nymph_move_meanwhile(); or NULL

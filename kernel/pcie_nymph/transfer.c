@@ -490,14 +490,13 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 }
 
 /*
- * Has what is sent hashed: by the CPU as it copies, if it does; by others while
- * an engine is at it.
+ * Has what is sent hashed while an engine is at it; and what the CPU copies as it
+ * arrives, if that is all that is hashed.
  */
 static void nymph_hash_sending(struct nymph_ring *ring, struct nymph_slot *slot,
 			       struct nymph_move *move,
 			       struct nymph_sending *sending)
 {
-	struct nymph_transfer *t = &ring->transfer;
 	u32 flags = slot->entry.flags;
 
 	*sending = (struct nymph_sending) {
@@ -508,11 +507,11 @@ static void nymph_hash_sending(struct nymph_ring *ring, struct nymph_slot *slot,
 	if (move->src && !ring->engine->offloads &&
 	    nymph_has_pages(move->src) && nymph_has_pages(move->dst)) {
 		move->team = nymph_team_for(ring, move->len);
-		if (flags & NYMPH_FLAGS_HASHED)
-			move->hash = flags & NYMPH_DMA_FLAG_VERIFY_HASH ?
-				     &t->src_hash : &t->dst_hash;
-	} else if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
-		   !(move->src && move->src->region->pin.dmabuf)) {
+		if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY)
+			move->hash = &ring->transfer.dst_hash;
+	}
+	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
+	    !(move->src && move->src->region->pin.dmabuf)) {
 		move->meanwhile = nymph_hash_sent;
 		move->meanwhile_arg = sending;
 	}
