@@ -8,9 +8,10 @@ both take turns, and what is printed are ratios, above 1 where kernel/blake3 is 
 installed. The package blake3 from PyPI cannot be held to an instruction set: it is compared with the best
 variant of ours, both called from Python, with what each takes for an empty input subtracted.
 
-Then many small inputs side by side against one by one; copy and hash in one pass, as the driver does it between
-buffers and, by way of a bounce buffer, with memory that it borrows, against memmove and then the official hash;
-and two threads that share a tree, in wall time. PASS is about digests: all agree. Writes dist/blake3.json.
+Then many small inputs side by side against one by one; copy and hash in one pass, as the driver does it
+between buffers and, by way of a bounce buffer, with memory that it borrows, against memmove and then the
+official hash; and two threads that share a tree, in wall time. PASS is about digests: all agree. Writes
+dist/blake3.json.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ def build_ours(folder: Path) -> ctypes.CDLL:
             objects.append(folder / f"{name}.o")
             compile_c(objects[-1], "-O2", "-fno-schedule-insns2", *flags, "-c", OURS / f"{name}.c")
     sources = (TOP / "tools" / "bench_blake3.c", OURS / "blake3.c", OURS / "many.c")
-    compile_c(folder / "ours.so", "-O2", "-pthread", "-shared", "-Wl,-Bsymbolic", f"-I{OURS}", *sources, *objects)
-    library = ctypes.CDLL(str(folder / "ours.so"))
+    target = folder / "ours.so"
+    compile_c(target, "-O2", "-pthread", "-shared", "-Wl,-Bsymbolic", f"-I{OURS}", *sources, *objects)
+    library = ctypes.CDLL(str(target))
     for name in ("ours", "official", "batch", "one_by_one", "copy", "bounce", "copy_official"):
         getattr(library, f"bench_{name}").restype = ctypes.c_uint64
     library.bench_digest.restype = None
@@ -385,8 +387,7 @@ def show(report: dict[str, Any]) -> str:
         console.print(table_of(
             "the same by way of a bounce buffer of 16 KiB",
             series("copy"), [head for name in variants for head in (f"{name}\ncost", "\nfaster")],
-            lambda row: [f"{row['ratio']['bounce'] / row['ratio']['hash alone']:.2f}",
-                         bounced(row)],
+            lambda row: [f"{row['ratio']['bounce'] / row['ratio']['hash alone']:.2f}", bounced(row)],
         ))  # fmt: skip
         if series("threads"):
             console.print(table_of(

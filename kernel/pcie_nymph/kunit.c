@@ -306,8 +306,8 @@ static void blake3_without_simd_test(struct kunit *test)
 	hash_vector(&h[0], SOME_VECTOR, 5000);
 	irq_work_queue(&h[1].irq);
 #ifdef CONFIG_X86
-	for (i = 0; i < 1000 && !READ_ONCE(h[1].nr); i++)
-		udelay(10);
+	for (i = 0; i < 1000000 && !READ_ONCE(h[1].nr); i++)
+		cpu_relax();
 	kernel_fpu_end();
 #else
 	local_irq_enable();

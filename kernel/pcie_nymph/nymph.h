@@ -29,7 +29,10 @@
  */
 #define NYMPH_PIECE		(64 * 1024U)
 
-/* The same where the CPU does all of it: source, bounce buffer and destination are in its L1 cache. */
+/*
+ * The same where the CPU does all of it, so that what is in the bounce buffer is
+ * in its L1 cache.
+ */
 #define NYMPH_SMALL_PIECE	(16 * 1024U)
 
 /* The same of memory that is pinned. */

@@ -467,7 +467,7 @@ static void nymph_pages_copy(const struct nymph_pin *dst, u64 dst_off,
  * @dst: where to copy it to, or NULL
  * @dst_off: where in that it starts
  * @src: memory that has pages
- * @src_off: where in it it starts
+ * @src_off: where in that it starts
  * @hash: what it is added to, or NULL
  * @len: how much was added to that before
  */

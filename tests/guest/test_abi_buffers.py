@@ -180,6 +180,32 @@ def test_kinds_of_operands(context: Context, src_kind: str, dst_kind: str) -> No
         assert context.snapshot().dma_bytes == n * length
 
 
+@pytest.mark.parametrize("engine", [b"auto", b"cpu"])
+def test_large_pieces(engine: bytes) -> None:
+    """Some that several CPUs share, and a rest; at any offset."""
+    length = 2 * MIB + 5 * PIECE + 3
+    with Context() as context:
+        context.setup(engine=engine)
+        one, two = context.alloc(3 * MIB), context.alloc(3 * MIB)
+        src, dst = context.map(one).randomize(), context.map(two)
+        for n, flags in enumerate(FLAGS.values(), 1):
+            for src_at, dst_at in ((0, 0), (4095, 33)):
+                src.write(bytes([n]) * 64, src_at)
+                dst.fill(0x5A)
+                entry = in_buffers(abi.copy(src_at, dst_at, length, flags), one.handle, two.handle)
+                record = context.run(entry)
+                assert (record.status, record.bytes_done) == (0, length)
+                assert dst.read(0, dst_at + length) == b"\x5a" * dst_at + src.read(src_at, length)
+                assert dst.read(dst_at + length) == b"\x5a" * (3 * MIB - dst_at - length)
+                expected = blake3.blake3(src.read(src_at, length)).digest()
+                if flags & abi.VERIFY_HASH:
+                    assert bytes(record.src_digest) == expected
+                if flags & (abi.VERIFY_HASH | abi.DIGEST_ONLY):
+                    assert bytes(record.dst_digest) == expected
+        record = context.run(in_buffers(abi.hash_only(77, length, abi.ZERO_COPY), one.handle))
+        assert bytes(record.src_digest) == blake3.blake3(src.read(77, length)).digest()
+
+
 def test_offsets_out_of_range(context: Context) -> None:
     """Not a byte outside the length that was asked for, though its last page is longer."""
     length = PAGE + 100
