@@ -444,7 +444,7 @@ static int nymph_hash_moved(struct nymph_ring *ring, struct nymph_slot *slot,
 
 	if (move->hash)
 		return 0;
-	/* the CPU's turn at a dma-buf is over before an engine's, or behind it */
+	/* the CPU is not to be at a dma-buf while an engine is */
 	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH && move->src &&
 	    move->src->region->pin.dmabuf &&
 	    !nymph_pin_hash(&move->src->region->pin, move->src_off, move->done,
