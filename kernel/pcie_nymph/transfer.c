@@ -523,7 +523,8 @@ static size_t nymph_next_piece(struct nymph_ring *ring,
 		     e->flags & NYMPH_DMA_FLAG_ZERO_COPY &&
 		     !(e->flags & NYMPH_FLAGS_HASHED);
 
-	return min_t(u64, left, alone ? NYMPH_LARGE_PIECE : NYMPH_PIECE);
+	return min_t(u64, left, alone ? NYMPH_MAX_SPREAD * NYMPH_LARGE_PIECE :
+				NYMPH_PIECE);
 }
 
 /* What the digests say, which are made. */
