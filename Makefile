@@ -57,7 +57,8 @@ lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and pa
 
 check: lint ## lint; guest tests, KUnit and planted bugs on a kernel with sanitizers; long runs on the stock one
 	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_debug_kernel.py tests/vm/test_guest_suite.py \
-		tests/vm/test_kunit.py tests/vm/test_leftovers.py tests/vm/test_endpoint.py tests/vm/test_planted.py
+		tests/vm/test_kunit.py tests/vm/test_leftovers.py tests/vm/test_endpoint.py tests/vm/test_spread.py \
+		tests/vm/test_planted.py
 	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_guest_suite.py::test_model_for_long
 
 endpoint: .venv/ready ## faults far more often, and docs/faults.md of it; every engine; swiotlb; dmatest for long

@@ -126,7 +126,7 @@ struct nymph_entry {
  * @bytes_done: bytes that reached the destination, from its start on; for
  *	NYMPH_OP_HASH bytes hashed; for NYMPH_OP_COMPARE bytes found equal, so
  *	with -EBADMSG the offset of the first that differs
- * @engine: id of the engine that ran it, 0 if none did
+ * @engine: id of the engine that was last at it, 0 if none was
  * @flags: NYMPH_RECORD_*
  * @queued_ns: when the ring accepted it, CLOCK_MONOTONIC
  * @started_ns: when the engine took it, 0 if none did

@@ -38,7 +38,7 @@ class Completion:
     bytes_done: int
     """Bytes that reached the destination, were hashed, or were found equal, from the start on."""
     engine: str | None
-    """Name of the engine that ran it, None if none did."""
+    """Name of the engine that was last at it, None if none was: several can share a large copy."""
     queued_ns: int
     started_ns: int
     """0 if no engine took it."""

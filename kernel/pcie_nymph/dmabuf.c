@@ -2,19 +2,17 @@
 /*
  * pcie_nymph: dma-bufs of others, or our own again, as memory of a ring's.
  *
- * What is imported is mapped for a channel's device once, when the channel first
- * is to have it, and for the CPU at once. Before a piece, the executor waits for
- * the fences that others have put there: those of writers before it reads, all
- * of them before it writes. Nothing of ours is under way when an entry retires,
- * so there is no fence of ours.
+ * What is imported is mapped for the CPU at once. Before a piece, the executor waits
+ * for the fences that others have put there: those of writers before it reads, all of
+ * them before it writes. Nothing of ours is under way when an entry retires, so there
+ * is no fence of ours.
  *
- * Locks, in this order: an engine's, nymph_dmabufs_lock, nymph_dmabuf.lock, the
- * dma-buf's reservation, nymph_export.lock. The last is all that the exporter's
- * side takes, so that a dma-buf of our own can be imported like any other.
+ * Locks, in this order: an engine's, nymph_dmabufs_lock, nymph_mappables_lock,
+ * nymph_mappable.lock, the dma-buf's reservation, nymph_export.lock. The last is all
+ * that the exporter's side takes, so that a dma-buf of our own can be imported like
+ * any other.
  */
-#include <linux/device.h>
 #include <linux/dma-buf.h>
-#include <linux/dma-mapping.h>
 #include <linux/dma-resv.h>
 #include <linux/err.h>
 #include <linux/file.h>
@@ -24,7 +22,6 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
-#include <linux/scatterlist.h>
 #include <linux/slab.h>
 
 #include "compat.h"
@@ -35,42 +32,6 @@ NYMPH_IMPORT_NS(DMA_BUF);
 /* How much goes by way of the stack where the CPU must not use memory as such. */
 #define NYMPH_DMABUF_SOME	256
 
-/* --- what a device has of it --- */
-
-/**
- * struct nymph_dmabuf_run - bytes without a gap
- * @offset: where in the dma-buf they start
- * @dma: where the device has them
- */
-struct nymph_dmabuf_run {
-	u64 offset;
-	dma_addr_t dma;
-};
-
-/**
- * struct nymph_dmabuf_map - a dma-buf as a device has it
- * @list: in the dma-buf's maps
- * @refs: the dma-buf's, and one for each operation that a channel may be at
- * @dev: what it is mapped for; held
- * @owner: the device whose driver's leaving ends it
- * @attachment: the kernel's
- * @sgt: the kernel's
- * @direction: of @sgt
- * @nr_runs: how many
- * @runs: where it is, in the order of their offsets
- */
-struct nymph_dmabuf_map {
-	struct list_head list;
-	refcount_t refs;
-	struct device *dev;
-	struct device *owner;
-	struct dma_buf_attachment *attachment;
-	struct sg_table *sgt;
-	enum dma_data_direction direction;
-	unsigned int nr_runs;
-	struct nymph_dmabuf_run *runs;
-};
-
 /**
  * struct nymph_dmabuf - a dma-buf that rings have
  * @list: in the list of all
@@ -80,8 +41,7 @@ struct nymph_dmabuf_map {
  * @write: it may be written to
  * @reachable: the CPU has it, at @map
  * @map: where the CPU has it
- * @lock: serializes @maps
- * @maps: where devices have it
+ * @mappable: where devices have it
  */
 struct nymph_dmabuf {
 	struct list_head list;
@@ -91,187 +51,11 @@ struct nymph_dmabuf {
 	bool write;
 	bool reachable;
 	struct iosys_map map;
-	struct mutex lock;	/* maps */
-	struct list_head maps;
+	struct nymph_mappable mappable;
 };
 
 static DEFINE_MUTEX(nymph_dmabufs_lock);
 static LIST_HEAD(nymph_dmabufs);
-
-/**
- * nymph_dmabuf_map_put() - somebody is done with a mapping
- * @map: the mapping, or NULL; no device may still use it
- */
-void nymph_dmabuf_map_put(struct nymph_dmabuf_map *map)
-{
-	struct dma_buf *buf;
-
-	if (!map || !refcount_dec_and_test(&map->refs))
-		return;
-	buf = map->attachment->dmabuf;
-	dma_buf_unmap_attachment_unlocked(map->attachment, map->sgt,
-					  map->direction);
-	dma_buf_detach(buf, map->attachment);
-	put_device(map->dev);
-	kvfree(map->runs);
-	kfree(map);
-}
-
-/* Neighbours in the table that are neighbours for the device become one. */
-static int nymph_dmabuf_map_fill(struct nymph_dmabuf_map *map, u64 length)
-{
-	struct scatterlist *sg;
-	u64 offset = 0;
-	dma_addr_t end = 0;
-	unsigned int i;
-
-	map->runs = kvmalloc_array(map->sgt->nents, sizeof(*map->runs),
-				   GFP_KERNEL_ACCOUNT);
-	if (!map->runs)
-		return -ENOMEM;
-	for_each_sgtable_dma_sg(map->sgt, sg, i) {
-		if (!map->nr_runs || sg_dma_address(sg) != end)
-			map->runs[map->nr_runs++] = (struct nymph_dmabuf_run) {
-				.offset = offset,
-				.dma = sg_dma_address(sg),
-			};
-		end = sg_dma_address(sg) + sg_dma_len(sg);
-		offset += sg_dma_len(sg);
-	}
-	return offset < length ? -EXDEV : 0;
-}
-
-static struct nymph_dmabuf_map *nymph_dmabuf_map_create(struct nymph_dmabuf *d,
-							struct device *dev,
-							struct device *owner)
-{
-	struct nymph_dmabuf_map *map;
-	int ret;
-
-	map = kzalloc(sizeof(*map), GFP_KERNEL_ACCOUNT);
-	if (!map)
-		return ERR_PTR(-ENOMEM);
-	refcount_set(&map->refs, 1);
-	map->owner = owner;
-	map->direction = d->write ? DMA_BIDIRECTIONAL : DMA_TO_DEVICE;
-	map->attachment = dma_buf_attach(d->buf, dev);
-	if (IS_ERR(map->attachment)) {
-		ret = PTR_ERR(map->attachment);
-		goto free;
-	}
-	map->sgt = dma_buf_map_attachment_unlocked(map->attachment,
-						   map->direction);
-	if (IS_ERR(map->sgt)) {
-		ret = PTR_ERR(map->sgt);
-		goto detach;
-	}
-	map->dev = get_device(dev);
-	ret = nymph_dmabuf_map_fill(map, d->length);
-	if (ret) {
-		nymph_dmabuf_map_put(map);
-		return ERR_PTR(ret);
-	}
-	return map;
-
-detach:
-	dma_buf_detach(d->buf, map->attachment);
-free:
-	kfree(map);
-	return ERR_PTR(ret);
-}
-
-/**
- * nymph_dmabuf_map_get() - have a device have a dma-buf
- * @d: the dma-buf
- * @dev: what is to be mapped for
- * @owner: the device of the channel, whose driver can't be unbound meanwhile
- *
- * Return: the mapping, with a reference; -ENOMEM; -EXDEV if the exporter does
- * not give it to that device.
- */
-struct nymph_dmabuf_map *nymph_dmabuf_map_get(struct nymph_dmabuf *d,
-					      struct device *dev,
-					      struct device *owner)
-{
-	struct nymph_dmabuf_map *map;
-
-	mutex_lock(&d->lock);
-	list_for_each_entry(map, &d->maps, list)
-		if (map->dev == dev)
-			goto found;
-	map = nymph_dmabuf_map_create(d, dev, owner);
-	if (IS_ERR(map)) {
-		if (map != ERR_PTR(-ENOMEM))
-			map = ERR_PTR(-EXDEV);
-		goto unlock;
-	}
-	list_add(&map->list, &d->maps);
-found:
-	refcount_inc(&map->refs);
-unlock:
-	mutex_unlock(&d->lock);
-	return map;
-}
-
-/**
- * nymph_dmabuf_map_at() - where a device has bytes of a dma-buf
- * @map: the mapping
- * @offset: which, inside the dma-buf
- * @len: how many; lowered to those that are neighbours
- *
- * Return: the address of the first.
- */
-dma_addr_t nymph_dmabuf_map_at(const struct nymph_dmabuf_map *map, u64 offset,
-			       size_t *len)
-{
-	unsigned int first = 0, end = map->nr_runs;
-
-	/* the last that does not start behind it; the first starts at 0 */
-	while (end - first > 1) {
-		unsigned int middle = first + (end - first) / 2;
-
-		if (map->runs[middle].offset <= offset)
-			first = middle;
-		else
-			end = middle;
-	}
-	if (end < map->nr_runs)
-		*len = min_t(u64, *len, map->runs[end].offset - offset);
-	return map->runs[first].dma + (offset - map->runs[first].offset);
-}
-
-static void nymph_dmabuf_unmap(struct nymph_dmabuf *d,
-			       const struct device *owner)
-{
-	struct nymph_dmabuf_map *map, *next;
-
-	mutex_lock(&d->lock);
-	list_for_each_entry_safe(map, next, &d->maps, list) {
-		if (owner && map->owner != owner)
-			continue;
-		list_del(&map->list);
-		nymph_dmabuf_map_put(map);
-	}
-	mutex_unlock(&d->lock);
-}
-
-/**
- * nymph_dmabufs_withdraw() - a device leaves
- * @dev: the device; no channel of it can be had any more
- *
- * A mapping that an operation in quarantine has stays until that ends.
- */
-void nymph_dmabufs_withdraw(struct device *dev)
-{
-	struct nymph_dmabuf *d;
-
-	mutex_lock(&nymph_dmabufs_lock);
-	list_for_each_entry(d, &nymph_dmabufs, list)
-		nymph_dmabuf_unmap(d, dev);
-	mutex_unlock(&nymph_dmabufs_lock);
-}
-
-/* --- a ring's --- */
 
 /*
  * A ring's memory is read back, hashed and compared, so it has to be readable
@@ -350,8 +134,10 @@ struct nymph_dmabuf *nymph_dmabuf_import(int fd, bool write, u64 *length)
 			goto free;
 		d->reachable = !ret;
 	}
-	mutex_init(&d->lock);
-	INIT_LIST_HEAD(&d->maps);
+	d->mappable.buf = buf;
+	d->mappable.length = buf->size;
+	d->mappable.write = write;
+	nymph_mappable_add(&d->mappable);
 	mutex_lock(&nymph_dmabufs_lock);
 	list_add_tail(&d->list, &nymph_dmabufs);
 	mutex_unlock(&nymph_dmabufs_lock);
@@ -383,12 +169,20 @@ void nymph_dmabuf_free(struct nymph_dmabuf *d)
 	mutex_unlock(&nymph_dmabufs_lock);
 	if (!last)
 		return;
-	nymph_dmabuf_unmap(d, NULL);
+	nymph_mappable_remove(&d->mappable);
 	if (d->reachable)
 		dma_buf_vunmap_unlocked(d->buf, &d->map);
 	dma_buf_put(d->buf);
-	mutex_destroy(&d->lock);
 	kfree(d);
+}
+
+/**
+ * nymph_dmabuf_mappable() - a dma-buf, for devices to have
+ * @d: the dma-buf
+ */
+struct nymph_mappable *nymph_dmabuf_mappable(struct nymph_dmabuf *d)
+{
+	return &d->mappable;
 }
 
 /**

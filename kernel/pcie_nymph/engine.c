@@ -169,15 +169,58 @@ unlock:
 	return ret ? ERR_PTR(ret) : engine;
 }
 
+static void nymph_engine_stop_unused(struct nymph_engine *engine)
+{
+	if (!engine->rings && !engine->helped && engine->stop)
+		engine->stop(engine);
+}
+
 /**
- * nymph_engine_put() - a ring does not need its engine any more
- * @engine: what nymph_engine_get() returned
+ * nymph_engine_put() - a ring does not need engines any more
+ * @ring: its engine is what nymph_engine_get() returned
  */
-void nymph_engine_put(struct nymph_engine *engine)
+void nymph_engine_put(struct nymph_ring *ring)
+{
+	unsigned int i;
+
+	mutex_lock(&nymph_engines_lock);
+	for (i = 1; i < ring->nr_spread; i++) {
+		ring->spread[i]->helped--;
+		nymph_engine_stop_unused(ring->spread[i]);
+	}
+	ring->engine->rings--;
+	nymph_engine_stop_unused(ring->engine);
+	mutex_unlock(&nymph_engines_lock);
+}
+
+/* Takes engines that can help the ring's, and are of its device, or are not. */
+static void nymph_engine_take_helpers(struct nymph_ring *ring, bool of_device)
+{
+	struct nymph_engine *engine;
+
+	list_for_each_entry(engine, &nymph_engines, list) {
+		bool is_of_device = engine->device == ring->engine->device;
+
+		if (ring->nr_spread == NYMPH_MAX_SPREAD)
+			return;
+		if (engine == ring->engine || is_of_device != of_device ||
+		    !nymph_dma_is_there(engine) || !engine->ready(engine) ||
+		    engine->start(engine))
+			continue;
+		engine->helped++;
+		ring->spread[ring->nr_spread++] = engine;
+	}
+}
+
+/* Those of its device first: what is mapped for it is mapped for them. */
+static void nymph_engine_find_helpers(struct nymph_ring *ring)
 {
 	mutex_lock(&nymph_engines_lock);
-	if (!--engine->rings && engine->stop)
-		engine->stop(engine);
+	if (!nymph_dma_scan()) {
+		ring->spread[ring->nr_spread++] = ring->engine;
+		nymph_engine_take_helpers(ring, true);
+		nymph_engine_take_helpers(ring, false);
+	}
 	mutex_unlock(&nymph_engines_lock);
 }
 
@@ -212,6 +255,60 @@ int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max)
 	return ret ?: n;
 }
 
+static bool nymph_move_is_of_pages(const struct nymph_move *move)
+{
+	return move->src && move->src->region->pin.pages &&
+	       move->dst->region->pin.pages;
+}
+
+/* How an engine has failed, which the CPU may make up for. */
+static void nymph_engine_fall_back(struct nymph_move *move, bool tried,
+				   bool may_fall_back)
+{
+	if (!move->status || move->status == -EFAULT)
+		return;
+	if (tried)
+		nymph_count(NYMPH_COUNT_ENGINE_FAILURES, 1);
+	if (!may_fall_back || move->adrift)
+		return;
+	nymph_count(NYMPH_COUNT_FALLBACKS, 1);
+	move->done = 0;
+	move->engine = nymph_engine_cpu.id;
+	nymph_engine_cpu.move(&nymph_engine_cpu, move, 1);
+}
+
+/*
+ * Has several engines move what is more than a piece, all at once. Returns whether
+ * one was there for it.
+ */
+static bool nymph_engine_spread(struct nymph_ring *ring,
+				struct nymph_move *move)
+{
+	struct nymph_move parts[NYMPH_MAX_SPREAD];
+	unsigned int i, n;
+
+	if (!ring->nr_spread)
+		nymph_engine_find_helpers(ring);
+	n = nymph_dma_move_parts(ring->spread, ring->nr_spread, move, parts);
+	if (!n)
+		return false;
+	move->done = 0;
+	move->status = 0;
+	for (i = 0; i < n; i++) {
+		nymph_engine_fall_back(&parts[i], true, true);
+		if (!move->status) {
+			move->done += parts[i].done;
+			move->status = parts[i].status;
+		}
+		/* worse than any error */
+		if (parts[i].adrift)
+			move->status = parts[i].status;
+		move->adrift |= parts[i].adrift;
+		move->engine = parts[i].engine;
+	}
+	return true;
+}
+
 /**
  * nymph_engine_move() - have a ring's engine move bytes
  * @ring: current is its executor
@@ -220,17 +317,18 @@ int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max)
  *
  * What is to be done meanwhile is done once, whatever becomes of the engine.
  *
- * If the driver chose the engine, the CPU does what the engine could not, unless
- * the engine may be at it still: then it would write later what nobody expects.
- * A status is 0, -EFAULT, or how the engine failed: -EIO, -ETIMEDOUT, -ENODEV.
+ * If the driver chose the engine, others share what is large, and the CPU does
+ * what the engine could not, unless the engine may be at it still: then it would
+ * write later what nobody expects. A status is 0, -EFAULT, or how the engine
+ * failed: -EIO, -ETIMEDOUT, -ENODEV.
  */
 void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 		       unsigned int n)
 {
 	struct nymph_engine *engine = ring->engine;
 	bool may_fall_back = ring->auto_engine && engine != &nymph_engine_cpu;
-	bool tried = !may_fall_back || engine->ready(engine);
 	struct nymph_move *move;
+	bool tried;
 
 	for (move = moves; move < moves + n; move++) {
 		move->done = 0;
@@ -238,24 +336,24 @@ void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 		move->engine = engine->id;
 		move->adrift = false;
 	}
+	if (moves->len > NYMPH_LARGE_PIECE && may_fall_back &&
+	    nymph_move_is_of_pages(moves)) {
+		size_t len = moves->len;
+
+		if (nymph_engine_spread(ring, moves))
+			return;
+		moves->len = len;
+	}
+	moves->len = min_t(size_t, moves->len, NYMPH_LARGE_PIECE);
+	tried = !may_fall_back || engine->ready(engine);
 	if (!tried || !engine->offloads)
 		nymph_move_meanwhile(moves);
 	if (tried)
 		engine->move(engine, moves, n);
 	/* it failed before it got so far */
 	nymph_move_meanwhile(moves);
-	for (move = moves; move < moves + n; move++) {
-		if (!move->status || move->status == -EFAULT)
-			continue;
-		if (tried)
-			nymph_count(NYMPH_COUNT_ENGINE_FAILURES, 1);
-		if (!may_fall_back || move->adrift)
-			continue;
-		nymph_count(NYMPH_COUNT_FALLBACKS, 1);
-		move->done = 0;
-		move->engine = nymph_engine_cpu.id;
-		nymph_engine_cpu.move(&nymph_engine_cpu, move, 1);
-	}
+	for (move = moves; move < moves + n; move++)
+		nymph_engine_fall_back(move, tried, may_fall_back);
 }
 
 /**

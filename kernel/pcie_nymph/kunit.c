@@ -876,6 +876,73 @@ static void cut_without_alignment_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, cut.by_dma, (size_t)0);
 }
 
+/* A mapped table, of parts that are where @at says, @pages long. */
+static void map_table(struct kunit *test, struct sg_table *table,
+		      const unsigned int *at, const unsigned int *pages,
+		      unsigned int n)
+{
+	struct scatterlist *sg;
+	unsigned int i;
+
+	table->sgl = kunit_kcalloc(test, n, sizeof(*sg), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, table->sgl);
+	sg_init_table(table->sgl, n);
+	table->nents = n;
+	table->orig_nents = n;
+	for_each_sgtable_dma_sg(table, sg, i) {
+		sg_dma_address(sg) = (dma_addr_t)at[i] * PAGE_SIZE;
+		sg_dma_len(sg) = pages[i] * PAGE_SIZE;
+	}
+}
+
+static void runs_test(struct kunit *test)
+{
+	/* two neighbours, the wrong way round, one more; page 0 is no gap */
+	static const unsigned int at[] = { 7, 9, 5, 0, 1 };
+	static const unsigned int pages[] = { 2, 3, 2, 1, 4 };
+	static const unsigned int ends[] = { 5, 7, 12 };
+	static const unsigned int starts[] = { 0, 5, 7 };
+	static const unsigned int first[] = { 7, 5, 0 };
+	struct nymph_run runs[ARRAY_SIZE(at)];
+	unsigned int r, nr_runs = 0;
+	struct sg_table table = {};
+	u64 offset = 0;
+
+	map_table(test, &table, at, pages, ARRAY_SIZE(at));
+	KUNIT_EXPECT_EQ(test, (u64)12 * PAGE_SIZE,
+			nymph_runs_of(&table, runs, &nr_runs, true));
+	KUNIT_ASSERT_EQ(test, nr_runs, 3U);
+	for (r = 0; r < nr_runs; r++) {
+		for (; offset < ends[r] * PAGE_SIZE; offset += 511) {
+			u64 left = ends[r] * PAGE_SIZE - offset;
+			size_t much = 100 * PAGE_SIZE, some = 1;
+			dma_addr_t want = (dma_addr_t)first[r] * PAGE_SIZE +
+					  offset - starts[r] * PAGE_SIZE;
+
+			KUNIT_EXPECT_EQ(test, want,
+					nymph_run_at(runs, nr_runs, offset,
+						     &some));
+			KUNIT_EXPECT_EQ(test, some, (size_t)1);
+			KUNIT_EXPECT_EQ(test, want,
+					nymph_run_at(runs, nr_runs, offset,
+						     &much));
+			/* the last goes on as far as its caller likes */
+			KUNIT_EXPECT_EQ(test, much, r + 1 < nr_runs ?
+					left : 100 * PAGE_SIZE);
+		}
+	}
+
+	nr_runs = 0;
+	nymph_runs_of(&table, runs, &nr_runs, false);
+	KUNIT_ASSERT_EQ(test, nr_runs, (unsigned int)ARRAY_SIZE(at));
+	for (r = 0, offset = 0; r < nr_runs; r++) {
+		KUNIT_EXPECT_EQ(test, runs[r].offset, offset);
+		KUNIT_EXPECT_EQ(test, runs[r].dma,
+				(dma_addr_t)at[r] * PAGE_SIZE);
+		offset += pages[r] * PAGE_SIZE;
+	}
+}
+
 /* A region that is a dma-buf, of memory of our own; and the dma-buf. */
 static struct nymph_region *import_some(struct kunit *test, size_t len,
 					struct dma_buf **buf)
@@ -1156,6 +1223,7 @@ static struct kunit_case nymph_cases[] = {
 	KUNIT_CASE(neighbours_test),
 	KUNIT_CASE(cut_test),
 	KUNIT_CASE(cut_without_alignment_test),
+	KUNIT_CASE(runs_test),
 	KUNIT_CASE(dmabuf_cpu_test),
 	KUNIT_CASE(fences_test),
 	{}

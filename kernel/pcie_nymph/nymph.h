@@ -38,6 +38,9 @@
 /* The same of memory that is pinned. */
 #define NYMPH_LARGE_PIECE	(1024 * 1024U)
 
+/* How many channels are given such pieces at once, if the driver chooses them. */
+#define NYMPH_MAX_SPREAD	4
+
 #define NYMPH_MAX_RINGS_DEFAULT	1024
 #define NYMPH_MAX_USER_RINGS_DEFAULT	256
 
@@ -80,6 +83,7 @@ enum nymph_counter {
 	NYMPH_COUNT_CARD_BYTES,
 	NYMPH_COUNT_IMPORTED_BYTES,
 	NYMPH_COUNT_EXPORTS,
+	NYMPH_COUNT_MAPPINGS,
 	NYMPH_COUNT_ENGINE_FAILURES,
 	NYMPH_COUNT_FALLBACKS,
 	NYMPH_COUNT_QUARANTINED,
@@ -141,8 +145,9 @@ void nymph_bounce_put(struct nymph_bounce *bounce);
  * @src_off: where in it
  * @bounce: where from, if @src is NULL
  * @bounce_off: where in it
- * @len: how many, at most NYMPH_PIECE, or NYMPH_LARGE_PIECE between regions;
- *	lowered by an engine that does less
+ * @len: how many, at most NYMPH_PIECE, or between regions NYMPH_LARGE_PIECE, or
+ *	one for each that shares it if they are not hashed; lowered by an engine
+ *	that does less
  * @done: how many arrived, from the start on
  * @status: 0 or a negative errno
  * @engine: id of the engine that was last at it
@@ -203,7 +208,9 @@ static inline void nymph_move_meanwhile(struct nymph_move *moves)
  * @id: what records say
  * @node: of the machine's memory that is next to it, or NUMA_NO_NODE
  * @offloads: it moves by itself, so it is better given several moves at a time
+ * @device: what it is part of; not to be touched
  * @rings: rings that have it; under the engines' lock
+ * @helped: rings that have another, which it helps; under the engines' lock
  * @start: a ring is to have it; returns 0 or a negative errno
  * @stop: the last one is gone
  * @ready: whether it is worth trying; NULL if always
@@ -220,7 +227,9 @@ struct nymph_engine {
 	u32 id;
 	int node;
 	bool offloads;
+	const void *device;
 	unsigned int rings;
+	unsigned int helped;
 	int (*start)(struct nymph_engine *engine);
 	void (*stop)(struct nymph_engine *engine);
 	bool (*ready)(struct nymph_engine *engine);
@@ -235,7 +244,7 @@ extern struct nymph_engine nymph_engine_cpu;
 #define NYMPH_MAX_ENGINES	128
 
 struct nymph_engine *nymph_engine_get(const char *name, bool *is_auto);
-void nymph_engine_put(struct nymph_engine *engine);
+void nymph_engine_put(struct nymph_ring *ring);
 int nymph_engine_infos(struct nymph_engine_info *infos, unsigned int max);
 void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 		       unsigned int n);
@@ -252,6 +261,10 @@ extern unsigned int nymph_dma_timeout_ms;
 int nymph_dma_scan(void);
 bool nymph_dma_is_there(struct nymph_engine *engine);
 void nymph_dma_forget(struct nymph_engine *engine);
+unsigned int nymph_dma_move_parts(struct nymph_engine *const *engines,
+				  unsigned int nr_engines,
+				  struct nymph_move *move,
+				  struct nymph_move *parts);
 int nymph_dma_init(void);
 void nymph_dma_exit(void);
 
@@ -272,10 +285,47 @@ bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
 		     struct nymph_blake3 *hash);
 bool nymph_card_clear(const struct nymph_card *card);
 
+/* mapping.c: memory as devices have it */
+
+struct nymph_mapping;
+
+/**
+ * struct nymph_mappable - memory that devices have for as long as it is there
+ * @list: in the list of all
+ * @buf: it is this dma-buf
+ * @pages: or it is these
+ * @nr_pages: how many
+ * @length: bytes
+ * @write: devices may write to it
+ * @lock: serializes @mappings
+ * @mappings: one for each device that has it
+ */
+struct nymph_mappable {
+	struct list_head list;
+	struct dma_buf *buf;
+	struct page **pages;
+	unsigned long nr_pages;
+	u64 length;
+	bool write;
+	struct mutex lock;	/* mappings */
+	struct list_head mappings;
+};
+
+void nymph_mappable_add(struct nymph_mappable *m);
+void nymph_mappable_remove(struct nymph_mappable *m);
+void nymph_mappables_withdraw(struct device *dev);
+struct nymph_mapping *nymph_mapping_get(struct nymph_mappable *m,
+					struct device *dev,
+					struct device *owner);
+struct nymph_mapping *nymph_mapping_again(struct nymph_mapping *map);
+void nymph_mapping_put(struct nymph_mapping *map);
+dma_addr_t nymph_mapping_at(const struct nymph_mapping *map, u64 offset,
+			    size_t *len);
+bool nymph_mapping_needs_sync(const struct nymph_mapping *map);
+
 /* dmabuf.c: dma-bufs as memory of a ring's */
 
 struct nymph_dmabuf;
-struct nymph_dmabuf_map;
 
 /* How long others' fences are waited for between two looks at all else. */
 #define NYMPH_FENCE_SLICE	(HZ / 50)
@@ -294,13 +344,7 @@ bool nymph_dmabuf_hash(struct nymph_dmabuf *d, u64 offset, size_t len,
 		       struct nymph_blake3 *hash);
 bool nymph_dmabuf_copy(const struct nymph_pin *dst, u64 dst_off,
 		       const struct nymph_pin *src, u64 src_off, size_t len);
-struct nymph_dmabuf_map *nymph_dmabuf_map_get(struct nymph_dmabuf *d,
-					      struct device *dev,
-					      struct device *owner);
-void nymph_dmabuf_map_put(struct nymph_dmabuf_map *map);
-dma_addr_t nymph_dmabuf_map_at(const struct nymph_dmabuf_map *map, u64 offset,
-			       size_t *len);
-void nymph_dmabufs_withdraw(struct device *dev);
+struct nymph_mappable *nymph_dmabuf_mappable(struct nymph_dmabuf *d);
 
 /* export.c: memory of the driver's as a dma-buf */
 
@@ -312,6 +356,7 @@ struct dma_buf *nymph_dmabuf_export(struct nymph_region *region);
  * struct nymph_pin - memory that stays where it is
  * @card: it is this memory of a device; there are no pages then
  * @dmabuf: it is this dma-buf; there are no pages then
+ * @mappable: it stays mapped for devices; NULL if it is for each transfer
  * @pages: the pages
  * @nr_pages: how many
  * @offset: where the memory starts in the first of them
@@ -323,6 +368,7 @@ struct dma_buf *nymph_dmabuf_export(struct nymph_region *region);
 struct nymph_pin {
 	struct nymph_card *card;
 	struct nymph_dmabuf *dmabuf;
+	struct nymph_mappable *mappable;
 	struct page **pages;
 	unsigned long nr_pages;
 	unsigned int offset;
@@ -375,12 +421,14 @@ struct nymph_blake3 *nymph_team_hash(struct nymph_team *team,
  * @refs: the handle's, and one for each active entry and each mapping
  * @user: who is charged
  * @pin: the memory
+ * @mappable: its pages, if there is a handle for them
  * @length: bytes
  */
 struct nymph_region {
 	refcount_t refs;
 	struct user_struct *user;
 	struct nymph_pin pin;
+	struct nymph_mappable mappable;
 	u64 length;
 };
 
@@ -511,7 +559,10 @@ struct nymph_estate {
  * @owner: that process
  * @user: who is charged for pinned memory, and for the ring
  * @engine: moves the bytes
- * @auto_engine: the driver chose it, and may let the CPU do its work
+ * @auto_engine: the driver chose it, and may let others do its work
+ * @spread: engines that share large pieces: @engine, and who helps it; the
+ *	executor's
+ * @nr_spread: how many; 0 until they are looked for
  * @id: number of the ring in traces and sysfs
  * @dir: its directory in sysfs
  * @worker: runs what no caller waits for; stopped by nymph_ring_destroy()
@@ -544,6 +595,8 @@ struct nymph_ring {
 	struct nymph_user *user;
 	struct nymph_engine *engine;
 	bool auto_engine;
+	struct nymph_engine *spread[NYMPH_MAX_SPREAD];
+	unsigned int nr_spread;
 	unsigned int id;
 	struct nymph_ring_dir *dir;
 	struct task_struct *worker;

@@ -319,6 +319,7 @@ int nymph_pin_dmabuf(struct nymph_pin *pin, int fd, bool write, u64 *len)
 	if (IS_ERR(dmabuf))
 		return PTR_ERR(dmabuf);
 	pin->dmabuf = dmabuf;
+	pin->mappable = nymph_dmabuf_mappable(dmabuf);
 	return 0;
 }
 

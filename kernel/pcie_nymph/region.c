@@ -40,6 +40,20 @@ static struct nymph_region *nymph_region_filled(struct nymph_region *region,
 	return ERR_PTR(error);
 }
 
+/* Entries may name it time and again: a device that has it keeps it. */
+static struct nymph_region *nymph_region_keep_mapped(struct nymph_region *region)
+{
+	struct nymph_pin *pin = &region->pin;
+
+	region->mappable.pages = pin->pages;
+	region->mappable.nr_pages = pin->nr_pages;
+	region->mappable.length = (u64)pin->nr_pages << PAGE_SHIFT;
+	region->mappable.write = pin->write;
+	nymph_mappable_add(&region->mappable);
+	pin->mappable = &region->mappable;
+	return region;
+}
+
 /**
  * nymph_region_create() - allocate or pin memory
  * @ring: whose user is charged
@@ -63,7 +77,9 @@ struct nymph_region *nymph_region_create(struct nymph_ring *ring,
 					 true);
 		if (ret)
 			return ERR_PTR(ret);
-		return nymph_region_pin(user, arg->addr, arg->length, write);
+		region = nymph_region_pin(user, arg->addr, arg->length, write);
+		return IS_ERR(region) ? region :
+					nymph_region_keep_mapped(region);
 	}
 
 	region = nymph_region_new(user, arg->length);
@@ -77,7 +93,10 @@ struct nymph_region *nymph_region_create(struct nymph_ring *ring,
 	else
 		ret = nymph_pin_alloc(&region->pin, user, arg->length);
 	region->length = arg->length;
-	return nymph_region_filled(region, ret);
+	region = nymph_region_filled(region, ret);
+	if (!IS_ERR(region) && region->pin.pages)
+		nymph_region_keep_mapped(region);
+	return region;
 }
 
 /**
@@ -108,6 +127,8 @@ void nymph_region_put(struct nymph_region *region)
 {
 	if (!region || !refcount_dec_and_test(&region->refs))
 		return;
+	if (region->pin.mappable == &region->mappable)
+		nymph_mappable_remove(&region->mappable);
 	nymph_unpin(&region->pin, region->user);
 	free_uid(region->user);
 	kfree(region);

@@ -95,7 +95,7 @@ static void nymph_ring_free(struct nymph_ring *ring)
 	mutex_destroy(&ring->reap_lock);
 	nymph_user_drop_ring(ring->user);
 	if (ring->engine)
-		nymph_engine_put(ring->engine);
+		nymph_engine_put(ring);
 	kvfree(ring);
 	nymph_count(NYMPH_COUNT_RINGS, -1);
 }

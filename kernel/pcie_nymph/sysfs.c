@@ -57,6 +57,7 @@ NYMPH_COUNTER_ATTR(allocated_pages, NYMPH_COUNT_ALLOCATED_PAGES);
 NYMPH_COUNTER_ATTR(card_bytes, NYMPH_COUNT_CARD_BYTES);
 NYMPH_COUNTER_ATTR(imported_bytes, NYMPH_COUNT_IMPORTED_BYTES);
 NYMPH_COUNTER_ATTR(exports, NYMPH_COUNT_EXPORTS);
+NYMPH_COUNTER_ATTR(mappings, NYMPH_COUNT_MAPPINGS);
 NYMPH_COUNTER_ATTR(engine_failures, NYMPH_COUNT_ENGINE_FAILURES);
 NYMPH_COUNTER_ATTR(fallbacks, NYMPH_COUNT_FALLBACKS);
 NYMPH_COUNTER_ATTR(quarantined, NYMPH_COUNT_QUARANTINED);
@@ -75,6 +76,7 @@ static struct attribute *nymph_counter_attrs[] = {
 	&dev_attr_card_bytes.attr,
 	&dev_attr_imported_bytes.attr,
 	&dev_attr_exports.attr,
+	&dev_attr_mappings.attr,
 	&dev_attr_engine_failures.attr,
 	&dev_attr_fallbacks.attr,
 	&dev_attr_quarantined.attr,

@@ -629,9 +629,10 @@ static size_t nymph_next_direct(const struct nymph_ring *ring,
 	bool by_engine = e->opcode == NYMPH_OP_COPY && ring->engine->offloads &&
 			 !(e->flags & NYMPH_FLAGS_HASHED);
 
-	if (!by_engine && (nymph_is_far(&slot->src) || nymph_is_far(&slot->dst)))
-		return NYMPH_PIECE;
-	return NYMPH_LARGE_PIECE;
+	if (by_engine)
+		return NYMPH_MAX_SPREAD * NYMPH_LARGE_PIECE;
+	return nymph_is_far(&slot->src) || nymph_is_far(&slot->dst) ?
+	       NYMPH_PIECE : NYMPH_LARGE_PIECE;
 }
 
 /* How many of an entry's bytes are next. */

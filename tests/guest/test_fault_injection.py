@@ -17,6 +17,7 @@ from abi import (
     BUFFER_CARD,
     COMPLETE_SYNC,
     DIGEST_ONLY,
+    MIB,
     PAGE,
     PIECE,
     RECORD,
@@ -71,7 +72,7 @@ def injection() -> Iterator[None]:
 
 def _counters() -> dict[str, int]:
     names = ("contexts", "rings", "pinned_pages", "allocated_pages", "card_bytes", "imported_bytes",
-             "exports")
+             "exports", "mappings")
     return {name: int((SYSFS / "counters" / name).read_text()) for name in names}
 
 
@@ -170,6 +171,15 @@ def _buffers(context: Context) -> None:
     context.free(two)
 
 
+def _large(context: Context) -> None:
+    """An entry that several channels share."""
+    length = MIB + PAGE
+    one, two = context.alloc(length).handle, context.alloc(length).handle
+    _one(in_buffers(copy(0, 0, length, ZERO_COPY), one, two))(context)
+    context.free(one)
+    context.free(two)
+
+
 def _flight(context: Context) -> None:
     """Entries that a channel is given all at once."""
     one, two = context.alloc(PAGE).handle, context.alloc(PAGE).handle
@@ -209,6 +219,7 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "ENTER compare zero-copy": (True, _one(compare(SOURCE.address, TWIN.address, LENGTH, ZERO_COPY))),
     "ENTER buffers": (True, _buffers),
     "ENTER flight": (True, _flight),
+    "ENTER large": (True, _large),
     "ENTER and read": (True, _read),
     "CANCEL": (True, _cancel),
     "BUFFER alloc": (True, lambda c: c.alloc(LENGTH)),
