@@ -33,7 +33,7 @@ class Host:
         os.ftruncate(ram, RAM)
         self.ram = mmap.mmap(ram, RAM)
         self.folder = folder
-        self.endpoint = Endpoint(folder, "ep", ram=ram, ram_size=RAM, channels=channels, card_size=CARD)
+        self.endpoint = Endpoint(folder, "ep", ram=ram, ram_map=[(0, RAM)], channels=channels, card_size=CARD)
         os.close(ram)
         self.qemu = socket.socket(socket.AF_UNIX)
         self.qemu.settimeout(SECONDS)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from nymph_vm import build
+from nymph_vm.host import CHECKOUT
 from nymph_vm.machine import Machine
 
 SHOWN = "/sys/class/misc/pcie_nymph/blake3"
@@ -36,7 +37,7 @@ def module(vm: Machine) -> Iterator[str]:
     """Its path in the guest; it is loaded again as it was in the end."""
     (path,) = (path for path in build.prepare(vm.state.kernel).modules if path.stem == "pcie_nymph")
     vm.run(["rmmod", "pcie_nymph"])
-    yield f"/nymph/repo/build/{vm.state.kernel}/kernel/pcie_nymph.ko"
+    yield f"/nymph/repo/{path.relative_to(CHECKOUT)}"
     vm.run(["rmmod", "pcie_nymph"], check=False)
     vm.load(path)
 
