@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from nymph_vm import build, kernels
+from nymph_vm.arch import AMD64
 from nymph_vm.machine import Machine
 
 OPEN = "import os; os.open('/dev/pcie_nymph', os.O_RDWR)"
@@ -61,6 +62,8 @@ def test_commands(vm: Machine) -> None:
 
 @pytest.fixture(scope="module", params=[name for name in kernels.stock() if name != kernels.DEFAULT])
 def other_kernel(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    if request.config.getoption("arch") != AMD64.name:
+        pytest.skip("the other kernels are for amd64")
     with Machine(f"test-{request.param[:20].replace('.', '-')}", kernel=request.param) as machine:
         yield machine
 
