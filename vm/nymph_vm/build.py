@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Builds modules, and this checkout's Python package, for the guest: in the build root, when they changed.
 
-Results are in build/: build/KERNEL/FOLDER/NAME.ko, build/python/ARCH/, build/programs/ARCH/. A running guest sees that folder, so rename
-only.
+Results are in build/: build/KERNEL/FOLDER/NAME.ko, build/python/ARCH/, build/programs/ARCH/. A running guest
+sees that folder, so rename only.
 """
 
 import hashlib
@@ -77,9 +77,9 @@ def modules(folder: Path, kernel_name: str) -> list[Path]:
 
 
 def program(source: Path, *options: str, arch: Arch = AMD64, bits: int = 64) -> Path:
-    """A C program for guests of that architecture, 64 or 32 bits wide; built if its source or a choice changed.
+    """A C program for guests of that architecture, 64 or 32 bits wide; built if anything of it changed.
 
-    options: more for the compiler. It can include pcie_nymph.h, and needs no library there.
+    options: more for the compiler. The program can include pcie_nymph.h, and needs no library there.
     """
     name = source.stem if bits == 64 else f"{source.stem}-{bits}"
     compiler = f"{arch.compilers[bits]} -static -pthread -O1 -Wall -Wextra -Werror {' '.join(options)}"

@@ -28,7 +28,11 @@ kernel_option = click.option(
     "--kernel", type=click.Choice(kernels.NAMES), default=kernels.DEFAULT, show_default=True
 )
 arch_option = click.option(
-    "--arch", type=click.Choice(list(ARCHS)), default=AMD64.name, show_default=True, help="The guest's architecture."
+    "--arch",
+    type=click.Choice(list(ARCHS)),
+    default=AMD64.name,
+    show_default=True,
+    help="The guest's architecture.",
 )
 memory_option = click.option("--memory", default="4G", show_default=True, help="The guest's memory.")
 endpoints_option = click.option(

@@ -418,12 +418,14 @@ class Endpoint:
     """An endpoint's process, as the machine's owner sees it. One life of the device: from plug to unplug."""
 
     def __init__(
-        self, folder: Path, name: str, *, ram: int, ram_map: list[tuple[int, int]], channels: int, card_size: int,
-        faults: Sequence[Fault] = (), wrap: Callable[[list[str]], list[str]] = lambda command: command,
+        self, folder: Path, name: str, *, ram: int, ram_map: list[tuple[int, int]], channels: int,
+        card_size: int, faults: Sequence[Fault] = (),
+        wrap: Callable[[list[str]], list[str]] = lambda command: command,
     ) -> None:  # fmt: skip
         """Start it. It waits for QEMU at `socket`.
 
-        ram, ram_map: the guest's memory, and where on the bus its parts are (Config). card_size: bytes of its memory; with 1 MiB more, a power of two.
+        ram, ram_map: the guest's memory, and where on the bus its parts are, see Config. card_size: bytes of
+        the card's memory; with 1 MiB more, a power of two.
         """
         self.socket = folder / f"{name}.sock"
         self._folder, self._name = folder, name

@@ -233,7 +233,7 @@ def _download(source: Source, folder: Path) -> str:
 
 
 def _unpack(image: bytes, path: Path) -> None:
-    """Write the ELF file packed into a bzImage, which takes 2 s to unpack itself under TCG; or arm64's Image."""
+    """Write what QEMU boots: arm64's Image; or the ELF file in a bzImage, which takes 2 s to unpack itself"""
     if image[0x38:0x3C] == b"ARM\x64":
         path.write_bytes(image)
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Debian bookworm roots, made without root: the guest's disk, and the place where builds for it run.
 
-The disk has Python with all wheels, sshd and udev; the place has compilers. For guests of the host's architecture
-both are one root. Nothing of this checkout is in them.
+The disk has Python with all wheels, sshd and udev; the place has compilers. For guests of the host's
+architecture both are one root. Nothing of this checkout is in them.
 """
 
 import hashlib
@@ -98,19 +98,17 @@ def _make(root: Root, arch: Arch, wheels: list[str]) -> None:
     _check_subordinate_ids()
     work = root.folder / "work"
     work.mkdir()
-    run_foreign = [] if arch.is_host else [_binfmt_hook(arch)]
+    emulate = [] if arch.is_host else [_binfmt_hook(arch)]
     with step("downloading the guest's Python packages"):
         for each in {arch.name: arch, AMD64.name: AMD64}.values():
             _download_wheels(wheels, each, work / each.name / "dist-packages")
     _make_keys(root, work)
     (work / "sshd_config").write_text(SSHD_CONFIG)
     (work / "setup").write_text(SETUP)
-    guest = list(GUEST_PACKAGES)
     build = [*BUILD_PACKAGES, *arch.build_packages]
-    if arch.is_host:
-        guest += build
+    guest = [*GUEST_PACKAGES, *(build if arch.is_host else [])]
     with step(f"building the guest's disk (Debian bookworm, {arch.name}; takes the longest, once)"):
-        hooks = [*run_foreign, *_copy_wheels(arch), *_set_up_guest()]
+        hooks = [*emulate, *_copy_wheels(arch), *_set_up_guest()]
         disk = _mmdebstrap(work, [arch.name], guest, hooks)
         with disk.open("rb") as file:
             pack = ["sqfstar", "-comp", "lz4", "-quiet", "-no-progress"]
@@ -122,8 +120,10 @@ def _make(root: Root, arch: Arch, wheels: list[str]) -> None:
             place = _mmdebstrap(work, [AMD64.name, arch.name], build, _copy_wheels(AMD64))
     with step("unpacking the place to build in"):
         root.tree.mkdir()
-        unpack = ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", place]
-        call(unpack, "unpacking the build root")
+        call(
+            ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", place],
+            "unpacking the build root",
+        )
     shutil.rmtree(work)
 
 
