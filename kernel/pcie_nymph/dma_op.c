@@ -214,7 +214,7 @@ void nymph_dma_op_free(struct nymph_dma_op *op)
  */
 size_t nymph_dma_op_pin(struct nymph_dma_op *op, u64 addr, size_t len)
 {
-	unsigned long start = untagged_addr((unsigned long)addr);
+	unsigned long start = addr;
 	unsigned int offset = offset_in_page(start);
 	unsigned int nr_pages = DIV_ROUND_UP(offset + len, PAGE_SIZE);
 

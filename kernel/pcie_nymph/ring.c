@@ -251,6 +251,12 @@ bool nymph_ring_claimable(struct nymph_ring *ring)
  */
 void nymph_ring_kick(struct nymph_ring *ring)
 {
+	/*
+	 * The caller has queued an entry, let the ring run, or stopped being the
+	 * executor. Of two callers one has to see what the other did, or nobody
+	 * runs what is queued: a mutex that was unlocked orders no load behind it.
+	 */
+	smp_mb();
 	if (nymph_ring_claimable(ring))
 		wake_up(&ring->work_wait);
 }
@@ -574,8 +580,6 @@ void nymph_ring_execute(struct nymph_ring *ring,
 	}
 
 	clear_bit_unlock(NYMPH_RING_EXECUTING, &ring->state);
-	/* pairs with the waker's: either sees what the other did */
-	smp_mb__after_atomic();
 	nymph_ring_kick(ring);
 	wake_up(&ring->ctx->wait);
 }

@@ -132,7 +132,8 @@ static int nymph_operand_find(struct nymph_ring *ring,
 	struct nymph_region *region;
 
 	o->used = true;
-	o->at = at;
+	/* copy_from_user() takes no tag of a process that has not asked for it */
+	o->at = handle ? at : untagged_addr(at);
 	if (!handle)
 		return 0;
 	region = nymph_ring_get_region(ring, handle);

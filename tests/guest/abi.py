@@ -588,7 +588,7 @@ class Thread(threading.Thread):
             raise self._error
 
 
-SYS_READ, SYS_IOCTL = 0, 16
+SYS_READ, SYS_IOCTL = {"x86_64": (0, 16), "aarch64": (63, 29)}[os.uname().machine]
 
 
 def until_blocked(task: int, call: int = SYS_IOCTL) -> None:
@@ -681,7 +681,7 @@ class Tap:
     Needs root: only CAP_SYS_PTRACE may hold up faults that happen in the kernel.
     """
 
-    _SYS_USERFAULTFD = 323
+    _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}[os.uname().machine]
     _API = 0xC018AA3F
     _REGISTER = 0xC020AA00
     _ZEROPAGE = 0xC020AA04

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Bytes: every kind of memory, length and alignment, faults on the way, and the digests of what moved."""
 
+import ctypes
 import errno
 import mmap
 import os
@@ -466,6 +467,53 @@ def test_source_digest_is_of_what_was_sent(context: Context) -> None:
     finally:
         stop.set()
         scribbler.join()
+
+
+# --- tagged addresses -------------------------------------------------------------------------------------
+
+PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE = 55, 1
+
+
+@pytest.fixture(params=[0, PR_TAGGED_ADDR_ENABLE], ids=["", "the_kernel_knows"])
+def tags(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
+    """Two different ones; with and without this thread's having told the kernel that it uses them."""
+    if os.uname().machine != "aarch64":
+        pytest.skip("only arm64 ignores the upper bits of addresses")
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(PR_SET_TAGGED_ADDR_CTRL, request.param, 0, 0, 0) == 0
+    yield 0x5A << 56, 0xC3 << 56
+    assert prctl(PR_SET_TAGGED_ADDR_CTRL, 0, 0, 0, 0) == 0
+
+
+def test_tagged_addresses(context: Context, tags: tuple[int, int]) -> None:
+    """They mean the memory that the CPU takes them for: moved by whoever runs the entry, pinned or not."""
+    length = 3 * PAGE + 5
+    src, dst = Memory(length).randomize(), Memory(length)
+    for sync in (0, abi.COMPLETE_SYNC):
+        for flags in FLAGS.values():
+            dst.fill(POISON)
+            entry = abi.copy(src.address | tags[0], dst.address | tags[1], length, flags | sync)
+            check_record(context.run(entry), flags, length, digest_of(src, 0, length))
+            assert dst.equals(src, length)
+    context.enter([abi.copy(src.address | tags[0], dst.address, length, abi.RECORD)])
+    assert [record.status for record in context.read()] == [0]  # a worker's, most likely
+    assert context.run(abi.compare(src.address | tags[0], dst.address | tags[1], length)).status == 0
+
+
+def test_tagged_addresses_overlap(context: Context, tags: tuple[int, int]) -> None:
+    memory = Memory(2 * PAGE)
+    with context.refuses(errno.EINVAL):
+        context.enter([abi.copy(memory.address | tags[0], (memory.address + 1) | tags[1], 2)])
+    with context.refuses(errno.EFAULT):
+        context.enter([abi.copy(memory.address | tags[0], tags[1], 2)])
+
+
+def test_tagged_addresses_are_registered(context: Context, tags: tuple[int, int]) -> None:
+    memory, dst = Memory(2 * PAGE).randomize(), Memory(2 * PAGE)
+    buffer = context.buffer(abi.BUFFER_REGISTER, addr=memory.address | tags[0], length=2 * PAGE)
+    entry = abi.in_buffers(abi.copy(0, dst.address | tags[1], 2 * PAGE), src=buffer.handle)
+    assert context.run(entry).status == 0
+    assert dst.equals(memory, 2 * PAGE)
 
 
 # --- counting ---------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Host:
         os.ftruncate(ram, RAM)
         self.ram = mmap.mmap(ram, RAM)
         self.folder = folder
-        self.endpoint = Endpoint(folder, "ep", ram=ram, ram_size=RAM, channels=channels, card_size=CARD)
+        self.endpoint = Endpoint(folder, "ep", ram=ram, ram_map=[(0, RAM)], channels=channels, card_size=CARD)
         os.close(ram)
         self.qemu = socket.socket(socket.AF_UNIX)
         self.qemu.settimeout(SECONDS)
@@ -339,3 +339,15 @@ def test_refusals(host: Host) -> None:
     with pytest.raises(EndpointError, match="no channel 5 is alive"):
         host.endpoint.kill_channel(5)
     assert host.endpoint.injected() == {}
+
+
+def test_a_machine_whose_memory_is_elsewhere() -> None:
+    """Parts of the guest's memory, and the card's, each at its bus address."""
+    ram, bar = memoryview(bytearray(range(96))), memoryview(bytearray(endpoint.CARD_OFFSET + 16))
+    memory = endpoint.Memory(ram, [(1 << 30, 64), (4 << 30, 32)], bar)
+    memory.map_card(CARD_BUS)
+    for address, length, expected in [
+        ((1 << 30) + 2, 3, ram[2:5]), (4 << 30, 32, ram[64:]), (CARD_BUS, 16, bar[endpoint.CARD_OFFSET :]),
+        (0, 1, None), ((1 << 30) + 60, 8, None), ((4 << 30) + 32, 1, None),
+    ]:  # fmt: skip
+        assert memory.at(address, length) == expected

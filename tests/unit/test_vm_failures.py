@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from nymph_vm import accel, apt, kernels, root
+from nymph_vm.arch import ARM64
 from nymph_vm.host import HarnessError, cache_folder, cached
 from nymph_vm.machine import Machine
 from nymph_vm.state import State, claim
@@ -31,10 +32,23 @@ def kernel(tmp_path: Path) -> kernels.Kernel:
 def test_no_qemu(fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
     with pytest.raises(
-        HarnessError, match="qemu-system-x86_64 not found: install the package qemu-system-x86"
+        HarnessError, match=r"qemu-system-x86_64 not found: install the package qemu-system-x86 .`make setup`"
     ):
         Machine("test")
+    with pytest.raises(
+        HarnessError,
+        match=r"qemu-system-aarch64 not found: install the package qemu-system-arm .`vm/setup arm64`",
+    ):
+        Machine("test", kernel=kernels.named("debian-6.1", "arm64"))
     assert not fp.calls
+
+
+def test_nothing_runs_another_architecture_s_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(root, "BINFMT", tmp_path)
+    with pytest.raises(HarnessError, match=r"install qemu-user-static .`vm/setup arm64` does"):
+        root._binfmt_hook(ARM64)
 
 
 class TestAccelerator:
@@ -71,6 +85,10 @@ class TestAccelerator:
         self.kvm(monkeypatch, True)
         fp.register(["/bin/setpriv", fp.any()], returncode=status)
         assert accel.choose(kernel) == expected
+
+    def test_another_architecture(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.kvm(monkeypatch, True)
+        assert accel.choose(kernels.Kernel("debian-6.1-arm64", tmp_path)) == "tcg"
 
     def test_no_kvm(self, monkeypatch: pytest.MonkeyPatch, kernel: kernels.Kernel) -> None:
         self.kvm(monkeypatch, False)

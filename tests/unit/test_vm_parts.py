@@ -7,7 +7,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from nymph_vm import kernels
+from nymph_vm import debug_kernel, kernels
+from nymph_vm.arch import AMD64, ARM64, Arch
+from nymph_vm.host import HarnessError
 from nymph_vm.kmsg import EXPECTED, is_complaint
 from nymph_vm.state import LOST, VMLost, log_tail
 
@@ -36,8 +38,48 @@ def test_the_kernel_is_taken_out_of_its_image(tmp_path: Path) -> None:
     header = bytearray(1024 + 16)
     header[0x1F1] = 1
     struct.pack_into("<II", header, 0x248, 16, len(packed))
-    kernels._unpack_elf(bytes(header) + packed + b"rest", tmp_path / "vmlinux")
+    kernels._unpack(bytes(header) + packed + b"rest", tmp_path / "vmlinux")
     assert (tmp_path / "vmlinux").read_bytes() == b"\x7fELF the kernel"
+
+
+def test_an_arm64_image_stays_as_it_is(tmp_path: Path) -> None:
+    image = bytes(0x38) + b"ARM\x64" + bytes(100)
+    kernels._unpack(image, tmp_path / "Image")
+    assert (tmp_path / "Image").read_bytes() == image
+
+
+def test_kernels_are_named_for_an_architecture() -> None:
+    for name in kernels.NAMES:
+        assert kernels.named(name, "amd64") == name
+    for name in ("debian-6.1", "debug-6.1"):
+        assert kernels.KERNELS[kernels.named(name, "arm64")].arch is ARM64
+    with pytest.raises(HarnessError, match=r"no kernel debug-7 for arm64: there are debian-6\.1, debug-6\.1"):
+        kernels.named("debug-7", "arm64")
+    assert kernels.stock() == ["debian-6.1", "backports-6.12"]
+    assert kernels.stock("arm64") == ["debian-6.1-arm64"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "mib", "expected"),
+    [
+        (AMD64, 512, [(0, 512 << 20)]),
+        (AMD64, 0xAFF, [(0, 0xAFF << 20)]),
+        (AMD64, 0xB00, [(0, 2 << 30), (4 << 30, 0x300 << 20)]),
+        (AMD64, 4096, [(0, 2 << 30), (4 << 30, 2 << 30)]),
+        (ARM64, 512, [(1 << 30, 512 << 20)]),
+        (ARM64, 4096, [(1 << 30, 4 << 30)]),
+    ],
+)
+def test_where_memory_is(arch: Arch, mib: int, expected: list[tuple[int, int]]) -> None:
+    assert arch.ram(mib << 20) == expected
+
+
+def test_a_debug_kernel_s_configuration() -> None:
+    """The lines for all architectures, and those of one."""
+    both = [set(debug_kernel._config("debug-6.1", arch).splitlines()) for arch in (AMD64, ARM64)]
+    assert "CONFIG_KASAN=y" in both[0] & both[1]
+    assert "CONFIG_SERIAL_8250=y" in both[0] - both[1]
+    assert "CONFIG_SERIAL_AMBA_PL011=y" in both[1] - both[0]
 
 
 @pytest.mark.parametrize(

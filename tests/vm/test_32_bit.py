@@ -25,7 +25,7 @@ def contract() -> Iterator[tuple[str, int]]:
 def program(path: Path, expected: list[tuple[str, int]]) -> None:
     lines = [f'_Static_assert({what} == {value}, "{what}");' for what, value in expected]
     path.write_text('#include "pcie_nymph.h"\n' + "\n".join(lines) + "\nint main(void) { return 0; }\n")
-    build.program(path, "-m32")
+    build.program(path, bits=32)
 
 
 def test_layouts_and_request_numbers(tmp_path: Path) -> None:

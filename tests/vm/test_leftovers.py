@@ -43,7 +43,7 @@ echo $$ > /run/cgroup/small/cgroup.procs
 @pytest.fixture(scope="module")
 def program(vm: Machine) -> str:
     """Its name, in the home folders of both users."""
-    binary = build.program(SOURCE, "-Wno-unused-parameter")
+    binary = build.program(SOURCE, "-Wno-unused-parameter", arch=vm.arch)
     for user in ("root", "nymph-user"):
         vm.copy_in(str(binary), user=user)
     return f"./{binary.name}"

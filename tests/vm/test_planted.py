@@ -66,18 +66,19 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    kernel = request.config.getoption("kernel")
+    kernel, arch = map(request.config.getoption, ("kernel", "arch"))
     if not kernels.KERNELS[kernel].debug:
         pytest.skip("needs a kernel with sanitizers: make check, or pytest --kernel debug-6.1")
     folder = tmp_path_factory.mktemp("planted")
     shutil.copytree(build.PLANTED, folder / "planted")
-    return {how: _run(kernel, folder, how, tests) for how, (tests, _) in ENDS.items()}
+    return {how: _run(kernel, arch, folder, how, tests) for how, (tests, _) in ENDS.items()}
 
 
-def _run(kernel: str, folder: Path, name: str, tests: str) -> Outcome:
+def _run(kernel: str, arch: str, folder: Path, name: str, tests: str) -> Outcome:
     file, report = folder / f"test_{name}.py", folder / f"{name}.xml"
     file.write_text(tests)
-    command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", f"--junit-xml={report}", file]
+    command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", f"--arch={arch}"]
+    command += [f"--junit-xml={report}", str(file)]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     failures: dict[str, str] = {}
     for case in ElementTree.parse(report).iter("testcase"):

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "tools/rate.c"
 @pytest.fixture(scope="module")
 def program(vm: Machine) -> str:
     vm.copy_in("tools")
-    vm.copy_in(str(build.program(SOURCE)))
+    vm.copy_in(str(build.program(SOURCE, arch=vm.arch)))
     return SOURCE.stem
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Builds a kernel module and tries it in a virtual machine, without root.
 
+- arch: what differs between the guests' architectures
 - kernels, debug_kernel: Debian's kernels and headers, unpacked; sanitizer kernels, built from their source
-- root: one Debian root: the guest's disk, and the place the builds run in
+- root: Debian roots: the guest's disk, and the place the builds run in
 - build: modules, and this checkout's Python binding
 - accel: KVM if a guest really runs under it, else TCG
 - machine, state: a running virtual machine

@@ -14,9 +14,11 @@ PROBE_SECONDS = 15
 
 def choose(kernel: Kernel) -> str:
     """Say "kvm" if a guest runs under it, else "tcg". Tried once per QEMU, host and access to /dev/kvm."""
+    if not kernel.arch.is_host:
+        return "tcg"
     may_open = os.access(KVM_DEVICE, os.R_OK | os.W_OK)
     known_by = {
-        "qemu": call(["qemu-system-x86_64", "--version"], "asking QEMU for its version").splitlines()[0],
+        "qemu": call([kernel.arch.qemu, "--version"], "asking QEMU for its version").splitlines()[0],
         "host": os.uname().release,
         "may_open": may_open,
     }
@@ -34,7 +36,7 @@ def choose(kernel: Kernel) -> str:
 
 def _guest_runs(kernel: Kernel) -> bool:
     """Boot a kernel without a disk under KVM: it panics, and -no-reboot ends QEMU, in a second or never."""
-    command = [tool("setpriv"), "--pdeathsig=KILL", tool("qemu-system-x86_64"), "-accel", "kvm"]
+    command = [tool("setpriv"), "--pdeathsig=KILL", tool(kernel.arch.qemu), "-accel", "kvm"]
     command += ["-cpu", "host", "-smp", "2", "-m", "256M", "-nodefaults", "-display", "none", "-no-reboot"]
     command += ["-kernel", str(kernel.image), "-append", "panic=-1"]
     with step("trying whether a guest runs under KVM"):

@@ -4,6 +4,7 @@
 import re
 from pathlib import Path
 
+from nymph_vm.arch import AMD64, Arch
 from nymph_vm.host import HarnessError, cache_folder, call, locked
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -33,35 +34,36 @@ def host_options() -> list[str]:
     return re.findall(r"^(Acquire::(?:https?|Check)\S* .*);$", dump, re.MULTILINE)
 
 
-def update() -> None:
-    """Fetch the package lists."""
-    _apt_get("update")
+def update(arch: Arch) -> None:
+    """Fetch the lists of packages for that architecture, and for the host."""
+    _apt_get(arch, "update")
 
 
-def download(packages: list[str], folder: Path) -> None:
+def download(arch: Arch, packages: list[str], folder: Path) -> None:
     """Put the packages' .deb files into `folder`."""
-    _apt_get("download", *packages, cwd=folder)
+    _apt_get(arch, "download", *packages, cwd=folder)
 
 
-def depends(package: str, *prefixes: str) -> list[str]:
+def depends(arch: Arch, package: str, *prefixes: str) -> list[str]:
     """The packages `package` depends on whose names start with one of `prefixes`."""
-    text = call(["apt-cache", "-c", _config(), "depends", package], f"looking for {package}")
-    found = re.findall(r"^\s*Depends: (\S+)", text, re.MULTILINE)
+    text = call(["apt-cache", "-c", _config(arch), "depends", package], f"looking for {package}")
+    found = re.findall(r"^\s*Depends: ([^\s:]+)", text, re.MULTILINE)
     return [name for name in dict.fromkeys(found) if name.startswith(prefixes)]
 
 
-def _apt_get(*arguments: str, cwd: Path | None = None) -> None:
+def _apt_get(arch: Arch, *arguments: str, cwd: Path | None = None) -> None:
     with locked(cache_folder() / "apt.lock"):
         try:
-            call(["apt-get", "-q", "-c", _config(), *arguments], f"apt-get {arguments[0]}", cwd=cwd)
+            call(["apt-get", "-q", "-c", _config(arch), *arguments], f"apt-get {arguments[0]}", cwd=cwd)
         except HarnessError as error:
             where = f"Is the network there? The packages come from:\n{sources(NEWER)}"
             raise HarnessError(f"{error}\n{where}") from None
 
 
-def _config() -> Path:
+def _config(arch: Arch) -> Path:
     """Read after the host's own configuration, so that proxies and the like stay the host's."""
-    folder = cache_folder() / "apt"
+    folder = cache_folder() / f"apt-{arch.name}"
+    archs = " ".join(f'"{each.name}";' for each in {arch.name: arch, AMD64.name: AMD64}.values())
     for name in ("lists/partial", "archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "sources.list").write_text(sources(NEWER))
@@ -73,7 +75,7 @@ def _config() -> Path:
         Dir::State "{folder}"; Dir::State::status "{folder}/status"; Dir::Cache "{folder}";
         Dir::Etc::sourcelist "{folder}/sources.list"; Dir::Etc::sourceparts "/dev/null";
         Dir::Etc::preferences "{folder}/preferences"; Dir::Etc::preferencesparts "/dev/null";
-        APT::Architecture "amd64"; APT::Architectures {{ "amd64"; }};
+        APT::Architecture "{arch.name}"; APT::Architectures {{ {archs} }};
         APT::Default-Release ""; APT::Sandbox::User ""; Acquire::Languages "none";
         APT::Update::Error-Mode "any";
         #clear APT::Update::Post-Invoke;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Builds modules, and this checkout's Python package, for the guest: in the build root, when they changed.
 
-Results are in build/: build/KERNEL/FOLDER/NAME.ko, build/python/. A running guest sees that folder, so rename
-only.
+Results are in build/: build/KERNEL/FOLDER/NAME.ko, build/python/ARCH/, build/programs/ARCH/. A running guest
+sees that folder, so rename only.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nymph_vm import kernels, root
+from nymph_vm.arch import AMD64, Arch
 from nymph_vm.host import CHECKOUT, HarnessError, call, console, locked, step
 
 BUILD = CHECKOUT / "build"
@@ -24,7 +25,7 @@ HEADER = MODULES / "pcie_nymph.h"
 PLANTED = CHECKOUT / "tests/planted"
 
 KDIR = "/usr/src/linux-headers-{release}"
-MAKE = f'make -s -j{os.cpu_count()} -C {KDIR} M="$PWD/{{folder}}" {{flags}} modules'
+MAKE = f'{{kbuild}}\nmake -s -j{os.cpu_count()} -C {KDIR} M="$PWD/{{folder}}" {{flags}} modules'
 
 BUILD_MODULES = f"{MAKE}\nmkdir out\nfind {{folder}} -name '*.ko' -exec cp -t out {{{{}}}} +"
 
@@ -36,7 +37,7 @@ PADDING = re.compile(r"XXX|/\* (bit_)?(padding|holes?)\b|holes: ")  # as pahole 
 
 BUILD_PYTHON = """
     touch README.md  # pyproject.toml names it
-    python3 setup.py -q build --build-lib out
+    CC='{compiler}' python3 setup.py -q build --build-lib out
     cp -r vm/nymph_vm out/
     python3 -m compileall -q out"""
 
@@ -52,8 +53,10 @@ class Built:
 def prepare(kernel_name: str) -> Built:
     """The modules for a kernel, and the Python package; built if their sources changed."""
     built = Built(kernels.prepare(kernel_name), modules(MODULES, kernel_name))
+    arch = built.kernel.arch
+    script = BUILD_PYTHON.format(compiler=arch.compilers[64])
     sources = _from(CHECKOUT, _python_sources())
-    _build("building pynymph for the guest", BUILD / "python", sources, BUILD_PYTHON)
+    _build("building pynymph for the guest", BUILD / "python" / arch.name, sources, script, arch)
     return built
 
 
@@ -63,31 +66,37 @@ def modules(folder: Path, kernel_name: str) -> list[Path]:
     target = BUILD / kernel.name / folder.name
     script = BUILD_MODULES + KEEP_GCNO * kernel.debug
     script = script.format(
-        release=kernel.release, folder=folder.name, flags=DEBUG_FLAGS if kernel.debug else ""
+        kbuild=kernel.arch.kbuild,
+        release=kernel.release,
+        folder=folder.name,
+        flags=DEBUG_FLAGS if kernel.debug else "",
     )
     doing = f"building the modules in {folder.name}/ for {kernel.release}"
-    _build(doing, target, _from(folder.parent, module_sources(folder)), script, kernel)
+    _build(doing, target, _from(folder.parent, module_sources(folder)), script, kernel.arch, kernel)
     return sorted(target.glob("*.ko"))
 
 
-def program(source: Path, *options: str) -> Path:
-    """A C program for the guest, 64 or with -m32 32 bits wide; built if its source or the options changed.
+def program(source: Path, *options: str, arch: Arch = AMD64, bits: int = 64) -> Path:
+    """A C program for guests of that architecture, 64 or 32 bits wide; built if anything of it changed.
 
-    It can include pcie_nymph.h, and needs no library there.
+    options: more for the compiler. The program can include pcie_nymph.h, and needs no library there.
     """
-    name = source.stem + "".join(options)
-    compiler = f"gcc -static -pthread -O1 -Wall -Wextra -Werror {' '.join(options)}"
+    name = source.stem if bits == 64 else f"{source.stem}-{bits}"
+    compiler = f"{arch.compilers[bits]} -static -pthread -O1 -Wall -Wextra -Werror {' '.join(options)}"
     script = f"mkdir out\n{compiler} -o out/{name} {source.name}"
-    target = BUILD / "programs" / name
-    _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script)
+    target = BUILD / "programs" / arch.name / name
+    _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script, arch)
     return target / name
 
 
 def lint(folder: Path, kernel_name: str) -> list[str]:
     """What the compiler with W=1 and sparse say of a folder's module: nothing, if it is clean."""
     kernel = kernels.prepare(kernel_name)
-    script = MAKE.format(release=kernel.release, folder=folder.name, flags="W=1 C=2") + "\nmkdir out"
-    disk = root.prepare()
+    script = MAKE.format(
+        kbuild=kernel.arch.kbuild, release=kernel.release, folder=folder.name, flags="W=1 C=2"
+    )
+    script += "\nmkdir out"
+    disk = root.prepare(kernel.arch)
     doing = f"W=1 and sparse for {folder.name}/ and {kernel.release}"
     with step(doing), tempfile.TemporaryDirectory() as nothing:
         said = _run(disk, _from(folder.parent, module_sources(folder)), script, Path(nothing), kernel)
@@ -144,7 +153,12 @@ def _from(base: Path, sources: Iterable[Path]) -> dict[str, Path]:
 
 
 def _build(
-    doing: str, target: Path, sources: dict[str, Path], script: str, kernel: kernels.Kernel | None = None
+    doing: str,
+    target: Path,
+    sources: dict[str, Path],
+    script: str,
+    arch: Arch,
+    kernel: kernels.Kernel | None = None,
 ) -> None:
     """Have `script` build `sources`, under the names given, into `target`, unless it did so before."""
     made_of = hashlib.sha256(script.encode())
@@ -157,7 +171,7 @@ def _build(
     with locked(target.with_name(f"{target.name}.lock")):
         if stamp.exists() and stamp.read_text() == made_of.hexdigest():
             return
-        disk = root.prepare()
+        disk = root.prepare(arch)
         new = target.with_name(f"{target.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()

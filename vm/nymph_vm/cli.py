@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nymph_vm import build as builder
 from nymph_vm import coverage, endpoint, kernels, root, server, slots, suite
+from nymph_vm.arch import AMD64, ARCHS
 from nymph_vm.faults import KINDS, Fault
 from nymph_vm.host import CHECKOUT, HarnessError, console
 from nymph_vm.machine import Machine
@@ -24,7 +25,14 @@ from nymph_vm.state import COMPLAINED, State, VMLost, log_tail, states
 COVERAGE_KERNEL = "debug-6.1"
 
 kernel_option = click.option(
-    "--kernel", type=click.Choice(list(kernels.KERNELS)), default=kernels.DEFAULT, show_default=True
+    "--kernel", type=click.Choice(kernels.NAMES), default=kernels.DEFAULT, show_default=True
+)
+arch_option = click.option(
+    "--arch",
+    type=click.Choice(list(ARCHS)),
+    default=AMD64.name,
+    show_default=True,
+    help="The guest's architecture.",
 )
 memory_option = click.option("--memory", default="4G", show_default=True, help="The guest's memory.")
 endpoints_option = click.option(
@@ -73,6 +81,7 @@ def cli() -> None:
 
 @cli.command()
 @kernel_option
+@arch_option
 @memory_option
 @endpoints_option
 @board_option
@@ -82,6 +91,7 @@ def cli() -> None:
 @command_argument
 def run(
     kernel: str,
+    arch: str,
     memory: str,
     endpoints: int | None,
     board: bool,
@@ -100,8 +110,9 @@ def run(
         if not Path(path).exists():
             raise HarnessError(f"--copy {path}: there is no such file or folder")
     name = name or f"run-{os.getpid()}"
+    key = kernels.named(kernel, arch)
     with Machine(
-        name, kernel=kernel, memory=memory, slots=layout, faults=faults, on_complaint=_show_complaint
+        name, kernel=key, memory=memory, slots=layout, faults=faults, on_complaint=_show_complaint
     ) as machine:
         for path in copies:
             machine.copy_in(path)
@@ -119,18 +130,26 @@ def run(
 
 @cli.command()
 @kernel_option
+@arch_option
 @memory_option
 @endpoints_option
 @board_option
 @fault_option
 @name_option
 def up(
-    kernel: str, memory: str, endpoints: int | None, board: bool, faults: tuple[Fault, ...], name: str
+    kernel: str,
+    arch: str,
+    memory: str,
+    endpoints: int | None,
+    board: bool,
+    faults: tuple[Fault, ...],
+    name: str,
 ) -> None:
     """Boot a machine that stays, with the module loaded."""
     layout = _slots(endpoints, board)
-    builder.prepare(kernel)  # here, where its progress can be seen
-    server.start(name, kernel=kernel, memory=memory, slots=layout, faults=faults)
+    key = kernels.named(kernel, arch)
+    builder.prepare(key)  # here, where its progress can be seen
+    server.start(name, kernel=key, memory=memory, slots=layout, faults=faults)
     click.echo(
         f"{name} is up; a shell in it: nymph-vm ssh --name {name}; its end: nymph-vm down --name {name}"
     )
@@ -221,25 +240,28 @@ def logs(name: str) -> None:
 
 @cli.command()
 @kernel_option
-def build(kernel: str) -> None:
+@arch_option
+def build(kernel: str, arch: str) -> None:
     """Build what is missing for a guest with this kernel, and say where the modules are."""
-    for module in builder.prepare(kernel).modules:
+    for module in builder.prepare(kernels.named(kernel, arch)).modules:
         click.echo(module)
 
 
 @cli.command()
+@arch_option
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def program(source: Path) -> None:
+def program(arch: str, source: Path) -> None:
     """Compile a C program for guests, which may include pcie_nymph.h, and say where it is."""
-    click.echo(builder.program(source))
+    click.echo(builder.program(source, arch=ARCHS[arch]))
 
 
 @cli.command()
-def lint() -> None:
+@arch_option
+def lint(arch: str) -> None:
     """Check the modules' sources: W=1 and sparse for Debian's kernels, checkpatch.pl --strict, padding."""
     folders = (builder.MODULES, builder.PLANTED)
     found = [*builder.checkpatch(*folders), *builder.structs()]
-    for kernel in kernels.STOCK:
+    for kernel in kernels.stock(arch):
         for folder in folders:
             found += builder.lint(folder, kernel)
     click.echo("\n".join(found) or "the modules' sources are clean")
@@ -249,22 +271,23 @@ def lint() -> None:
 @cli.command("kernels")
 def list_kernels() -> None:
     """List the kernels there are."""
-    table = Table("name", "flavour", "release", "cached")
-    for name, source in kernels.KERNELS.items():
-        release = kernels.cached_release(name)
+    table = Table("name", "arch", "flavour", "release", "cached")
+    for key, source in kernels.KERNELS.items():
+        release = kernels.cached_release(key)
         series = f"{source.series.rstrip('.')}.x"
-        table.add_row(name, source.flavour, release or series, "yes" if release else "no")
+        name, arch = key.removesuffix(f"-{source.arch.name}"), source.arch.name
+        table.add_row(name, arch, source.flavour, release or series, "yes" if release else "no")
     Console().print(table)
 
 
 @cli.command()
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST ARGUMENT...]")
 def matrix(arguments: tuple[str, ...]) -> None:
-    """Run the guest tests and KUnit on every kernel, and show one table."""
+    """Run the guest tests and KUnit on every kernel for amd64, and show one table."""
     table = Table("kernel", "flavour", "passed", "failed", "log lines", "boot time", title="guest tests")
     status = 0
-    for name, source in kernels.KERNELS.items():
-        run = suite.run(name, arguments)
+    for name in kernels.NAMES:
+        source, run = kernels.KERNELS[name], suite.run(name, arguments)
         status = status or run.status
         failed = str(run.failed) if run.whole else f"{run.failed}, cut short"
         log, boot = (run.properties.get(key) for key in ("complaints", "boot_seconds"))

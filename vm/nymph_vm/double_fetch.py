@@ -24,7 +24,7 @@ PAGE = mmap.PAGESIZE
 WORD = 8  # what the kernel reads in one piece must not lie across the pages, or it asks for both again
 
 # From linux/userfaultfd.h
-SYS_USERFAULTFD = 323
+SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}[os.uname().machine]
 API, EXACT_ADDRESS = 0xAA, 1 << 11
 IOC_API, IOC_REGISTER, IOC_COPY = 0xC018AA3F, 0xC020AA00, 0xC028AA03
 REGISTER_MISSING = 1

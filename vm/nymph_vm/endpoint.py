@@ -72,7 +72,7 @@ class Config:
     qemu: int  # listening socket for QEMU
     control: int  # listening socket for Endpoint.ask()
     ram: int  # the guest's memory
-    ram_size: int
+    ram_map: list[tuple[int, int]]  # bus address and size of each part of it, in the file's order
     bar_size: int
     channels: int
     faults: list[dict[str, Any]]
@@ -95,13 +95,13 @@ class Registers:
 
 
 class Memory:
-    """What a bus address leads to: the guest's RAM, as QEMU's q35 lays it out, or the card's memory."""
+    """What a bus address leads to: the guest's RAM, whose parts Config has, or the card's memory."""
 
-    def __init__(self, ram: memoryview, bar: memoryview) -> None:
-        low = 0x80000000 if len(ram) >= 0xB0000000 else 0xB0000000
-        self._ranges = [(0, ram[:low])]
-        if len(ram) > low:
-            self._ranges.append((1 << 32, ram[low:]))
+    def __init__(self, ram: memoryview, ram_map: list[tuple[int, int]], bar: memoryview) -> None:
+        self._ranges: list[tuple[int, memoryview]] = []
+        for base, size in ram_map:
+            self._ranges.append((base, ram[:size]))
+            ram = ram[size:]
         self._host = tuple(self._ranges)
         self._card = bar[CARD_OFFSET:]
 
@@ -261,8 +261,8 @@ class Supervisor:
         self._bar_file = os.memfd_create("endpoint-bar")
         os.ftruncate(self._bar_file, config.bar_size)
         self._bar = memoryview(mmap.mmap(self._bar_file, config.bar_size))
-        ram = memoryview(mmap.mmap(config.ram, config.ram_size))
-        self._memory = Memory(ram, self._bar)
+        ram = memoryview(mmap.mmap(config.ram, sum(size for _, size in config.ram_map)))
+        self._memory = Memory(ram, config.ram_map, self._bar)
         self._regs = Registers(self._bar, 0, DEVICE)
         self._channels = [
             Registers(self._bar, CHANNEL_BASE + CHANNEL_STRIDE * n, CHANNEL) for n in range(config.channels)
@@ -418,12 +418,14 @@ class Endpoint:
     """An endpoint's process, as the machine's owner sees it. One life of the device: from plug to unplug."""
 
     def __init__(
-        self, folder: Path, name: str, *, ram: int, ram_size: int, channels: int, card_size: int,
-        faults: Sequence[Fault] = (), wrap: Callable[[list[str]], list[str]] = lambda command: command,
+        self, folder: Path, name: str, *, ram: int, ram_map: list[tuple[int, int]], channels: int,
+        card_size: int, faults: Sequence[Fault] = (),
+        wrap: Callable[[list[str]], list[str]] = lambda command: command,
     ) -> None:  # fmt: skip
         """Start it. It waits for QEMU at `socket`.
 
-        card_size: bytes of its memory; with 1 MiB more, a power of two.
+        ram, ram_map: the guest's memory, and where on the bus its parts are, see Config. card_size: bytes of
+        the card's memory; with 1 MiB more, a power of two.
         """
         self.socket = folder / f"{name}.sock"
         self._folder, self._name = folder, name
@@ -436,7 +438,7 @@ class Endpoint:
             listening[-1].listen()
         qemu, control = (each.fileno() for each in listening)
         config = Config(
-            qemu, control, ram, ram_size, CARD_OFFSET + card_size, channels, [asdict(each) for each in faults]
+            qemu, control, ram, ram_map, CARD_OFFSET + card_size, channels, [asdict(each) for each in faults]
         )
         command = [sys.executable, "-m", "nymph_vm.endpoint", json.dumps(asdict(config))]
         try:

@@ -28,6 +28,7 @@ PACKAGES = {
     "dpkg-deb": "dpkg",
     "mmdebstrap": "mmdebstrap",
     "perl": "perl",
+    "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "sqfstar": "squashfs-tools",
@@ -36,6 +37,7 @@ PACKAGES = {
     "tar": "tar",
     "zstd": "zstd",
 }
+FOR_ARM64 = {"qemu-system-aarch64"}
 
 
 class HarnessError(Exception):
@@ -48,7 +50,8 @@ def tool(name: str) -> str:
     """The path of a program. Also looks in /sbin, which is not on an ordinary user's PATH."""
     path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if path is None:
-        raise HarnessError(f"{name} not found: install the package {PACKAGES[name]} (`make setup` does)")
+        setup = "vm/setup arm64" if name in FOR_ARM64 else "make setup"
+        raise HarnessError(f"{name} not found: install the package {PACKAGES[name]} (`{setup}` does)")
     return path
 
 

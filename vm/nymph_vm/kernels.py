@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nymph_vm import apt, debug_kernel
+from nymph_vm.arch import AMD64, ARM64, Arch
 from nymph_vm.host import HarnessError, cache_folder, cached, call, locked, step
 
 XZ, ZSTD = b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
@@ -31,6 +32,7 @@ class Source:
     package: str
     series: str
     debug: bool = False  # built from its source with debug.config
+    arch: Arch = AMD64
 
     @property
     def flavour(self) -> str:
@@ -42,9 +44,26 @@ KERNELS = {
     "backports-6.12": Source("linux-image-amd64/bookworm-backports", "6.12."),
     "debug-6.1": Source("linux-source", "6.1", debug=True),
     "debug-7": Source(f"linux-source/{apt.NEWER}", "7.", debug=True),
+    "debian-6.1-arm64": Source("linux-image-arm64", "6.1.", arch=ARM64),
+    "debug-6.1-arm64": Source("linux-source", "6.1", debug=True, arch=ARM64),
 }
-STOCK = [name for name, source in KERNELS.items() if not source.debug]
+# As they are asked for: each of these, for an architecture.
+NAMES = [name for name, source in KERNELS.items() if source.arch is AMD64]
 DEFAULT = "debian-6.1"
+
+
+def named(name: str, arch: str) -> str:
+    """The key in KERNELS of the kernel with that one of NAMES, for that architecture. Raises HarnessError."""
+    key = name if arch == AMD64.name else f"{name}-{arch}"
+    if key not in KERNELS:
+        there = [each for each in NAMES if f"{each}-{arch}" in KERNELS]
+        raise HarnessError(f"there is no kernel {name} for {arch}: there are {', '.join(there)}")
+    return key
+
+
+def stock(arch: str = AMD64.name) -> list[str]:
+    """The kernels for that architecture that are as Debian ships them."""
+    return [name for name, source in KERNELS.items() if source.arch.name == arch and not source.debug]
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,10 @@ class Kernel:
     def debug(self) -> bool:
         return KERNELS[self.name].debug
 
+    @property
+    def arch(self) -> Arch:
+        return KERNELS[self.name].arch
+
     @functools.cached_property
     def release(self) -> str:
         return (self.folder / "release").read_text()
@@ -65,7 +88,7 @@ class Kernel:
     @property
     def image(self) -> Path:
         """What QEMU boots."""
-        return self.folder / ("bzImage" if self.debug else "vmlinux")
+        return self.folder / (Path(self.arch.boot).name if self.debug else self.arch.stock_image)
 
     @property
     def modules(self) -> Path:
@@ -111,18 +134,19 @@ def prepare(name: str) -> Kernel:
     """The kernel `name` of KERNELS; downloaded and unpacked, or built, if that has not been done."""
     if name not in KERNELS:
         raise HarnessError(f"no kernel {name!r}: there are {', '.join(KERNELS)}")
-    if KERNELS[name].debug:
-        return Kernel(name, debug_kernel.prepare(name, _source(name)))
+    source = KERNELS[name]
+    if source.debug:
+        return Kernel(name, debug_kernel.prepare(name, source.arch, _source(name)))
 
     def make(folder: Path) -> None:
         with step(f"downloading kernel {name}"):
-            release = _download(KERNELS[name], folder / "packages")
+            release = _download(source, folder / "packages")
         with step(f"unpacking {release}"):
             for package in sorted((folder / "packages").glob("*.deb")):
                 call(["dpkg-deb", "-x", package, folder / "root"], "unpacking")
             shutil.rmtree(folder / "packages")
             image = (folder / f"root/boot/vmlinuz-{release}").read_bytes()
-            _unpack_elf(image, folder / "vmlinux")
+            _unpack(image, folder / source.arch.stock_image)
             call(["depmod", "-b", folder / "root", release], "indexing the kernel's modules")
             (folder / "release").write_text(release)
 
@@ -134,7 +158,7 @@ def cached_release(name: str) -> str | None:
     if not KERNELS[name].debug:
         folder: Path | None = cache_folder() / f"kernel-{name}"
     elif (source := cache_folder() / f"source-{name}").exists():
-        folder = debug_kernel.folder(name, source)
+        folder = debug_kernel.folder(name, KERNELS[name].arch, source)
     else:
         folder = None
     return (folder / "release").read_text() if folder is not None and folder.exists() else None
@@ -142,15 +166,15 @@ def cached_release(name: str) -> str | None:
 
 def _source(name: str) -> Path:
     """The folder with a kernel's source (linux-source-*.tar.xz), its version, and busybox in root/."""
-    source = KERNELS[name]
+    source, arch = KERNELS[name], KERNELS[name].arch
 
     def make(folder: Path) -> None:
         with step(f"downloading the source of kernel {name}"):
-            apt.update()
-            (package,) = apt.depends(source.package, "linux-source-")
+            apt.update(arch)
+            (package,) = apt.depends(arch, source.package, "linux-source-")
             if not package.removeprefix("linux-source-").startswith(source.series):
                 raise HarnessError(f"{source.package} is {package} now: choose another kernel")
-            apt.download([package, "busybox-static"], folder)
+            apt.download(arch, [package, "busybox-static"], folder)
             for archive in folder.glob("*.deb"):
                 call(["dpkg-deb", "-x", archive, folder / "root"], "unpacking")
                 if archive.name.startswith(package):
@@ -194,19 +218,25 @@ def load_order(modules_dep: str, names: Iterable[str]) -> list[str]:
 def _download(source: Source, folder: Path) -> str:
     """Download a kernel, its headers and what these need, and busybox; returns the kernel's release."""
     folder.mkdir()
-    apt.update()
-    (image,) = apt.depends(source.package, "linux-image-")
+    arch = source.arch
+    apt.update(arch)
+    (image,) = apt.depends(arch, source.package, "linux-image-")
     release = image.removeprefix("linux-image-")
     if not release.startswith(source.series):
         raise HarnessError(f"{source.package} is {release} now, not {source.series}x: choose another kernel")
     headers = f"linux-headers-{release}"
-    needed = apt.depends(headers, "linux-headers-", "linux-kbuild-")
-    apt.download([image, headers, *needed, "busybox-static"], folder)
+    needed = apt.depends(arch, headers, "linux-headers-")
+    # Programs that builds run: the host's.
+    tools = [f"{name}:{AMD64.name}" for name in apt.depends(arch, headers, "linux-kbuild-")]
+    apt.download(arch, [image, headers, *needed, *tools, "busybox-static"], folder)
     return release
 
 
-def _unpack_elf(image: bytes, path: Path) -> None:
-    """Write the ELF file packed into a bzImage, which takes 2 s to unpack itself under TCG."""
+def _unpack(image: bytes, path: Path) -> None:
+    """Write what QEMU boots: arm64's Image; or the ELF file in a bzImage, which takes 2 s to unpack itself"""
+    if image[0x38:0x3C] == b"ARM\x64":
+        path.write_bytes(image)
+        return
     setup_sectors = image[0x1F1] or 4
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (setup_sectors + 1) * 512 + offset

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nymph_vm import accel, build, kernels, root, slots
+from nymph_vm.arch import Arch
 from nymph_vm.endpoint import Endpoint
 from nymph_vm.faults import Fault
 from nymph_vm.host import CHECKOUT, HarnessError, tool
@@ -44,12 +45,11 @@ CHANNELS = 4
 CARD_SIZE = 31 << 20
 
 CMDLINE = (
-    "console=ttyS0 quiet net.ifnames=0 printk.devkmsg=on oops=panic panic=-1 softlockup_panic=1 "
+    "quiet net.ifnames=0 printk.devkmsg=on oops=panic panic=-1 softlockup_panic=1 "
     "cryptomgr.notests "
-    "maxcpus=1 noreplace-smp "  # initramfs-init turns the others on, and says why
+    "maxcpus=1 "  # initramfs-init turns the others on, and says why
     "transparent_hugepage=always "  # as in kernels of Debian; else large memory is slow in a debug kernel
     "kasan_multi_shot "  # else only the first bug is reported, and hides those of all tests behind it
-    "unknown_nmi_panic "  # how a silent kernel is asked where it hangs
     "sysctl.kernel.hung_task_panic=1 sysctl.kernel.hung_task_timeout_secs=20 "
     "sysctl.kernel.hung_task_check_interval_secs=5 "
     "sysctl.kernel.watchdog_thresh=20"  # soft lockups are twice that: emulated CPUs are slow
@@ -58,6 +58,9 @@ CMDLINE = (
 # Bits of /proc/sys/kernel/tainted that say no more than that our module is out of tree, and unsigned, and has
 # had its KUnit tests run.
 OUR_TAINT = 1 << 12 | 1 << 13 | 1 << 18
+
+LOAD = """
+    insmod "$1" $(tr ' ' '\\n' < /proc/cmdline | sed -n "s/^$2\\.//p") && udevadm settle"""
 
 # The kernel has the files, with size 0, so tar could not read them there.
 GCOV = """
@@ -103,10 +106,12 @@ class Machine:
         with each complaint of the guest's kernel as it comes, in a thread.
         """
         size = _bytes(memory)
-        tool("qemu-system-x86_64")  # before anything that takes long
+        arch = kernels.KERNELS[kernel].arch
+        tool(arch.qemu)  # before anything that takes long
         built = build.prepare(kernel)
-        disk = root.prepare()
+        disk = root.prepare(arch)
         accelerator = accel.choose(built.kernel)
+        self.arch: Arch = arch
         self.lost: VMLost | None = None
         self._hang_seconds = hang_seconds
         self._on_complaint = on_complaint
@@ -179,21 +184,20 @@ class Machine:
         self, kernel: kernels.Kernel, disk: root.Root, accelerator: str, *, ram: int, agent: int, qmp: int
     ) -> list[str]:
         """QEMU's command line; `ram`, `agent` and `qmp` are open files it inherits."""
-        # Else the guest takes the HPET, and to read that costs more than to copy a small payload.
-        clock = "tsc=reliable " if accelerator == "tcg" else ""
+        append = self.arch.append + (self.arch.emulated if accelerator == "tcg" else "")
         options = {
             "accel": accelerator,
-            # TCG emulates the `rep movsb` that ERMS and FSRM recommend byte by byte, many times slower.
-            "cpu": "host" if accelerator == "kvm" else "max,-erms,-fsrm",
+            "cpu": "host" if accelerator == "kvm" else self.arch.cpu,
             "smp": "2",
             "m": f"{self._size >> 20}M",
             # In a file, though one without a name, so that a device model can share it.
             "object": f"memory-backend-file,id=ram,size={self._size},mem-path=/proc/self/fd/{ram},share=on",
-            "machine": "q35,memory-backend=ram",
+            "machine": f"{self.arch.machine},memory-backend=ram",
             "display": "none",
             "kernel": str(kernel.image),
             "initrd": str(kernel.initramfs()),
-            "append": f"{CMDLINE} {clock}NYMPH_ACCEL={accelerator} {self._append}",
+            "append": f"console={self.arch.console} {CMDLINE} {append}"
+            f"NYMPH_ACCEL={accelerator} NYMPH_ARCH={self.arch.name} {self._append}",
             "serial": f"file:{self._folder / 'console.log'}",
             "mon": "chardev=qmp,mode=control",
             "action": "panic=exit-failure,reboot=shutdown",
@@ -217,7 +221,7 @@ class Machine:
                 ("chardev", f"socket,id={name},path={endpoint.socket}"),
                 ("device", _option(_endpoint_device(name, self._slots.buses[name]))),
             ]
-        command = _with_us([tool("qemu-system-x86_64"), "-nodefaults"])
+        command = _with_us([tool(self.arch.qemu), "-nodefaults"])
         for option, value in [*options.items(), *several]:
             command += [f"-{option}", value]
         return command
@@ -244,10 +248,13 @@ class Machine:
         self._lock.close()
 
     def load(self, *modules: Path) -> None:
-        """Load modules that build.modules() built for the guest's kernel."""
+        """Load modules that build.modules() built for the guest's kernel.
+
+        They get the parameters that the kernel's command line has for them, as pcie_nymph.blake3=portable.
+        """
         for module in modules:
             path = f"/nymph/repo/{module.relative_to(CHECKOUT)}"
-            done = self.run(["sh", "-c", 'insmod "$1" && udevadm settle', "load", path], check=False)
+            done = self.run(["sh", "-c", LOAD, "load", path, module.stem], check=False)
             if done.returncode:
                 log = log_tail(self._folder, 10)
                 raise HarnessError(f"the guest's kernel refused {module.name}: {done.stderr.strip()}\n{log}")
@@ -416,8 +423,8 @@ class Machine:
 
     def _start_endpoint(self, name: str) -> Endpoint:
         endpoint = Endpoint(
-            self._folder, name, ram=self._ram, ram_size=self._size, channels=CHANNELS, card_size=CARD_SIZE,
-            faults=self._faults, wrap=_with_us,
+            self._folder, name, ram=self._ram, ram_map=self.arch.ram(self._size), channels=CHANNELS,
+            card_size=CARD_SIZE, faults=self._faults, wrap=_with_us,
         )  # fmt: skip
         self.endpoints[name] = endpoint
         return endpoint

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import pytest
 
 from nymph_vm import kernels
+from nymph_vm.arch import AMD64, ARCHS
 from nymph_vm.host import HarnessError
 from nymph_vm.machine import Machine
 from nymph_vm.state import VMLost
@@ -29,8 +30,9 @@ FOLDER = "/srv"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kernel", choices=list(kernels.KERNELS), default=kernels.DEFAULT, help="The guest's (fixture vm)."
+        "--kernel", choices=kernels.NAMES, default=kernels.DEFAULT, help="The guest's (fixture vm)."
     )
+    parser.addoption("--arch", choices=list(ARCHS), default=AMD64.name, help="The guest's architecture.")
     parser.addoption("--long", action="store_true", help="Do far more often what is done many times.")
     parser.addoption("--append", default="", help="More for the command line of the guest's kernel.")
     parser.addoption("--gcov", type=Path, help="A tar for what a debug kernel counted of the module's code.")
@@ -43,8 +45,13 @@ def vm(
     """A machine with the module loaded, one for the whole session."""
     complained: list[str] = []
     try:
-        name, more = (request.config.getoption(option) for option in ("kernel", "append"))
-        machine = Machine(f"pytest-{os.getpid()}", kernel=name, append=more, on_complaint=complained.append)
+        name, arch, more = map(request.config.getoption, ("kernel", "arch", "append"))
+        machine = Machine(
+            f"pytest-{os.getpid()}",
+            kernel=kernels.named(name, arch),
+            append=more,
+            on_complaint=complained.append,
+        )
     except HarnessError as error:
         _give_up(request.config, error)
     with machine:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One Debian bookworm root, made without root: the guest's disk, and the place where builds run.
+"""Debian bookworm roots, made without root: the guest's disk, and the place where builds for it run.
 
-It has Python with all wheels, sshd and udev, and the compilers. Nothing of this checkout is in it.
+The disk has Python with all wheels, sshd and udev; the place has compilers. For guests of the host's
+architecture both are one root. Nothing of this checkout is in them.
 """
 
 import hashlib
@@ -19,16 +20,16 @@ from pathlib import Path
 from typing import IO
 
 from nymph_vm import apt
+from nymph_vm.arch import AMD64, Arch
 from nymph_vm.host import CHECKOUT, HarnessError, cached, call, step, tool
 
 PYTHON = "3.11"
 GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")  # 2.36 runs all of these
 
 GUEST_PACKAGES = ["python3", "openssh-server", "udev", "kmod", "procps"]
-BUILD_PACKAGES = ["gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
-BUILD_PACKAGES += ["gcc-multilib"]  # for 32-bit programs
+BUILD_PACKAGES = ["python3", "gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
 BUILD_PACKAGES += ["bc", "bison", "flex", "libelf-dev", "xz-utils"]  # for whole kernels
-PACKAGES = [*GUEST_PACKAGES, *BUILD_PACKAGES]
+BINFMT = Path("/usr/lib/binfmt.d")  # which programs run those of other architectures
 USERS = ("root", "nymph-user", "other-user")
 WHEELS = ["setuptools>=68", "pytest>=8", "hypothesis>=6", "numpy>=1.26"]  # and what pynymph depends on
 
@@ -62,7 +63,7 @@ python3 -m compileall -q -j 0 /usr/local/lib/python3.11/dist-packages
 
 @dataclass(frozen=True)
 class Root:
-    """The finished root: `image` for guests, `tree` to build in, and the keys to get into a guest."""
+    """What was made: `image` for guests, `tree` to build in, and the keys to get into a guest."""
 
     folder: Path
 
@@ -83,36 +84,60 @@ class Root:
         return self.folder / "known_hosts"
 
 
-def prepare() -> Root:
-    """The root; built first if its recipe changed or there is none."""
+def prepare(arch: Arch = AMD64) -> Root:
+    """The root for guests of that architecture; built first if its recipe changed or there is none."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     wheels = sorted([*project["project"]["dependencies"], *WHEELS])
-    recipe = repr((PYTHON, GLIBC, PACKAGES, wheels, LEFT_OUT, SSHD_CONFIG, SETUP))
-    name = f"root-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    return Root(cached(name, lambda folder: _make(Root(folder), wheels)))
+    packages = [*GUEST_PACKAGES, *BUILD_PACKAGES, *arch.build_packages]
+    recipe = repr((PYTHON, GLIBC, packages, wheels, LEFT_OUT, SSHD_CONFIG, SETUP))
+    name = f"root-{arch.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    return Root(cached(name, lambda folder: _make(Root(folder), arch, wheels)))
 
 
-def _make(root: Root, wheels: list[str]) -> None:
+def _make(root: Root, arch: Arch, wheels: list[str]) -> None:
     _check_subordinate_ids()
     work = root.folder / "work"
     work.mkdir()
+    emulate = [] if arch.is_host else [_binfmt_hook(arch)]
     with step("downloading the guest's Python packages"):
-        _download_wheels(wheels, work / "dist-packages")
+        for each in {arch.name: arch, AMD64.name: AMD64}.values():
+            _download_wheels(wheels, each, work / each.name / "dist-packages")
     _make_keys(root, work)
     (work / "sshd_config").write_text(SSHD_CONFIG)
     (work / "setup").write_text(SETUP)
-    with step("building the guest's disk (Debian bookworm; takes the longest, once)"):
-        _mmdebstrap(work)
-        archive = work / "root.tar"
-        with archive.open("rb") as file:
+    build = [*BUILD_PACKAGES, *arch.build_packages]
+    guest = [*GUEST_PACKAGES, *(build if arch.is_host else [])]
+    with step(f"building the guest's disk (Debian bookworm, {arch.name}; takes the longest, once)"):
+        hooks = [*emulate, *_copy_wheels(arch), *_set_up_guest()]
+        disk = _mmdebstrap(work, [arch.name], guest, hooks)
+        with disk.open("rb") as file:
             pack = ["sqfstar", "-comp", "lz4", "-quiet", "-no-progress"]
             call([*pack, root.image], "packing the guest's disk", stdin=file)
+    if arch.is_host:
+        place = disk
+    else:
+        with step(f"building the place to build for {arch.name} in (once)"):
+            place = _mmdebstrap(work, [AMD64.name, arch.name], build, _copy_wheels(AMD64))
+    with step("unpacking the place to build in"):
         root.tree.mkdir()
         call(
-            ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", archive],
+            ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", place],
             "unpacking the build root",
         )
     shutil.rmtree(work)
+
+
+def _binfmt_hook(arch: Arch) -> str:
+    """Has mmdebstrap see to it that programs of that architecture run: its host has it, or its namespace."""
+    rule = BINFMT / f"qemu-{arch.uname}.conf"
+    if not rule.exists():
+        raise HarnessError(f"{rule} is missing: install qemu-user-static (`vm/setup {arch.name}` does)")
+    mounted = Path("/proc/sys/fs/binfmt_misc")
+    cannot = f"This kernel runs no programs for {arch.name}: sudo systemctl restart systemd-binfmt"
+    return (
+        f"setup-hook=test -e {mounted / rule.stem} || {{ mount -t binfmt_misc binfmt_misc {mounted} && "
+        f"cat {rule} > {mounted}/register; }} || {{ echo '{cannot}' >&2; exit 1; }}"
+    )
 
 
 def _check_subordinate_ids() -> None:
@@ -126,10 +151,10 @@ def _check_subordinate_ids() -> None:
             )
 
 
-def _download_wheels(wheels: list[str], folder: Path) -> None:
+def _download_wheels(wheels: list[str], arch: Arch, folder: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
     guest = ["--implementation=cp", f"--python-version={PYTHON}"]
-    guest += [f"--platform={glibc}_x86_64" for glibc in GLIBC]
+    guest += [f"--platform={glibc}_{arch.uname}" for glibc in GLIBC]
     done = subprocess.run([*pip, *guest, "--target", folder, *wheels], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         said = done.stderr.strip()[-1500:]
@@ -146,32 +171,50 @@ def _make_keys(root: Root, work: Path) -> None:
     root.known_hosts.write_text(f"nymph {kind} {public}\n")
 
 
-def _mmdebstrap(work: Path) -> None:
+def _copy_wheels(arch: Arch) -> list[str]:
+    return [
+        'customize-hook=mkdir -p "$1/usr/local/lib/python3.11"',
+        f"customize-hook=copy-in {arch.name}/dist-packages /usr/local/lib/python3.11",
+        'customize-hook=chown -R 0:0 "$1/usr/local"',
+    ]
+
+
+def _set_up_guest() -> list[str]:
     uploads = {
         "sshd_config": "/etc/ssh/sshd_config",
         "host_key": "/etc/ssh/ssh_host_ed25519_key",
         "../id_ed25519.pub": "/etc/ssh/authorized_keys",
         "setup": "/tmp/setup",
     }
-    hooks = ['mkdir -p "$1/usr/local/lib/python3.11"', "copy-in dist-packages /usr/local/lib/python3.11"]
-    hooks.append('rm "$1"/etc/ssh/ssh_host_*')
+    hooks = ['rm "$1"/etc/ssh/ssh_host_*']
     hooks += [f"upload {name} {target}" for name, target in uploads.items()]
     hooks += [
-        'chown -R 0:0 "$1/etc/ssh" "$1/usr/local"; chmod 644 "$1/etc/ssh/authorized_keys"',
+        'chown -R 0:0 "$1/etc/ssh"; chmod 644 "$1/etc/ssh/authorized_keys"',
         'chmod 600 "$1/etc/ssh/ssh_host_ed25519_key"',
         'chroot "$1" sh -e /tmp/setup; rm "$1/tmp/setup"',
     ]
-    with (work / "root.tar").open("wb") as archive:
+    return [f"customize-hook={hook}" for hook in hooks]
+
+
+def _mmdebstrap(work: Path, archs: list[str], packages: list[str], hooks: list[str]) -> Path:
+    """Have mmdebstrap make a root of Debian packages, of the first of these architectures; returns a tar.
+
+    hooks: what is to be done inside, as its options.
+    """
+    made = work / f"{archs[0]}.tar"
+    with made.open("wb") as archive:
         call(
             [
-                "mmdebstrap", "--mode=unshare", "--variant=minbase", f"--include={','.join(PACKAGES)}",
+                "mmdebstrap", "--mode=unshare", "--variant=minbase", f"--include={','.join(packages)}",
+                f"--architectures={','.join(archs)}", "--skip=check/qemu",
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
                 *(f"--aptopt={option}" for option in apt.host_options()),
-                *(f"--customize-hook={hook}" for hook in hooks),
+                *(f"--{hook}" for hook in hooks),
                 "bookworm", "-", "-",
             ],
-            "building the guest's disk", cwd=work, input=apt.sources(), stdout=archive,
+            "building a Debian root", cwd=work, input=apt.sources(), stdout=archive,
         )  # fmt: skip
+    return made
 
 
 def run_inside(
