@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command nymph-vm."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nymph_vm import build as builder
-from nymph_vm import coverage, endpoint, kernels, root, server, slots, suite
+from nymph_vm import coverage, endpoint, kernels, nymphd, root, server, slots, suite
 from nymph_vm.faults import KINDS, Fault
 from nymph_vm.host import CHECKOUT, HarnessError, console
 from nymph_vm.machine import Machine
@@ -27,6 +28,13 @@ kernel_option = click.option(
     "--kernel", type=click.Choice(list(kernels.KERNELS)), default=kernels.DEFAULT, show_default=True
 )
 memory_option = click.option("--memory", default="4G", show_default=True, help="The guest's memory.")
+image_option = click.option(
+    "--image",
+    type=click.Choice(list(root.IMAGES)),
+    default=root.PLAIN,
+    show_default=True,
+    help="The guest's disk; that with systemd has nymphd run.",
+)
 endpoints_option = click.option(
     "--endpoints",
     type=click.IntRange(0, 8),
@@ -74,6 +82,7 @@ def cli() -> None:
 @cli.command()
 @kernel_option
 @memory_option
+@image_option
 @endpoints_option
 @board_option
 @fault_option
@@ -83,6 +92,7 @@ def cli() -> None:
 def run(
     kernel: str,
     memory: str,
+    image: str,
     endpoints: int | None,
     board: bool,
     faults: tuple[Fault, ...],
@@ -101,7 +111,13 @@ def run(
             raise HarnessError(f"--copy {path}: there is no such file or folder")
     name = name or f"run-{os.getpid()}"
     with Machine(
-        name, kernel=kernel, memory=memory, slots=layout, faults=faults, on_complaint=_show_complaint
+        name,
+        kernel=kernel,
+        memory=memory,
+        image=image,
+        slots=layout,
+        faults=faults,
+        on_complaint=_show_complaint,
     ) as machine:
         for path in copies:
             machine.copy_in(path)
@@ -120,20 +136,62 @@ def run(
 @cli.command()
 @kernel_option
 @memory_option
+@image_option
 @endpoints_option
 @board_option
 @fault_option
 @name_option
 def up(
-    kernel: str, memory: str, endpoints: int | None, board: bool, faults: tuple[Fault, ...], name: str
+    kernel: str,
+    memory: str,
+    image: str,
+    endpoints: int | None,
+    board: bool,
+    faults: tuple[Fault, ...],
+    name: str,
 ) -> None:
     """Boot a machine that stays, with the module loaded."""
     layout = _slots(endpoints, board)
     builder.prepare(kernel)  # here, where its progress can be seen
-    server.start(name, kernel=kernel, memory=memory, slots=layout, faults=faults)
+    root.prepare(image)
+    server.start(name, kernel=kernel, memory=memory, image=image, slots=layout, faults=faults)
     click.echo(
         f"{name} is up; a shell in it: nymph-vm ssh --name {name}; its end: nymph-vm down --name {name}"
     )
+
+
+@cli.command()
+@kernel_option
+@memory_option
+@endpoints_option
+@board_option
+@fault_option
+@click.option("--name", default="serve", show_default=True, help="The machine's name.")
+@click.option("--port", default=nymphd.PORT, show_default=True, help="On the host; if it is taken, another.")
+def serve(
+    kernel: str,
+    memory: str,
+    endpoints: int | None,
+    board: bool,
+    faults: tuple[Fault, ...],
+    name: str,
+    port: int,
+) -> None:
+    """Boot a machine with nymphd, and say where the host finds it, and its token. Ctrl-C ends it."""
+    with Machine(
+        name,
+        kernel=kernel,
+        memory=memory,
+        image="systemd",
+        slots=_slots(endpoints, board),
+        faults=faults,
+        on_complaint=_show_complaint,
+    ) as machine:
+        service = nymphd.reach(machine, port)
+        click.echo(f"nymphd:  {service.url}/\ntoken:   {service.token}")
+        click.echo(f"more:    nymph-vm ssh --name {name} -- journalctl -fu nymphd;  the end: Ctrl-C")
+        with contextlib.suppress(KeyboardInterrupt):
+            machine.wait()
 
 
 def _slots(endpoints: int | None, board: bool) -> Slots:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One Debian bookworm root, made without root: the guest's disk, and the place where builds run.
+"""Debian bookworm roots, made without root: guests' disks, and the place where builds run.
 
-It has Python with all wheels, sshd and udev, and the compilers. Nothing of this checkout is in it.
+The one that is plain has Python with all wheels, sshd and udev, and the compilers; the one with systemd has
+what nymphd needs, and no compilers. Nothing of this checkout is in them.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,7 +29,6 @@ GUEST_PACKAGES = ["python3", "openssh-server", "udev", "kmod", "procps"]
 BUILD_PACKAGES = ["gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
 BUILD_PACKAGES += ["gcc-multilib"]  # for 32-bit programs
 BUILD_PACKAGES += ["bc", "bison", "flex", "libelf-dev", "xz-utils"]  # for whole kernels
-PACKAGES = [*GUEST_PACKAGES, *BUILD_PACKAGES]
 USERS = ("root", "nymph-user", "other-user")
 WHEELS = ["setuptools>=68", "pytest>=8", "hypothesis>=6", "numpy>=1.26"]  # and what pynymph depends on
 
@@ -51,18 +51,48 @@ MaxSessions 1000
 Subsystem sftp internal-sftp
 """
 
-# The user in the group may use the device, the other may not.
+# The user who will be in the group may use the device, the other may not.
 SETUP = """\
-groupadd --system nymph
-useradd --create-home --shell /bin/bash --password '*' --groups nymph nymph-user
+useradd --create-home --shell /bin/bash --password '*' nymph-user
 useradd --create-home --shell /bin/bash --password '*' other-user
 python3 -m compileall -q -j 0 /usr/local/lib/python3.11/dist-packages
 """
 
+# Nobody logs in on a console, nothing updates itself behind a test's back, and there is no hardware to look for.
+MASKED = (
+    *("getty.target", "timers.target", "systemd-logind.service", "e2scrub_reap.service"),
+    *("modprobe@.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount"),
+    *("sys-kernel-config.mount", "dev-hugepages.mount", "dev-mqueue.mount"),
+    *("systemd-random-seed.service", "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service"),
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What makes a kind of root."""
+
+    packages: tuple[str, ...]
+    setup: str
+    extras: tuple[str, ...] = ()  # of pynymph, whose wheels it has
+    to_build_in: bool = False
+
+
+IMAGES = {
+    "plain": Image(
+        (*GUEST_PACKAGES, *BUILD_PACKAGES),
+        f"{SETUP}groupadd --system nymph\nusermod --append --groups nymph nymph-user\n",
+        to_build_in=True,
+    ),
+    "systemd": Image(
+        (*GUEST_PACKAGES, "systemd"), f"{SETUP}systemctl -q mask {' '.join(MASKED)}\n", extras=("service",)
+    ),
+}
+PLAIN = "plain"
+
 
 @dataclass(frozen=True)
 class Root:
-    """The finished root: `image` for guests, `tree` to build in, and the keys to get into a guest."""
+    """A finished root: `image` for guests, `tree` to build in (of a plain one), and keys to get into a guest."""
 
     folder: Path
 
@@ -83,16 +113,18 @@ class Root:
         return self.folder / "known_hosts"
 
 
-def prepare() -> Root:
-    """The root; built first if its recipe changed or there is none."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    wheels = sorted([*project["project"]["dependencies"], *WHEELS])
-    recipe = repr((PYTHON, GLIBC, PACKAGES, wheels, LEFT_OUT, SSHD_CONFIG, SETUP))
-    name = f"root-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    return Root(cached(name, lambda folder: _make(Root(folder), wheels)))
+def prepare(image: str = PLAIN) -> Root:
+    """The root of that kind, a key of IMAGES; built first if its recipe changed or there is none."""
+    kind = IMAGES[image]
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    more = [wheel for extra in kind.extras for wheel in project["optional-dependencies"][extra]]
+    wheels = sorted([*project["dependencies"], *more, *WHEELS])
+    recipe = repr((PYTHON, GLIBC, kind, wheels, LEFT_OUT, SSHD_CONFIG))
+    name = f"root-{image}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    return Root(cached(name, lambda folder: _make(Root(folder), kind, wheels)))
 
 
-def _make(root: Root, wheels: list[str]) -> None:
+def _make(root: Root, kind: Image, wheels: list[str]) -> None:
     _check_subordinate_ids()
     work = root.folder / "work"
     work.mkdir()
@@ -100,18 +132,17 @@ def _make(root: Root, wheels: list[str]) -> None:
         _download_wheels(wheels, work / "dist-packages")
     _make_keys(root, work)
     (work / "sshd_config").write_text(SSHD_CONFIG)
-    (work / "setup").write_text(SETUP)
+    (work / "setup").write_text(kind.setup)
     with step("building the guest's disk (Debian bookworm; takes the longest, once)"):
-        _mmdebstrap(work)
+        _mmdebstrap(work, kind.packages)
         archive = work / "root.tar"
         with archive.open("rb") as file:
             pack = ["sqfstar", "-comp", "lz4", "-quiet", "-no-progress"]
             call([*pack, root.image], "packing the guest's disk", stdin=file)
-        root.tree.mkdir()
-        call(
-            ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", archive],
-            "unpacking the build root",
-        )
+        if kind.to_build_in:
+            root.tree.mkdir()
+            unpack = ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", archive]
+            call(unpack, "unpacking the build root")
     shutil.rmtree(work)
 
 
@@ -146,7 +177,7 @@ def _make_keys(root: Root, work: Path) -> None:
     root.known_hosts.write_text(f"nymph {kind} {public}\n")
 
 
-def _mmdebstrap(work: Path) -> None:
+def _mmdebstrap(work: Path, packages: Sequence[str]) -> None:
     uploads = {
         "sshd_config": "/etc/ssh/sshd_config",
         "host_key": "/etc/ssh/ssh_host_ed25519_key",
@@ -164,7 +195,7 @@ def _mmdebstrap(work: Path) -> None:
     with (work / "root.tar").open("wb") as archive:
         call(
             [
-                "mmdebstrap", "--mode=unshare", "--variant=minbase", f"--include={','.join(PACKAGES)}",
+                "mmdebstrap", "--mode=unshare", "--variant=minbase", f"--include={','.join(packages)}",
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
                 *(f"--aptopt={option}" for option in apt.host_options()),
                 *(f"--customize-hook={hook}" for hook in hooks),
