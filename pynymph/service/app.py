@@ -18,8 +18,9 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
+import pynymph
 from pynymph import NymphError
-from pynymph.service import answers
+from pynymph.service import answers, metrics
 from pynymph.service.credentials import SESSION_SECONDS
 from pynymph.service.gate import COOKIE, Gate, Refused, Turns, client_of, error_body, session_of
 from pynymph.service.models import ModelRefused, UnknownModel
@@ -49,7 +50,7 @@ def make_app(nymphd: Nymphd) -> Gate:
     app = FastAPIOffline(
         redoc_url=None,
         title="nymphd",
-        version=nymphd.version,
+        version=pynymph.__version__,
         description="The fabric as a service. docs/nymphd.md of the project has the meanings.",
         responses=_ERRORS,
     )
@@ -175,8 +176,9 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
             raise Refused(503, message, {"Retry-After": "5"}) from None
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def metrics() -> Response:
+    async def figures() -> Response:
         """Prometheus' text format."""
+        metrics.note_status(await nymphd.watch.fresh_status())
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     @app.websocket("/events")

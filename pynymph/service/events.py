@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import itertools
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,7 @@ from pynymph.service.metrics import FAULTS
 
 Event = dict[str, Any]
 
-_REMEMBERED = 100
+_REMEMBERED = 100  # of each kind, so that many of one do not hide the others
 _WAITING = 256  # for one listener
 
 
@@ -45,13 +46,13 @@ class Events:
 
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
-        self._recent: deque[Event] = deque(maxlen=_REMEMBERED)
+        self._recent: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
         self._seq = 0
 
     def publish(self, kind: str, **fields: Any) -> None:
         event = self.make(kind, **fields)
         if kind != "telemetry":
-            self._recent.append(event)
+            self._recent[kind].append(event)
         for listener in self._listeners:
             listener.put(event)
 
@@ -66,7 +67,7 @@ class Events:
 
     @property
     def recent(self) -> list[Event]:
-        return list(self._recent)
+        return sorted(itertools.chain(*self._recent.values()), key=lambda event: int(event["seq"]))
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[Listener]:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from pynymph import NymphError
 from pynymph.fabric import find_device
 from pynymph.ring import MODEL
@@ -26,7 +24,6 @@ class Nymphd:
     def __init__(self, settings: Settings, doorkeeper: Doorkeeper) -> None:
         self.settings = settings
         self.doorkeeper = doorkeeper
-        self.version = version("pynymph")
         self.events = Events()
         self.work = Work()
         device = find_device() if settings.device == "auto" else settings.device

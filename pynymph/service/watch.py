@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from pynymph.service.carrier import Carrier
 from pynymph.service.engines import Engines
 from pynymph.service.events import Events, now
 from pynymph.service.log import log
-from pynymph.service.metrics import UPTIME
 from pynymph.service.settings import Settings
 
 SYSFS = Path("/sys/class/misc/pcie_nymph")
@@ -102,7 +100,6 @@ class Watch:
     def status(self) -> dict[str, Any]:
         """As the last look found it."""
         uptime = time.monotonic() - self._started
-        UPTIME.set(uptime)
         return {
             "engine": self._seen.get("engine"),
             "uptime_s": round(uptime, 3),
@@ -137,7 +134,7 @@ class Watch:
             "max_entries": known.max_entries,
             "max_length": known.max_length,
         }
-        return {"version": version("pynymph"), "board_id": name, "board_id_source": source, "driver": driver}
+        return {"version": pynymph.__version__, "board_id": name, "board_id_source": source, "driver": driver}
 
     async def _look(self, fresh_s: float) -> None:
         """Have what is seen no older than that; but rather old than late, if the driver takes its time."""
