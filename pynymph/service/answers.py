@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="BLAKE3-256, in hexadecimal")]
 EngineName = Annotated[
     str | None, Field(description='what moves the bytes of the service\'s ring; "model": there is no driver')
@@ -167,7 +169,8 @@ class InferRequest(BaseModel):
 
     model: str = Field(min_length=1, max_length=64, description="a folder's name, as /models lists them")
     input: Annotated[bytes, BeforeValidator(_from_base64)] = Field(
-        description="any bytes, in base64", json_schema_extra={"contentEncoding": "base64", "minLength": 4}
+        description="any bytes, in base64",
+        json_schema_extra={"contentEncoding": "base64", "minLength": 4, "pattern": _BASE64},
     )
     profile: Literal["latency", "throughput", "efficient"] = Field(
         "latency",

@@ -8,13 +8,15 @@ import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Form, Query, Request, Response, WebSocket
+from fastapi import APIRouter, FastAPI, Form, Query, Request, Response, Security, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
@@ -25,6 +27,8 @@ from pynymph.service.credentials import SESSION_SECONDS
 from pynymph.service.gate import COOKIE, Gate, Refused, Turns, client_of, error_body, session_of
 from pynymph.service.models import ModelRefused, UnknownModel
 from pynymph.service.nymphd import Nymphd
+
+_TOKEN = "what is in the file token of nymphd's state folder; the gate looks at it, before anything here"
 
 PAGES = Path(__file__).with_name("static")
 
@@ -68,12 +72,24 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> Response:
-        return JSONResponse(error_body(str(error.detail)), error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of all routes there, not of the first alone
+            headers["Allow"] = ", ".join(sorted(_methods(app, request.scope["path"])))
+        return JSONResponse(error_body(str(error.detail)), error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
         wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         return JSONResponse(error_body("; ".join(wrong)), 422)
+
+
+def _methods(app: FastAPI, path: str) -> set[str]:
+    return {
+        method
+        for route in app.routes
+        if isinstance(route, Route) and route.path == path
+        for method in route.methods or ()
+    }
 
 
 def _add_pages(app: FastAPI, nymphd: Nymphd, gate: Gate) -> None:
@@ -90,7 +106,7 @@ def _add_pages(app: FastAPI, nymphd: Nymphd, gate: Gate) -> None:
     @app.post(
         "/session", status_code=303, response_class=RedirectResponse, responses=_errors({422: "no token"})
     )
-    async def open_session(request: Request, token: Annotated[str, Form()]) -> Response:
+    async def open_session(request: Request, token: Annotated[str, Form(min_length=1)]) -> Response:
         """Exchange the token for a cookie; goes on to the dashboard."""
         gate.check_token(client_of(request.scope), token)
         answer = RedirectResponse("/", 303)
@@ -118,28 +134,30 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
 
     unready = {"model": answers.Readiness, "description": "something is not ready"}
 
-    @app.get("/readyz", responses={503: unready})
+    router = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False, description=_TOKEN))])
+
+    @router.get("/readyz", responses={503: unready})
     async def readyz(response: Response) -> answers.Readiness:
         """Whether the ring and the models can be used."""
         found = nymphd.readiness()
         response.status_code = 200 if found.ready else 503
         return found
 
-    @app.get("/status", response_model=answers.Status)
+    @router.get("/status", response_model=answers.Status)
     async def status() -> dict[str, Any]:
         """What there is, and what it does."""
         return await nymphd.watch.fresh_status()
 
     wrong_size = _errors({422: "no such number of bytes"})
 
-    @app.get("/fabric/verify", response_model=answers.Verification, responses=wrong_size)
+    @router.get("/fabric/verify", response_model=answers.Verification, responses=wrong_size)
     async def verify(bytes: Annotated[int, Query(ge=1, le=16 << 20)] = 64 << 10) -> dict[str, Any]:
         """Have every engine prove itself now, by so many random bytes."""
         with verifications:
             await nymphd.watch.fresh_status()  # so that engines that came just now are among them
             return await nymphd.engines.verify(bytes)
 
-    @app.get("/models")
+    @router.get("/models")
     async def models() -> answers.Models:
         """The models there are, and whether they can be used."""
         states = [answers.ModelState(**state) for state in nymphd.models.states()]
@@ -155,7 +173,7 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
         }
     )
 
-    @app.post("/infer", response_model=answers.Inference, responses=failures)
+    @router.post("/infer", response_model=answers.Inference, responses=failures)
     async def infer(wanted: answers.InferRequest) -> dict[str, Any]:
         """Bring the input through the ring, and run the model on what arrived."""
         largest = nymphd.settings.max_input_bytes
@@ -175,11 +193,13 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
             message = f"no engine could carry the input: {error.strerror or error}"
             raise Refused(503, message, {"Retry-After": "5"}) from None
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def figures() -> Response:
         """Prometheus' text format."""
         metrics.note_status(await nymphd.watch.fresh_status())
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    app.include_router(router)
 
     @app.websocket("/events")
     async def events(socket: WebSocket) -> None:

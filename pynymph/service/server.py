@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _SHUTDOWN_SECONDS = 5  # of TLS, for peers that do not answer
 _KEEP_ALIVE_SECONDS = 15
 _LARGEST_HEADERS = 32 * 1024
+_SEND_BUFFER = 128 * 1024  # so much can lie in the kernel for a client that does not read
 _LARGEST_EVENT = 4096  # that a WebSocket's client may send
 
 
@@ -134,7 +135,9 @@ def _listen(host: str, port: int) -> socket.socket:
     """An open socket there. Raises StartError."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=4096)
+        listening = socket.create_server(found[0][4][:2], family=found[0][0], backlog=4096)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        return listening
     except OSError as error:
         message = f"can't listen on {host}, port {port}: {error.strerror}; say another one (--host, --port)"
         raise StartError(message) from None

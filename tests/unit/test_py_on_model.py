@@ -14,7 +14,7 @@ from pynymph import model
 GUEST = Path(__file__).parents[1] / "guest"
 
 
-@pytest.mark.parametrize("name", ["state", "copy", "waits", "buffers", "async", "batch", "examples"])
+@pytest.mark.parametrize("name", ["state", "copy", "waits", "buffers", "async", "batch", "examples", "fabric"])
 def test_the_guests_tests(name: str) -> None:
     tests = GUEST / f"test_ring_{name}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--model", tests]

@@ -302,22 +302,21 @@ def test_it_ends_when_told_to(start_service: Callable[..., Service], number: int
     """What is under way comes to its end first, and who listens is told."""
     running = start_service()
     data = base64.b64encode(os.urandom(1 << 20)).decode()
-    with running.client() as client, ThreadPoolExecutor(4) as threads:
-        with connect(
-            f"wss://localhost:{running.port}/events", ssl=running.tls, additional_headers=running.bearer
-        ) as listener:
-            body = {"model": "magika", "input": data}
-            asked = [threads.submit(client.post, "/infer", json=body) for _ in range(4)]
-            while running.log()[-1]["event"] == "never" or not any(
-                json.loads(listener.recv(timeout=30))["type"] == "infer" for _ in range(1)
-            ):
-                pass
-            assert running.stop(number) == 0
-            statuses = [each.result().status_code for each in asked if each.exception() is None]
-            assert statuses and set(statuses) == {200}
-            with pytest.raises(ConnectionClosed):
-                while True:
-                    listener.recv(timeout=10)
+    with running.client() as client, ThreadPoolExecutor(4) as threads, connect(
+        f"wss://localhost:{running.port}/events", ssl=running.tls, additional_headers=running.bearer
+    ) as listener:
+        body = {"model": "magika", "input": data}
+        asked = [threads.submit(client.post, "/infer", json=body) for _ in range(4)]
+        while running.log()[-1]["event"] == "never" or not any(
+            json.loads(listener.recv(timeout=30))["type"] == "infer" for _ in range(1)
+        ):
+            pass
+        assert running.stop(number) == 0
+        statuses = [each.result().status_code for each in asked if each.exception() is None]
+        assert statuses and set(statuses) == {200}
+        with pytest.raises(ConnectionClosed):
+            while True:
+                listener.recv(timeout=10)
     assert [entry["event"] for entry in running.log()][-1] == "stopped"
 
 
