@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""The paths of nymphd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Form, Query, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocketDisconnect
+
+from pynymph.service import answers
+from pynymph.service.credentials import SESSION_SECONDS
+from pynymph.service.gate import COOKIE, Gate, Refused, Turns, client_of, error_body, session_of
+from pynymph.service.nymphd import Nymphd
+
+PAGES = Path(__file__).with_name("static")
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": answers.Error, "description": what}
+    for status, what in {
+        400: "the Host is not served, or the request is malformed",
+        401: "no token, or a wrong one",
+        403: "a page of another origin asks",
+        429: "too much at once; Retry-After says when to come again",
+    }.items()
+}
+
+
+def _error(status: int, what: str) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": answers.Error, "description": what}}
+
+
+def make_app(nymphd: Nymphd) -> Gate:
+    """All of it, behind the gate."""
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="nymphd",
+        version=nymphd.version,
+        description="The fabric as a service. docs/nymphd.md of the project has the meanings.",
+        responses=_ERRORS,
+    )
+    gate = Gate(app, nymphd.settings, nymphd.doorkeeper)
+    _add_errors(app)
+    _add_pages(app, nymphd, gate)
+    _add_answers(app, nymphd)
+    return gate
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return JSONResponse(error_body(error.error), error.status, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def known(request: Request, error: HTTPException) -> Response:
+        return JSONResponse(error_body(str(error.detail)), error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
+        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        return JSONResponse(error_body("; ".join(wrong)), 422)
+
+
+def _add_pages(app: FastAPI, nymphd: Nymphd, gate: Gate) -> None:
+    app.mount("/static", StaticFiles(directory=PAGES), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def dashboard() -> FileResponse:
+        return FileResponse(PAGES / "index.html")
+
+    @app.get("/login", include_in_schema=False)
+    async def login() -> FileResponse:
+        return FileResponse(PAGES / "login.html")
+
+    @app.post("/session", status_code=303, response_class=RedirectResponse, responses=_error(422, "no token"))
+    async def open_session(request: Request, token: Annotated[str, Form()]) -> Response:
+        """Exchange the token for a cookie; goes on to the dashboard."""
+        gate.check_token(client_of(request.scope), token)
+        answer = RedirectResponse("/", 303)
+        session = nymphd.doorkeeper.open_session()
+        answer.set_cookie(COOKIE, session, SESSION_SECONDS, secure=True, httponly=True, samesite="strict")
+        return answer
+
+    @app.delete("/session", status_code=204)
+    async def end_session(request: Request) -> Response:
+        """The cookie is worth nothing any more."""
+        nymphd.doorkeeper.end_session(session_of(request.headers))
+        answer = Response(status_code=204)
+        answer.delete_cookie(COOKIE, secure=True, httponly=True, samesite="strict")
+        return answer
+
+
+def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
+    verifications = Turns(nymphd.settings.max_verifications, "verifications")
+
+    @app.get("/healthz")
+    async def healthz() -> answers.Health:
+        """Whether the process answers; needs no token."""
+        return answers.Health(status="ok")
+
+    @app.get("/readyz", responses={503: {"model": answers.Readiness, "description": "something is not ready"}})
+    async def readyz(response: Response) -> answers.Readiness:
+        """Whether the ring and the models can be used."""
+        found = nymphd.readiness()
+        response.status_code = 200 if found.ready else 503
+        return found
+
+    @app.get("/status", response_model=answers.Status)
+    async def status() -> dict[str, Any]:
+        """What there is, and what it does."""
+        return await nymphd.watch.fresh_status()
+
+    @app.get("/fabric/verify", response_model=answers.Verification, responses=_error(422, "no such number of bytes"))
+    async def verify(bytes: Annotated[int, Query(ge=1, le=16 << 20)] = 64 << 10) -> dict[str, Any]:
+        """Have every engine prove itself now, by so many random bytes."""
+        with verifications:
+            return await nymphd.watch.verify(bytes)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.websocket("/events")
+    async def events(socket: WebSocket) -> None:
+        await socket.accept()
+        with nymphd.events.listen() as listener, contextlib.suppress(WebSocketDisconnect, TimeoutError):
+            engine = nymphd.carrier.engine
+            await socket.send_json(nymphd.events.make("hello", engine=engine, recent=nymphd.events.recent))
+            left = asyncio.create_task(_until_it_leaves(socket))
+            try:
+                while not left.done() and not listener.lost:
+                    getting = asyncio.create_task(listener.get())
+                    await asyncio.wait([getting, left], return_when=asyncio.FIRST_COMPLETED)
+                    if not getting.done():
+                        getting.cancel()
+                        break
+                    await socket.send_json(getting.result())
+                if listener.lost:
+                    await socket.close(1013, "too slow")
+            finally:
+                left.cancel()
+
+
+async def _until_it_leaves(socket: WebSocket) -> None:
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
