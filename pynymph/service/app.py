@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, Query, Request, Response, WebSocket
@@ -20,10 +19,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from pynymph.service import answers
 from pynymph.service.credentials import SESSION_SECONDS
-from pynymph.service.gate import COOKIE, Gate, Refused, Turns, client_of, error_body, session_of
+from pynymph.service.gate import COOKIE, PAGES, Gate, Refused, Turns, client_of, error_body, session_of
 from pynymph.service.nymphd import Nymphd
-
-PAGES = Path(__file__).with_name("static")
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Error, "description": what}

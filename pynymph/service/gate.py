@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from pynymph.service.settings import Settings
 
 COOKIE = "__Host-nymphd"
-OPEN_TO_ALL = frozenset({"/healthz", "/login", "/session"})
+PAGES = Path(__file__).with_name("static")
+# What the page that asks for the token is made of is no secret.
+_LOGIN = {f"/static/{path.relative_to(PAGES)}" for path in (PAGES / "login").rglob("*")}
+OPEN_TO_ALL = frozenset({"/healthz", "/login", "/session"} | _LOGIN)
 
 _DOCS = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 _PAGES = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
