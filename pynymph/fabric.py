@@ -12,7 +12,6 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from pynymph import abi, digest
@@ -41,7 +40,7 @@ class DMADescriptor:
 
 @dataclass(frozen=True)
 class FabricStatus:
-    """What the ring did so far; `ring_hash` is the driver's own, 32 bytes, and `engine` who moves its bytes."""
+    """What the ring did so far. `ring_hash` is the driver's own, 32 bytes; `engine` moves its bytes."""
 
     dma_bytes: int
     ring_hash: bytes
@@ -95,7 +94,7 @@ class ZLTA2Fabric:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def initialize(self, ring_size: int = 256) -> bool:
@@ -164,9 +163,10 @@ def verify_engine(
 ) -> EngineVerification:
     """Have an engine copy random bytes, and look at all it leaves: on a ring of its own, paused at first.
 
-    Verified is what agrees in everything: the digests of the record with those of source and destination, made
-    here; the bytes; the engine; dma_bytes; and the ring's hash with that of SNAPSHOT made here, with the copy
-    queued and after it. Ends within about `timeout` seconds, and what the driver takes to give a channel up.
+    Verified is what agrees in everything: the digests of the record with those of source and destination,
+    made here; the bytes; the engine; dma_bytes; and the ring's hash with that of SNAPSHOT made here, with the
+    copy queued and after it. Ends within about `timeout` seconds, and what the driver takes to give a channel
+    up.
     """
     started = time.perf_counter()
     found: dict[str, bytes | int] = {}
@@ -198,8 +198,8 @@ def _disagreement(
             queued.active_descriptors == 1 and queued.ring_hash == digest.ring_hash(queued)
         ),
         "the ring's hash is not that of its snapshot": after.ring_hash == recomputed,
-        "the driver's digest of the source is not that of the bytes": done.src_digest == digest.payload(src),
-        "the driver's digest of the destination is not that of the bytes": done.dst_digest == digest.payload(dst),
+        "the digest of what was sent is not that of the source": done.src_digest == digest.payload(src),
+        "the digest of what arrived is not that of the destination": done.dst_digest == digest.payload(dst),
         "the bytes that arrived are not those sent": dst[:] == src,
         f"{done.bytes_done} bytes are reported as done, and {after.dma_bytes} counted": (
             done.bytes_done == after.dma_bytes == nbytes

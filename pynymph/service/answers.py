@@ -3,14 +3,24 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="BLAKE3-256, in hexadecimal")]
 EngineName = Annotated[
-    str | None, Field(description='who moves the bytes of the service\'s own ring; "model": there is no driver')
+    str | None, Field(description='what moves the bytes of the service\'s ring; "model": there is no driver')
 ]
+
+
+def _from_base64(text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("it is no string of base64")
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"it is not base64: {error}") from None
 
 
 class Error(BaseModel):
@@ -156,11 +166,13 @@ class InferRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(min_length=1, max_length=64, description="a folder's name, as /models lists them")
-    input: Base64Bytes = Field(description="any bytes, in base64")
+    input: Annotated[bytes, BeforeValidator(_from_base64)] = Field(
+        description="any bytes, in base64", json_schema_extra={"contentEncoding": "base64", "minLength": 4}
+    )
     profile: Literal["latency", "throughput", "efficient"] = Field(
         "latency",
-        description="latency: at once, on all CPUs; throughput: waits up to 5 ms for others, up to 32 run as one "
-        "batch; efficient: one thread that does not spin",
+        description="latency: at once, on all CPUs; throughput: waits up to 5 ms for others, up to 32 run as "
+        "one batch; efficient: one thread that does not spin",
     )
 
 

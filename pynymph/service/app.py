@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Form, Query, Request, Response, WebSocket
@@ -17,24 +18,30 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
+from pynymph import NymphError
 from pynymph.service import answers
 from pynymph.service.credentials import SESSION_SECONDS
-from pynymph.service.gate import COOKIE, PAGES, Gate, Refused, Turns, client_of, error_body, session_of
+from pynymph.service.gate import COOKIE, Gate, Refused, Turns, client_of, error_body, session_of
+from pynymph.service.models import ModelRefused, UnknownModel
 from pynymph.service.nymphd import Nymphd
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": answers.Error, "description": what}
-    for status, what in {
+PAGES = Path(__file__).with_name("static")
+
+
+def _errors(described: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": answers.Error, "description": what} for status, what in described.items()}
+
+
+_ERRORS = _errors(
+    {
         400: "the Host is not served, or the request is malformed",
         401: "no token, or a wrong one",
         403: "a page of another origin asks",
+        408: "the body came too slowly",
+        413: "the body is too large",
         429: "too much at once; Retry-After says when to come again",
-    }.items()
-}
-
-
-def _error(status: int, what: str) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": answers.Error, "description": what}}
+    }
+)
 
 
 def make_app(nymphd: Nymphd) -> Gate:
@@ -79,7 +86,9 @@ def _add_pages(app: FastAPI, nymphd: Nymphd, gate: Gate) -> None:
     async def login() -> FileResponse:
         return FileResponse(PAGES / "login.html")
 
-    @app.post("/session", status_code=303, response_class=RedirectResponse, responses=_error(422, "no token"))
+    @app.post(
+        "/session", status_code=303, response_class=RedirectResponse, responses=_errors({422: "no token"})
+    )
     async def open_session(request: Request, token: Annotated[str, Form()]) -> Response:
         """Exchange the token for a cookie; goes on to the dashboard."""
         gate.check_token(client_of(request.scope), token)
@@ -98,6 +107,7 @@ def _add_pages(app: FastAPI, nymphd: Nymphd, gate: Gate) -> None:
 
 
 def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
+    inferences = Turns(nymphd.settings.max_inferences, "inferences")
     verifications = Turns(nymphd.settings.max_verifications, "verifications")
 
     @app.get("/healthz")
@@ -105,7 +115,9 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
         """Whether the process answers; needs no token."""
         return answers.Health(status="ok")
 
-    @app.get("/readyz", responses={503: {"model": answers.Readiness, "description": "something is not ready"}})
+    unready = {"model": answers.Readiness, "description": "something is not ready"}
+
+    @app.get("/readyz", responses={503: unready})
     async def readyz(response: Response) -> answers.Readiness:
         """Whether the ring and the models can be used."""
         found = nymphd.readiness()
@@ -117,11 +129,50 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
         """What there is, and what it does."""
         return await nymphd.watch.fresh_status()
 
-    @app.get("/fabric/verify", response_model=answers.Verification, responses=_error(422, "no such number of bytes"))
+    wrong_size = _errors({422: "no such number of bytes"})
+
+    @app.get("/fabric/verify", response_model=answers.Verification, responses=wrong_size)
     async def verify(bytes: Annotated[int, Query(ge=1, le=16 << 20)] = 64 << 10) -> dict[str, Any]:
         """Have every engine prove itself now, by so many random bytes."""
         with verifications:
-            return await nymphd.watch.verify(bytes)
+            await nymphd.watch.fresh_status()  # so that engines that came just now are among them
+            return await nymphd.engines.verify(bytes)
+
+    @app.get("/models")
+    async def models() -> answers.Models:
+        """The models there are, and whether they can be used."""
+        states = [answers.ModelState(**state) for state in nymphd.models.states()]
+        return answers.Models(engine=nymphd.carrier.engine, models=states)
+
+    failures = _errors(
+        {
+            404: "there is no such model",
+            409: "the model is refused",
+            413: "the input is too large",
+            422: "the request is not as it should be",
+            503: "no engine could carry the input",
+        }
+    )
+
+    @app.post("/infer", response_model=answers.Inference, responses=failures)
+    async def infer(wanted: answers.InferRequest) -> dict[str, Any]:
+        """Bring the input through the ring, and run the model on what arrived."""
+        largest = nymphd.settings.max_input_bytes
+        if len(wanted.input) > largest:
+            raise Refused(413, f"the input has {len(wanted.input)} bytes, and {largest} are the most")
+        if not wanted.input:
+            raise Refused(422, "the input is empty: there is nothing to carry")
+        try:
+            with inferences:
+                return await nymphd.inference.infer(wanted.model, wanted.input, wanted.profile)
+        except UnknownModel:
+            there = ", ".join(nymphd.models.names()) or "none"
+            raise Refused(404, f"there is no model of that name; there are: {there}") from None
+        except ModelRefused as refused:
+            raise Refused(409, str(refused)) from None
+        except NymphError as error:
+            message = f"no engine could carry the input: {error.strerror or error}"
+            raise Refused(503, message, {"Retry-After": "5"}) from None
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

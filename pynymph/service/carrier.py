@@ -117,7 +117,9 @@ class Carrier:
         except TimeoutError as error:
             if isinstance(error, NymphError):
                 raise
-            raise pynymph.RingTimeoutError(errno.ETIMEDOUT, f"no end of the copy within {timeout_s:g} s") from None
+            message = f"no end of the copy within {timeout_s:g} s"
+            raise pynymph.RingTimeoutError(errno.ETIMEDOUT, message) from None
         if await asyncio.to_thread(pynymph.digest.payload, memory) != done.dst_digest:
-            raise pynymph.VerifyError(errno.EBADMSG, "the driver's digest is not that of the bytes that arrived", done)
+            message = "the driver's digest is not that of the bytes that arrived"
+            raise pynymph.VerifyError(errno.EBADMSG, message, done)
         return memory, done

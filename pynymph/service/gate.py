@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every request passes on its way in and out: name, limits, who may ask, time limits, log and figures."""
+"""What every request passes: limits, who may ask, time limits; and on its way out, log and figures."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from pynymph.service.settings import Settings
 
 COOKIE = "__Host-nymphd"
-PAGES = Path(__file__).with_name("static")
-# What the page that asks for the token is made of is no secret.
-_LOGIN = {f"/static/{path.relative_to(PAGES)}" for path in (PAGES / "login").rglob("*")}
-OPEN_TO_ALL = frozenset({"/healthz", "/login", "/session"} | _LOGIN)
+_LOGIN = Path(__file__).with_name("static") / "login"  # what the page that asks for the token is made of
+OPEN_TO_ALL = frozenset(
+    {"/healthz", "/login", "/session"}
+    | {f"/static/login/{path.relative_to(_LOGIN).as_posix()}" for path in _LOGIN.rglob("*")}
+)
 
-_DOCS = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 _PAGES = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+_DOCS = f"{_PAGES}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -44,6 +45,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "WS"})
 _BODIES_AT_A_TIME = 16  # of the largest size: more than these bytes are not held
 
 
@@ -68,7 +70,7 @@ class Limiter:
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
     def check(self, client: str, *, count: bool = True) -> None:
-        """Raises Refused, 429, if the client is over the limit; else `count` says whether this was one more."""
+        """Raises Refused, 429, if the client is over the limit; `count`: this was one more."""
         fine = self._limiter.hit(self._rate, client) if count else self._limiter.test(self._rate, client)
         if not fine:
             ends, _ = self._limiter.get_window_stats(self._rate, client)
@@ -119,7 +121,7 @@ class Gate:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or _without_port(host).lower() not in self._hosts:
             names = ", ".join(sorted(self._hosts))
-            raise Refused(400, f"this Host is not served; ask for one of {names}, or allow it (allowed_hosts)")
+            raise Refused(400, f"this Host is not served; say {names}, or allow it (allowed_hosts)")
         client = client_of(scope)
         self._requests.check(client)
         origin = headers.get("origin")
@@ -146,7 +148,8 @@ class Gate:
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         """All of it, before anything is done about it: slow and large ones end here. Counts it as held."""
         declared = headers.get("content-length", "0")
-        too_large = Refused(413, f"the body is larger than {self._largest_body} bytes", {"Connection": "close"})
+        end = {"Connection": "close"}
+        too_large = Refused(413, f"the body is larger than {self._largest_body} bytes", end)
         if not declared.isdecimal() or int(declared) > self._largest_body:
             raise too_large
         body = bytearray()
@@ -169,15 +172,13 @@ class Gate:
             self._held_bytes -= len(body)
             if isinstance(error, TimeoutError):
                 seconds = self._settings.body_timeout_s
-                message = f"the body did not come within {seconds:g} s"
-                raise Refused(408, message, {"Connection": "close"}) from None
+                raise Refused(408, f"the body did not come within {seconds:g} s", end) from None
             raise
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", "other")
+        path = getattr(scope.get("route"), "path", "other")
         method = scope.get("method", "WS")
-        HTTP_SECONDS.labels(path, method if path != "other" else "other", status).observe(seconds)
+        HTTP_SECONDS.labels(path, method if method in _METHODS else "other", status).observe(seconds)
         log.info(
             "request",
             method=method,

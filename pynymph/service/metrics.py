@@ -26,9 +26,9 @@ TRANSFER_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 VERIFY_SECONDS = Histogram(
-    "nymphd_verify_duration_seconds", "How long engines took to prove themselves.", ["engine"], buckets=_SECONDS
+    "nymphd_verify_duration_seconds", "How long engines took to prove it.", ["engine"], buckets=_SECONDS
 )
 TOKENS = Counter("nymphd_infer_tokens", "Tokens that networks have seen.", ["model"])
 FAULTS = Counter("nymphd_faults", "Faults, by who noticed.", ["source"])
-ENGINE_VERIFIED = Gauge("nymphd_engine_verified", "Whether the engine proved itself the last time.", ["engine"])
+ENGINE_VERIFIED = Gauge("nymphd_engine_verified", "Whether the engine proved itself.", ["engine"])
 UPTIME = Gauge("nymphd_uptime_seconds", "Since nymphd started.")

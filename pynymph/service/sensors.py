@@ -23,8 +23,10 @@ def board_id(set_to: str | None, root: Path = Path("/")) -> tuple[str | None, st
     if model := _read(root / "proc/device-tree/model"):
         return model.rstrip("\0"), "device-tree"
     dmi = root / "sys/class/dmi/id"
-    names = [_read(dmi / f"{part}_{name}") for part in ("board", "sys", "product") for name in ("vendor", "name")]
-    board, system = (" ".join(filter(None, each)) for each in (names[:2], names[2:]))
+    board, system = (
+        " ".join(filter(None, (_read(dmi / name) for name in names)))
+        for names in (("board_vendor", "board_name"), ("sys_vendor", "product_name"))
+    )
     return (board or system, "dmi") if board or system else (None, None)
 
 

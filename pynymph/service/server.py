@@ -51,8 +51,9 @@ def serve(settings: Settings) -> None:
             server = _make_server(make_app(nymphd), settings, str(certificate), str(private_key))
             with _listen(settings.host, settings.port) as socket:
                 address, port = socket.getsockname()[:2]
-                log.info("serving", host=address, port=port, engine=nymphd.carrier.engine, state_dir=str(settings.state_dir))
-                watching = asyncio.create_task(nymphd.watch.run())
+                engine, folder = nymphd.carrier.engine, str(settings.state_dir)
+                log.info("serving", host=address, port=port, engine=engine, state_dir=folder)
+                watching = asyncio.create_task(nymphd.run())
                 try:
                     await server.serve([socket])
                 finally:
@@ -144,8 +145,8 @@ def _make_loop(header_timeout_s: float) -> asyncio.AbstractEventLoop:
 
     class Loop(asyncio.SelectorEventLoop):
         async def create_server(self, *args: Any, **kwargs: Any) -> Any:
-            limits = {"ssl_handshake_timeout": header_timeout_s, "ssl_shutdown_timeout": _SHUTDOWN_SECONDS}
-            return await super().create_server(*args, **limits, **kwargs)
+            kwargs |= {"ssl_handshake_timeout": header_timeout_s, "ssl_shutdown_timeout": _SHUTDOWN_SECONDS}
+            return await super().create_server(*args, **kwargs)
 
     return Loop()
 

@@ -44,11 +44,11 @@ class Settings(BaseSettings):
         ["localhost", "127.0.0.1", "[::1]"], description="names a Host header may have, without port"
     )
     state_dir: Path = Field(default_factory=_state_folder, description="where token and certificate are")
-    models_dir: Path | None = Field(None, description="a folder for each model (default: models in state_dir)")
+    models_dir: Path | None = Field(None, description="a folder for each (default: models in state_dir)")
     certificate: Path | None = Field(None, description="PEM (default: one is made in state_dir)")
     private_key: Path | None = Field(None, description="PEM, of the certificate")
     device: str = Field("auto", description="auto: the driver's, else the model; or a path; or model:")
-    ring_size: int = Field(256, ge=1, le=lib.NYMPH_MAX_ENTRIES, description="entries of the service's own ring")
+    ring_size: int = Field(256, ge=1, le=lib.NYMPH_MAX_ENTRIES, description="entries of its own ring")
     board_id: str | None = Field(None, description="of /status (default: what device tree or DMI say)")
     verify_every_s: float = Field(10, ge=0, description="seconds between verifications by itself; 0: none")
     verify_timeout_s: PositiveFloat = Field(10, description="so long an engine has to prove itself")
