@@ -1,13 +1,27 @@
 // SPDX-License-Identifier: MIT
-// Histories of the last five minutes, drawn by uPlot.
+// Histories, of five minutes at most, drawn by uPlot.
 
 const SECONDS = 300;
+const FIRST_SECONDS = 60; // so that a page just opened is not all empty
 const charts = [];
 
+/** Round numbers for a logarithmic axis: powers of ten, and if that is few, two and five times these. */
+function roundBetween(least, most) {
+	const steps = most / least < 100 ? [1, 2, 5] : [1];
+	const found = [];
+	for (let ten = Math.floor(Math.log10(least)); ten <= Math.log10(most); ten++) {
+		found.push(...steps.map((step) => step * 10 ** ten).filter((value) => value >= least && value <= most));
+	}
+	return found;
+}
+
 export class History {
-	/** A chart in `box`. lines: the colour, by its name in the style sheet, of each. show: what `at` the values there to say. */
-	constructor(box, lines, format, show) {
-		Object.assign(this, { box, lines, format, show });
+	/**
+	 * A chart in `box`. lines: the colour, by its name in the style sheet, of each. wide: the values are of very
+	 * different sizes. show(values, columns): called with what is there now, or where the pointer is, and with all.
+	 */
+	constructor(box, { lines, format, wide = false, show }) {
+		Object.assign(this, { box, lines, format, wide, show });
 		this.data = Array.from({ length: lines.length + 1 }, () => []);
 		new ResizeObserver(() => this.plot?.setSize(this.size())).observe(box);
 		charts.push(this);
@@ -28,31 +42,44 @@ export class History {
 			ticks: { show: false },
 		};
 		const now = () => this.data[0].at(-1) ?? Date.now() / 1000;
+		const span = () => Math.min(Math.max(now() - (this.data[0][0] ?? now()), FIRST_SECONDS), SECONDS);
+		const step = () => (span() > 150 ? 60 : span() > 75 ? 30 : 15);
+		const ago = (seconds) => (seconds < 0.5 ? "now" : seconds < 119 ? `−${Math.round(seconds)} s` : `−${Math.round(seconds / 60)} min`);
+		const even = [0, 1, 2, 3, 4, 5];
 		const options = {
 			...this.size(),
 			padding: [10, 12, 0, 0],
 			legend: { show: false },
 			cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
 			scales: {
-				x: { time: false, range: () => [now() - SECONDS, now()] },
-				y: { range: (_, __, most) => [0, most > 0 ? most * 1.15 : 1] },
+				x: { time: false, range: () => [now() - span(), now()] },
+				y: this.wide
+					? { distr: 3, range: (_, least, most) => [(least || 1e4) / 2, (most || 1e6) * 2] }
+					: { range: (_, __, most) => [0, most > 0 ? most * 1.15 : 1] },
 			},
 			axes: [
 				{
 					...axis,
-					splits: () => [5, 4, 3, 2, 1, 0].map((minutes) => now() - 60 * minutes),
-					values: (_, at) => at.map((x, i) => (i === at.length - 1 ? "now" : `−${Math.round((now() - x) / 60)} min`)),
+					splits: () => even.map((i) => now() - i * step()).reverse(),
+					values: (_, at) => at.map((x) => ago(now() - x)),
 					space: 40,
 					size: 28,
 				},
-				{ ...axis, values: (_, at) => at.map((value) => (value ? this.format(value) : "0")), size: 72, space: 44 },
+				{
+					...axis,
+					...(this.wide && { splits: (_, __, least, most) => roundBetween(least, most) }),
+					values: (_, at) => at.map((value) => (value ? this.format(value) : "0")),
+					filter: (_, at) => at,
+					size: 68,
+					space: 40,
+				},
 			],
 			series: [
 				{},
 				...this.lines.map((name, i) => ({
 					stroke: colour(name),
 					width: 2,
-					fill: i === 0 ? colour(`${name}-wash`) : undefined,
+					fill: i === 0 && !this.wide ? colour(`${name}-wash`) : undefined,
 					points: { show: false },
 				})),
 			],

@@ -147,21 +147,30 @@ async function verifyNow() {
 
 // Histories.
 
-const throughput = new History($("throughput"), ["flow"], (value) => `${bytes(value)}/s`, ([now], [all]) => {
-	$("throughput-now").replaceChildren(make("b", {}, `${bytes(now)}/s`));
-	$("throughput").ariaLabel = `Throughput of the last five minutes: now ${bytes(now)}/s, at most ${bytes(Math.max(...all))}/s`;
+const throughput = new History($("throughput"), {
+	lines: ["flow"],
+	format: (value) => `${bytes(value)}/s`,
+	show([now], [all]) {
+		$("throughput-now").replaceChildren(make("b", {}, `${bytes(now)}/s`));
+		$("throughput").ariaLabel = `Throughput: now ${bytes(now)}/s, at most ${bytes(Math.max(...all))}/s of late`;
+	},
 });
-const latency = new History($("latency"), ["flow", "unsure"], ns, ([half, most]) => {
-	const legend = [make("i"), "p50 ", make("b", {}, ns(half)), make("i", { className: "high" }), "p99 ", make("b", {}, ns(most))];
-	$("latency-now").replaceChildren(...legend);
-	$("latency").ariaLabel = `Latency of the last five minutes: half of the copies within ${ns(half)}, 99 of 100 within ${ns(most)}`;
+const latency = new History($("latency"), {
+	lines: ["flow", "unsure"],
+	format: ns,
+	wide: true,
+	show([half, most]) {
+		const shares = [make("i"), "p50 ", make("b", {}, ns(half)), make("i", { className: "high" }), "p99 ", make("b", {}, ns(most))];
+		$("latency-now").replaceChildren(...shares);
+		$("latency").ariaLabel = `Latency: half of the copies within ${ns(half)}, 99 of 100 within ${ns(most)}`;
+	},
 });
 
 function addToHistories(status) {
 	const seconds = Date.parse(status.time) / 1000;
 	throughput.add(seconds, status.rates.bytes_per_s);
 	const own = status.rings.find((ring) => ring.mine);
-	if (own) {
+	if (own?.latency_p50_ns) {
 		latency.add(seconds, own.latency_p50_ns, own.latency_p99_ns);
 	}
 }
