@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     from pynymph.service.settings import Settings
 
 COOKIE = "__Host-nymphd"
-OPEN_TO_ALL = frozenset({"/healthz", "/login", "/session"})
+_LOGIN = Path(__file__).with_name("static") / "login"  # what the page that asks for the token is made of
+OPEN_TO_ALL = frozenset(
+    {"/healthz", "/login", "/session"}
+    | {f"/static/login/{path.relative_to(_LOGIN).as_posix()}" for path in _LOGIN.rglob("*")}
+)
 
 _PAGES = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 _DOCS = f"{_PAGES}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"

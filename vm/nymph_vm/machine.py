@@ -99,9 +99,10 @@ class Machine:
     ) -> None:
         """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
 
-        memory: "512M" or "4G". image: a key of root.IMAGES; with systemd, nymphd runs there, too. slots: where endpoints are. faults: those that each begins with. append: more
-        for the kernel's command line. hang_seconds: how long the guest may be silent. on_complaint: called
-        with each complaint of the guest's kernel as it comes, in a thread.
+        memory: "512M" or "4G". image: a key of root.IMAGES; in that with systemd, nymphd runs. slots: where
+        endpoints are. faults: those that each begins with. append: more for the kernel's command line.
+        hang_seconds: how long the guest may be silent. on_complaint: called with each complaint of the
+        guest's kernel as it comes, in a thread.
         """
         size = _bytes(memory)
         tool("qemu-system-x86_64")  # before anything that takes long

@@ -58,7 +58,7 @@ useradd --create-home --shell /bin/bash --password '*' other-user
 python3 -m compileall -q -j 0 /usr/local/lib/python3.11/dist-packages
 """
 
-# Nobody logs in on a console, nothing updates itself behind a test's back, and there is no hardware to look for.
+# Nobody logs in on a console, nothing happens by itself behind a test's back, and no hardware is looked for.
 MASKED = (
     *("getty.target", "timers.target", "systemd-logind.service", "e2scrub_reap.service"),
     *("modprobe@.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount"),
@@ -92,7 +92,7 @@ PLAIN = "plain"
 
 @dataclass(frozen=True)
 class Root:
-    """A finished root: `image` for guests, `tree` to build in (of a plain one), and keys to get into a guest."""
+    """A finished root: `image` for guests, `tree` to build in if it is plain, keys to get into a guest."""
 
     folder: Path
 
@@ -141,8 +141,10 @@ def _make(root: Root, kind: Image, wheels: list[str]) -> None:
             call([*pack, root.image], "packing the guest's disk", stdin=file)
         if kind.to_build_in:
             root.tree.mkdir()
-            unpack = ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", archive]
-            call(unpack, "unpacking the build root")
+            call(
+                ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", archive],
+                "unpacking the build root",
+            )
     shutil.rmtree(work)
 
 
