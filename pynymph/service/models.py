@@ -160,7 +160,7 @@ class Models:
             path = self._folder / name / file
             try:
                 content = await asyncio.to_thread(_read, path)
-                arrived = await self._carrier.carry(content)
+                arrived = await self._carrier.carry(content, "model")
             except (OSError, ValueError) as error:
                 said = error.strerror if isinstance(error, OSError) else None
                 raise ModelRefused(f"model {name}: {file} can't be had: {said or error}") from None

@@ -71,9 +71,6 @@ class Service:
         plain = socket.create_connection(("localhost", self.port), timeout=60)
         return self.tls.wrap_socket(plain, server_hostname="localhost")
 
-    def rss_kb(self) -> int:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
-
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(STOPS_WITHIN_S)
