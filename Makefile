@@ -31,7 +31,7 @@ fuzz-blake3: ## every BLAKE3 variant against portable C, for SECONDS=60; it need
 	clang $(SANITIZE) -fsanitize=fuzzer -Ikernel/blake3 -o $(FUZZ)/fuzz tests/fuzz_blake3.c $(FUZZ)/*.o
 	$(FUZZ)/fuzz -max_total_time=$(SECONDS) -max_len=200 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found
 
-test: .venv/ready .venv/browser ## unit tests here, then the others in a VM
+test: .venv/browser ## unit tests here, then the others in a VM
 	.venv/bin/pytest tests/unit tests/vm
 
 ifdef KDIR
@@ -79,10 +79,12 @@ coverage: .venv/ready ## how much of the module the guest tests run: a table, an
 clean: ## remove what was built here (~/.cache/nymph-vm has the rest)
 	rm -rf .venv build dist *.egg-info vm/*.egg-info pynymph/*.so
 
-.venv/browser: .venv/ready
-	vm/setup browser
-	touch $@
+INSTALLED_FROM := vm/setup pyproject.toml setup.py vm/pyproject.toml pynymph/_build.py kernel/pcie_nymph.h
 
-.venv/ready: vm/setup pyproject.toml setup.py vm/pyproject.toml pynymph/_build.py kernel/pcie_nymph.h
+.venv/ready: $(INSTALLED_FROM)
 	vm/setup
 	touch $@
+
+.venv/browser: $(INSTALLED_FROM)
+	vm/setup browser
+	touch .venv/ready $@

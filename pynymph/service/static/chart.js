@@ -60,7 +60,7 @@ export class History {
 			axes: [
 				{
 					...axis,
-					splits: () => even.map((i) => now() - i * step()).reverse(),
+					splits: () => even.map((i) => now() - i * step()).reverse().filter((x) => x >= now() - span() - 0.5),
 					values: (_, at) => at.map((x) => ago(now() - x)),
 					space: 40,
 					size: 28,
