@@ -110,6 +110,8 @@ class Gate:
             await self._app(scope, receive, answer.send)
         except Refused as refused:
             await answer.refuse(refused)
+        except TimeoutError:
+            log.warning("the client did not read the answer in time")
         except Exception:
             log.exception("a request failed")
             await answer.refuse(Refused(500, "nymphd failed at this; its log says more, by the request id"))
