@@ -77,6 +77,13 @@ def is_well(asking: httpx.Client) -> bool:
     return verify(asking)[0]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient(served_by: Served) -> None:
+    """An emulated guest on a busy host is slow, and that is no engine's fault."""
+    script = "echo NYMPHD_VERIFY_TIMEOUT_S=60 >> /etc/default/nymphd; systemctl restart nymphd"
+    served_by.machine.run(["sh", "-ec", script])
+
+
 @pytest.fixture
 def asking(served: Served) -> Iterator[httpx.Client]:
     with client(served) as it:
@@ -226,8 +233,8 @@ def test_killed_under_load(served: Served, asking: httpx.Client, endpoint: Endpo
 def test_faults_are_told(served: Served, asking: httpx.Client, endpoint: Endpoint) -> None:
     with events(served) as listening:
         endpoint.set_faults(Fault("flip"))
+        assert infer(asking)["faults"]
         verify(asking)
-        infer(asking)
         sources: set[str] = set()
         while not sources >= {"verify", "infer"}:
             event = json.loads(listening.recv(timeout=PATIENCE_S))

@@ -13,12 +13,13 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Served
 from nymph_vm.faults import Fault
-from test_nymphd import NAME, SOURCE, client, events, infer, is_well, verify, wait_for
+from test_nymphd import NAME, SOURCE, client, events, infer, is_well, patient, verify, wait_for
+
+__all__ = ["patient"]  # which holds here, too
 
 SHORT_S, LONG_S = 60, 30 * 60
 FAULTS = ("flip", "stall", "lost", "death", "short", "garbage-ring", "slow")
@@ -93,10 +94,14 @@ def rss_kb(served: Served) -> int:
     return int(found[1])
 
 
-def counters(served: Served) -> dict[str, int]:
+def levels(served: Served) -> dict[str, int]:
+    """What the driver holds at rest: now and then nymphd looks at its engines, but not all the time."""
+    found: list[dict[str, int]] = []
     with client(served) as asking:
-        found: dict[str, Any] = asking.get("/status").json()["counters"]
-    return {name: found[name] for name in LEVELS}
+        for _ in range(10):
+            found.append(asking.get("/status").json()["counters"])
+            time.sleep(0.5)
+    return {name: min(each[name] for each in found) for name in LEVELS}
 
 
 def test_soak(served: Served, request: pytest.FixtureRequest) -> None:
@@ -107,7 +112,7 @@ def test_soak(served: Served, request: pytest.FixtureRequest) -> None:
         wait_for(lambda: is_well(asking))
         for data in INPUTS.values():
             infer(asking, data)
-    at_rest = counters(served)
+    at_rest = levels(served)
     started, memory = time.monotonic(), list[tuple[float, int]]()
     with ThreadPoolExecutor(8) as threads:
         clients = [soak.infer, soak.infer, soak.verify, soak.look, soak.look, soak.listen]
@@ -131,7 +136,7 @@ def test_soak(served: Served, request: pytest.FixtureRequest) -> None:
     assert {"inferred", "verified", "found wanting", "looked", "telemetry", "fault"} <= soak.seen.keys(), (
         soak.seen
     )
-    wait_for(lambda: counters(served) == at_rest)
+    wait_for(lambda: levels(served) == at_rest)
     # Warm-up aside: of the rest, the first quarter against the last.
     rest = [kb for at, kb in memory if at > (time.monotonic() - started) / 4]
     quarter = max(1, len(rest) // 4)
