@@ -40,7 +40,7 @@ class Service:
             self.process.kill()
             raise
         self.token = (folder / "token").read_text().strip()
-        self.tls = ssl.create_default_context(cafile=folder / "certificate.pem")
+        self.tls = ssl.create_default_context(cafile=settings.get("certificate", folder / "certificate.pem"))
         self.url = f"https://localhost:{self.port}"
         self.bearer = {"Authorization": f"Bearer {self.token}"}
         with self.client() as client:

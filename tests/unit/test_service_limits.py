@@ -24,6 +24,8 @@ from conftest import Service
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from pynymph.service.credentials import prepare_certificate
+
 CLIENTS = 1000
 
 
@@ -416,3 +418,12 @@ def test_a_token_that_others_may_read_is_refused(tmp_path: Path) -> None:
     token.chmod(0o600)
     token.write_text("short")
     assert "32 ASCII characters" in run("serve", f"--state-dir={tmp_path}", "--port=0").stderr
+
+
+def test_a_certificate_that_is_given_is_used(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    files = {"certificate": tmp_path / "given.pem", "private_key": tmp_path / "given.key"}
+    prepare_certificate(*files.values())
+    running = start_service(**files)
+    with running.client() as client:
+        assert client.get("/status").status_code == 200
+    assert not list(running.folder.glob("*.pem"))
