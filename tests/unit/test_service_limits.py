@@ -127,13 +127,25 @@ def test_wrong_tokens_are_counted(start_service: Callable[..., Service]) -> None
         refused = client.get("/status")
         assert int(refused.headers["retry-after"]) > 0
         assert client.get("/healthz").status_code == 200
+    with running.client() as client:  # whoever has the token is not kept out by that
+        assert client.get("/status").status_code == 200
 
 
 def test_too_many_requests_are_counted(start_service: Callable[..., Service]) -> None:
+    """Of those who have the token, and of strangers: these do not use up what those may do."""
     running = start_service(rate_limit="20/hour")
+    with running.client(headers={}) as stranger:
+        statuses = Counter(stranger.get("/healthz").status_code for _ in range(30))
+        assert (statuses[200], statuses[429]) == (20, 10)
     with running.client() as client:
         statuses = Counter(client.get("/healthz").status_code for _ in range(30))
-    assert statuses[429] >= 10 and statuses[200] <= 20
+        assert statuses[200] >= 1 and statuses[429] >= 10
+
+
+def test_strangers_may_not_send_much(service: Service) -> None:
+    with service.client(headers={}) as client:
+        answer = client.post("/session", data={"token": "x" * 5000})
+    assert (answer.status_code, "4096" in answer.json()["error"]) == (413, True)
 
 
 def test_old_tls_is_refused(service: Service) -> None:
