@@ -167,9 +167,15 @@ class Models(BaseModel):
 class InferRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(min_length=1, max_length=64, description="a folder's name, as /models lists them")
+    model: str = Field(
+        min_length=1,
+        max_length=64,
+        description="a folder's name, as /models lists them",
+        examples=["magika"],
+    )
     input: Annotated[bytes, BeforeValidator(_from_base64)] = Field(
         description="any bytes, in base64",
+        examples=["aW1wb3J0IG9zCg=="],
         json_schema_extra={"contentEncoding": "base64", "minLength": 4, "pattern": _BASE64},
     )
     profile: Literal["latency", "throughput", "efficient"] = Field(

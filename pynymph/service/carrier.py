@@ -79,8 +79,11 @@ class Carrier:
     def latency(self) -> pynymph.Latency:
         return self._ring.ring.latency()
 
-    async def carry(self, data: bytes) -> Arrived:
-        """Copy `data`, 1 byte or more, with VERIFY_HASH. Raises NymphError if no engine could."""
+    async def carry(self, data: bytes, source: str) -> Arrived:
+        """Copy `data`, 1 byte or more, with VERIFY_HASH. Raises NymphError if no engine could.
+
+        source: who wants it, for the event of a fault.
+        """
         started = time.perf_counter()
         faults: list[Fault] = []
         spare = self._spare
@@ -99,7 +102,7 @@ class Carrier:
                     raise
                 self._distrusted_until = time.monotonic() + _DISTRUST_S
                 faults.append(Fault(self._engine, error.strerror or str(error)))
-                self._events.fault("infer", self._engine, error.strerror or str(error))
+                self._events.fault(source, self._engine, error.strerror or str(error))
                 memory, done = await self._copy(spare, data, _LAST_TIMEOUT_S)
         seconds = time.perf_counter() - started
         assert done.engine is not None and done.dst_digest is not None

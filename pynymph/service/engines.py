@@ -73,7 +73,7 @@ class Engines:
         found = await asyncio.gather(*(self._verify(name, nbytes) for name in self._known))
         reason = None
         try:
-            await self._carrier.carry(os.urandom(nbytes))
+            await self._carrier.carry(os.urandom(nbytes), "verify")
         except NymphError as error:
             reason = error.strerror or str(error)
             self._events.fault("verify", self._carrier.engine, reason)
@@ -133,8 +133,8 @@ class Engines:
         if before.verified != found.verified:
             what = "verified" if found.verified else "failed"
             self._events.publish("engine", name=found.engine, what=what, reason=found.reason)
-        if found.reason is not None and found.reason != before.reason:
-            self._events.fault("verify", found.engine, found.reason)
+            if found.reason is not None:
+                self._events.fault("verify", found.engine, found.reason)
 
 
 def _as_json(found: EngineVerification) -> dict[str, Any]:

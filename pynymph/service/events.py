@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,9 @@ from pynymph.service.metrics import FAULTS
 
 Event = dict[str, Any]
 
-_REMEMBERED = 100  # of each kind, so that many of one do not hide the others
+# Of each kind, so that many of one do not hide the others.
+_REMEMBERED = {"verify": 10, "infer": 10}
+_REMEMBERED_ELSE = 100
 _WAITING = 256  # for one listener
 
 
@@ -46,13 +48,14 @@ class Events:
 
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
-        self._recent: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
+        self._recent: dict[str, deque[Event]] = {}
         self._seq = 0
 
     def publish(self, kind: str, **fields: Any) -> None:
         event = self.make(kind, **fields)
         if kind != "telemetry":
-            self._recent[kind].append(event)
+            most = _REMEMBERED.get(kind, _REMEMBERED_ELSE)
+            self._recent.setdefault(kind, deque(maxlen=most)).append(event)
         for listener in self._listeners:
             listener.put(event)
 

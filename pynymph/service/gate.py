@@ -46,6 +46,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "WS"})
+_LARGEST_OF_STRANGERS = 4096  # a token, say
 _BODIES_AT_A_TIME = 16  # of the largest size: more than these bytes are not held
 
 
@@ -69,10 +70,9 @@ class Limiter:
         self._rate = parse(rate)
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
 
-    def check(self, client: str, *, count: bool = True) -> None:
-        """Raises Refused, 429, if the client is over the limit; `count`: this was one more."""
-        fine = self._limiter.hit(self._rate, client) if count else self._limiter.test(self._rate, client)
-        if not fine:
+    def check(self, client: str) -> None:
+        """Counts one more; raises Refused, 429, if that is over the limit."""
+        if not self._limiter.hit(self._rate, client):
             ends, _ = self._limiter.get_window_stats(self._rate, client)
             wait = max(1, round(ends - time.time()))
             raise Refused(429, f"too many requests; try again in {wait} s", {"Retry-After": str(wait)})
@@ -104,12 +104,15 @@ class Gate:
         try:
             self._check(scope, headers)
             if scope["type"] == "http":
-                body = await self._read_body(headers, receive)
+                largest = _LARGEST_OF_STRANGERS if scope["path"] in OPEN_TO_ALL else self._largest_body
+                body = await self._read_body(headers, receive, largest)
                 held = len(body)
                 receive = _replay(body, receive)
             await self._app(scope, receive, answer.send)
         except Refused as refused:
             await answer.refuse(refused)
+        except TimeoutError:
+            log.warning("the client did not read the answer in time")
         except Exception:
             log.exception("a request failed")
             await answer.refuse(Refused(500, "nymphd failed at this; its log says more, by the request id"))
@@ -123,34 +126,36 @@ class Gate:
             names = ", ".join(sorted(self._hosts))
             raise Refused(400, f"this Host is not served; say {names}, or allow it (allowed_hosts)")
         client = client_of(scope)
-        self._requests.check(client)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        has_token = scheme.lower() == "bearer" and self._doorkeeper.knows_token(token.strip())
+        known = has_token or self._doorkeeper.knows_session(session_of(headers))
+        # Counted apart, so that strangers on the same machine do not use up what others may do.
+        self._requests.check(client if known else f"{client}, a stranger")
         origin = headers.get("origin")
         if origin is not None and origin.lower() != f"https://{host.lower()}":
             raise Refused(403, "pages of other origins may not ask")
-        if scope["path"] in OPEN_TO_ALL:
+        if known or scope["path"] in OPEN_TO_ALL:
             return
-        scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             self.check_token(client, token)
-        elif not self._doorkeeper.knows_session(session_of(headers)):
+        else:
             if scope["type"] == "http" and scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
                 raise Refused(303, "log in first", {"Location": "/login"})
             message = "say who you are: Authorization: Bearer and the token, or log in at /login"
             raise Refused(401, message, {"WWW-Authenticate": "Bearer"})
 
     def check_token(self, client: str, token: str) -> None:
-        """Raises Refused, 401 or 429, unless it is the token."""
-        self._wrong_tokens.check(client, count=False)
+        """Raises Refused, 401 or 429, unless it is the token: that is good whatever went before."""
         if not self._doorkeeper.knows_token(token.strip()):
             self._wrong_tokens.check(client)
             raise Refused(401, "this is not the token", {"WWW-Authenticate": "Bearer"})
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read_body(self, headers: Headers, receive: Receive, largest: int) -> bytes:
         """All of it, before anything is done about it: slow and large ones end here. Counts it as held."""
         declared = headers.get("content-length", "0")
         end = {"Connection": "close"}
-        too_large = Refused(413, f"the body is larger than {self._largest_body} bytes", end)
-        if not declared.isdecimal() or int(declared) > self._largest_body:
+        too_large = Refused(413, f"the body is larger than {largest} bytes", end)
+        if not declared.isdecimal() or int(declared) > largest:
             raise too_large
         body = bytearray()
         try:
@@ -160,7 +165,7 @@ class Gate:
                     if message["type"] == "http.disconnect":
                         raise Refused(400, "the client went away")
                     part = message.get("body", b"")
-                    if len(body) + len(part) > self._largest_body:
+                    if len(body) + len(part) > largest:
                         raise too_large
                     if self._held_bytes + len(part) > _BODIES_AT_A_TIME * self._largest_body:
                         raise Refused(429, "too much is being sent at once; try again", {"Retry-After": "1"})

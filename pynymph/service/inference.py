@@ -184,7 +184,7 @@ class Inference:
 
     async def _infer(self, name: str, data: bytes, profile: str) -> dict[str, Any]:
         model = await self._models.load(name)
-        arrived = await self._carrier.carry(data)
+        arrived = await self._carrier.carry(data, "infer")
         asked = time.perf_counter()
         ran = await self._runner(model, profile).run(arrived.memory)
         answer = self._answer(model, profile, arrived, ran, max(0.0, ran.began - asked))

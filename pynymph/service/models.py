@@ -160,7 +160,7 @@ class Models:
             path = self._folder / name / file
             try:
                 content = await asyncio.to_thread(_read, path)
-                arrived = await self._carrier.carry(content)
+                arrived = await self._carrier.carry(content, "model")
             except (OSError, ValueError) as error:
                 said = error.strerror if isinstance(error, OSError) else None
                 raise ModelRefused(f"model {name}: {file} can't be had: {said or error}") from None
@@ -175,18 +175,20 @@ class Models:
 
 
 def install_magika(folder: Path) -> None:
-    """Put the model of the package magika there, unless the one there is of that version of it.
+    """Put the model of the package magika there, or of its newer version; what others put there stays.
 
     The package's own record has a SHA-256 of each file, and they have to agree. Raises StartError.
     """
     package = metadata.distribution("magika")
     source = f"magika {package.version}"
     target = folder / MAGIKA
-    try:
-        if Manifest.model_validate_json((target / _MANIFEST).read_bytes()).source == source:
+    if (target / _MANIFEST).exists():
+        try:
+            installed = Manifest.model_validate_json((target / _MANIFEST).read_bytes()).source
+        except (OSError, ValidationError):
+            return  # it is refused, which says why
+        if installed == source or not (installed or "").startswith("magika "):
             return
-    except (OSError, ValidationError):
-        pass
     make_folder(target)
     digests = {}
     for file in package.files or []:

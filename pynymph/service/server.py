@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 import signal
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from pynymph.service.settings import Settings
 
 _SHUTDOWN_SECONDS = 5  # of TLS, for peers that do not answer
+_LEAVE_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 15
 _LARGEST_HEADERS = 32 * 1024
 _SEND_BUFFER = 128 * 1024  # so much can lie in the kernel for a client that does not read
@@ -67,6 +71,7 @@ def serve(settings: Settings) -> None:
 
     with asyncio.Runner(loop_factory=lambda: _make_loop(settings.header_timeout_s)) as runner:
         runner.run(run())
+    _leave_threads_behind()
 
 
 class Server(uvicorn.Server):
@@ -129,6 +134,18 @@ def _make_server(app: ASGIApp, settings: Settings, certificate: str, private_key
     except (OSError, ssl.SSLError) as error:
         raise StartError(f"can't use the certificate {certificate} with {private_key}: {error}") from None
     return Server(config)
+
+
+def _leave_threads_behind() -> None:
+    """End now if some thread still waits for an engine or a network: Python would wait for it."""
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.warning("a thread is left behind", thread=thread.name)
+                logging.shutdown()
+                os._exit(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -82,7 +82,7 @@ def test_an_engine_that_is_not_there_is_not_verified() -> None:
 
 
 def test_whatever_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing produces a driver that lies; what the comparisons say of one is seen by making user space lie."""
+    """No driver lies on demand: what is said of one that does is seen by having user space lie."""
     engine = next(iter(pynymph.query().engines.values()))
     monkeypatch.setattr(digest, "ring_hash", lambda snapshot: bytes(32))
     found = fabric.verify_engine(engine, device=DEVICE)

@@ -40,7 +40,7 @@ class Service:
             self.process.kill()
             raise
         self.token = (folder / "token").read_text().strip()
-        self.tls = ssl.create_default_context(cafile=folder / "certificate.pem")
+        self.tls = ssl.create_default_context(cafile=settings.get("certificate", folder / "certificate.pem"))
         self.url = f"https://localhost:{self.port}"
         self.bearer = {"Authorization": f"Bearer {self.token}"}
         with self.client() as client:
@@ -70,9 +70,6 @@ class Service:
     def connect(self) -> ssl.SSLSocket:
         plain = socket.create_connection(("localhost", self.port), timeout=60)
         return self.tls.wrap_socket(plain, server_hostname="localhost")
-
-    def rss_kb(self) -> int:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

@@ -33,7 +33,11 @@ def events(service: Service, **options: Any) -> Any:
 def test_status_says_that_it_is_a_model(service: Service) -> None:
     with service.client() as client:
         status = client.get("/status").json()
-    assert (status["engine"], status["driver"]["name"], status["driver"]["device"]) == ("model", "model", "model:")
+    assert (status["engine"], status["driver"]["name"], status["driver"]["device"]) == (
+        "model",
+        "model",
+        "model:",
+    )
     assert [engine["name"] for engine in status["engines"]] == ["model"]
     assert status["rings"][0]["engine"] == "model" and status["rings"][0]["mine"]
     assert status["uptime_s"] > 0
@@ -58,7 +62,12 @@ def test_verification(service: Service) -> None:
 def test_inference_is_magikas(service: Service) -> None:
     """The same answers as the package gives by itself, and the digests of what was sent."""
     magika = Magika()
-    inputs = [path.read_bytes() for path in SOURCES] + [b"x", b"\xff\xfe\x00", b" " * 5000, bytes(range(256)) * 40]
+    inputs = [path.read_bytes() for path in SOURCES] + [
+        b"x",
+        b"\xff\xfe\x00",
+        b" " * 5000,
+        bytes(range(256)) * 40,
+    ]
     with service.client() as client:
         for data in inputs:
             answer = infer(client, data).json()
@@ -83,7 +92,9 @@ def test_inference_names_the_model_that_ran(service: Service) -> None:
 
 @pytest.mark.parametrize("profile", ["latency", "throughput", "efficient"])
 def test_many_at_once_are_batched_and_none_is_mixed_up(service: Service, profile: str) -> None:
-    inputs = [path.read_bytes() for path in SOURCES] * 2 + [b"%PDF-1.7\n" + bytes([i]) * 3000 for i in range(8)]
+    inputs = [path.read_bytes() for path in SOURCES] * 2 + [
+        b"%PDF-1.7\n" + bytes([i]) * 3000 for i in range(8)
+    ]
     with service.client() as client, ThreadPoolExecutor(len(inputs)) as threads:
         found = list(threads.map(lambda data: infer(client, data, profile=profile).json(), inputs))
     digests = [pynymph.digest.payload(data).hex() for data in inputs]

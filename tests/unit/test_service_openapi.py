@@ -11,7 +11,7 @@ import pytest
 from conftest import Service
 
 EXAMPLES, LONG_EXAMPLES = 40, 1000
-FEWEST_CASES, FEWEST_LONG_CASES = 200, 4000
+FEWEST_CASES, FEWEST_LONG_CASES = 200, 3000
 
 
 def test_schemathesis_finds_nothing(

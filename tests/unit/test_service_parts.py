@@ -49,7 +49,11 @@ def test_energy_of_hwmon(tmp_path: Path) -> None:
 
 def test_no_energy_has_a_reason(tmp_path: Path) -> None:
     meter = sensors.EnergyMeter(tmp_path)
-    assert (meter.read(), meter.used_wh(None), meter.reason) == (None, None, "no RAPL zone and no energy sensor")
+    assert (meter.read(), meter.used_wh(None), meter.reason) == (
+        None,
+        None,
+        "no RAPL zone and no energy sensor",
+    )
     meter = sensors.EnergyMeter(tree(tmp_path, {"class/powercap/intel-rapl:0/energy_uj": "much\n"}))
     assert meter.read() is None and "no number" in str(meter.reason)
 
@@ -72,7 +76,9 @@ def test_a_certificate_is_made_once_and_renewed(tmp_path: Path, monkeypatch: pyt
     prepare_certificate(*files)
     assert certificate.read_bytes() == made
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    names = x509.load_pem_x509_certificate(made).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    names = x509.load_pem_x509_certificate(made).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
     assert "localhost" in names.value.get_values_for_type(x509.DNSName)
     key.unlink()
     prepare_certificate(*files)
@@ -97,7 +103,9 @@ def test_the_token_is_made_once(tmp_path: Path) -> None:
     token = read_token(tmp_path / "token")
     assert len(token) == 43 and read_token(tmp_path / "token") == token
     keeper = Doorkeeper(token)
-    assert keeper.knows_token(token) and not keeper.knows_token(token[:-1]) and not keeper.knows_token("\udcff")
+    assert (
+        keeper.knows_token(token) and not keeper.knows_token(token[:-1]) and not keeper.knows_token("\udcff")
+    )
 
 
 def test_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from nymph_vm.machine import Machine
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-engine", action="store_true", help="The guest suite: each user on each engine.")
+    parser.addoption("--soak-seconds", type=float, help="How long test_nymphd_soak.py lasts.")
 
 
 @dataclass(frozen=True)
