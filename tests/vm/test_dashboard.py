@@ -127,7 +127,7 @@ def test_engines_and_rings_are_those_of_status(dashboard: Page, served: Served) 
     expect(dashboard.locator("#engines .name")).to_have_text([each["name"] for each in status["engines"]])
     expect(dashboard.locator("#engines .light[data-state=good]")).to_have_count(len(status["engines"]))
     expect(dashboard.locator("#board")).to_contain_text(status["board_id"])
-    own = next(each for each in status["rings"] if each["mine"])
+    own = next(each for each in status["rings"] if each["mine"] and each["engine"] == status["engine"])
     expect(dashboard.locator("#rings .mine")).to_contain_text(f"of {own['entries']}")
 
 

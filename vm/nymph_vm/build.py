@@ -132,7 +132,7 @@ def module_sources(folder: Path = MODULES) -> list[Path]:
 
 
 def _python_sources() -> list[Path]:
-    pages = {".html", ".css", ".js", ".svg"}  # of nymphd
+    pages = {".html", ".css", ".js", ".svg", ".woff2"}  # of nymphd
     package = [
         path
         for path in (CHECKOUT / "pynymph").rglob("*")

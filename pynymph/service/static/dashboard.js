@@ -4,7 +4,7 @@
 import { History } from "./chart.js";
 import { takeFiles } from "./file.js";
 import { $, bytes, clock, count, duration, hash, light, make, ms, ns } from "./format.js";
-import { showRings } from "./ring.js";
+import { ownRing, showRings } from "./ring.js";
 
 const VERIFY_BYTES = 1 << 20;
 const KEPT = 100; // of faults and events
@@ -169,7 +169,7 @@ const latency = new History($("latency"), {
 function addToHistories(status) {
 	const seconds = Date.parse(status.time) / 1000;
 	throughput.add(seconds, status.rates.bytes_per_s);
-	const own = status.rings.find((ring) => ring.mine);
+	const own = ownRing(status);
 	if (own?.latency_p50_ns) {
 		latency.add(seconds, own.latency_p50_ns, own.latency_p99_ns);
 	}
@@ -222,7 +222,7 @@ function showCounters(counters) {
 function showStatus(status) {
 	showFacts(status);
 	showEngines(status);
-	showRings(status.rings, Date.parse(status.time));
+	showRings(status);
 	showCounters(status.counters);
 }
 

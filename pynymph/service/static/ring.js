@@ -49,26 +49,33 @@ class Ring {
 		if (this.mine) {
 			this.facts.replaceChildren(...said.flatMap(([term, value]) => [make("dt", {}, term), make("dd", {}, value)]));
 		} else {
-			this.facts.textContent = `${ring.engine}, process ${ring.owner}. ${bytes(ring.dma_bytes)} moved, ${bytes(rate)}/s`;
+			this.facts.textContent = `${ring.engine}, ${ring.mine ? "nymphd" : `process ${ring.owner}`}. ${bytes(ring.dma_bytes)} moved, ${bytes(rate)}/s`;
 		}
 	}
 }
 
 const shown = new Map();
 
-export function showRings(rings, time) {
-	const ordered = [...rings].sort((a, b) => b.mine - a.mine);
+/** Of nymphd's rings, the one that carries what it is sent; the others are another engine's, or a verification's. */
+export const ownRing = (status) => status.rings.find((ring) => ring.mine && ring.engine === status.engine);
+
+export function showRings(status) {
+	const { rings } = status;
+	const time = Date.parse(status.time);
+	const own = ownRing(status);
+	const ordered = [...rings].sort((a, b) => (b === own) - (a === own));
 	const first = ordered.slice(0, SHOWN);
 	for (const name of [...shown.keys()]) {
-		if (!first.some((ring) => ring.name === name)) {
+		const ring = first.find((each) => each.name === name);
+		if (!ring || shown.get(name).mine !== (ring === own)) {
 			shown.get(name).element.remove();
 			shown.delete(name);
 		}
 	}
 	for (const ring of first) {
 		if (!shown.has(ring.name)) {
-			shown.set(ring.name, new Ring(ring.mine));
-			$("rings").append(shown.get(ring.name).element);
+			shown.set(ring.name, new Ring(ring === own));
+			$("rings")[ring === own ? "prepend" : "append"](shown.get(ring.name).element);
 		}
 		shown.get(ring.name).update(ring, time);
 	}
