@@ -3,7 +3,7 @@
 
 import { History } from "./chart.js";
 import { takeFiles } from "./file.js";
-import { $, bytes, clock, count, duration, hash, light, make, ms, ns } from "./format.js";
+import { $, brief, bytes, clock, count, duration, hash, light, make, ms, ns } from "./format.js";
 import { ownRing, showRings } from "./ring.js";
 
 const VERIFY_BYTES = 1 << 20;
@@ -78,7 +78,7 @@ function saidOf(engine) {
 	if (engine.verified === null) {
 		return "not checked yet";
 	}
-	return engine.verified ? `verified at ${clock(engine.verified_at)}` : (engine.reason ?? "not verified");
+	return engine.verified ? `verified at ${clock(engine.verified_at)}` : brief(engine.reason ?? "not verified");
 }
 
 function showEngines(status) {
@@ -108,7 +108,7 @@ function showVerdict(engines) {
 	if (bad.length) {
 		state = "bad";
 		verdict = bad.length === 1 ? `${bad[0].name} is not to be trusted` : `${bad.length} engines are not to be trusted`;
-		why = bad.length === 1 ? (bad[0].reason ?? "It did not prove itself.") : "Below is what is wrong with each.";
+		why = bad.length === 1 ? brief(bad[0].reason ?? "It did not prove itself.") : "Below is what is wrong with each.";
 	} else if (lastVerification && !hashes) {
 		[state, verdict, why] = ["bad", "The ring's hash is wrong", "The driver's and the one computed from its snapshot differ."];
 	} else if (engines.length && !open.length) {
@@ -181,7 +181,7 @@ const SAID = {
 	ring: (event) => [`${event.name} ${event.what}`, event.engine],
 	engine: (event) => [`${event.name} ${event.what}`, event.reason ?? ""],
 	infer: (event) => [`${event.label}`, `${bytes(event.input_bytes)} classified in ${ms(event.latency_ms)}`],
-	fault: (event) => [event.engine ?? event.source, event.reason],
+	fault: (event) => [event.engine ?? event.source, brief(event.reason)],
 };
 let faults = 0;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A file's journey: into the ring, out of it again, and what the model says of what arrived.
 
-import { $, bytes, hash, light, make, ms } from "./format.js";
+import { $, brief, bytes, hash, light, make, ms } from "./format.js";
 import { blake3 } from "./vendor/noble-hashes/blake3.js";
 
 const TOO_LARGE = 256 << 20; // nymphd's own limit is lower, and it says so; this only spares the browser
@@ -37,7 +37,7 @@ async function send(file, ask) {
 }
 
 function show(list, file, expected, answer) {
-	const faults = answer.faults.map((fault) => `${fault.engine} failed: ${fault.reason}`).join("; ");
+	const faults = answer.faults.map((fault) => `${fault.engine} failed: ${brief(fault.reason)}`).join("; ");
 	const how = `${bytes(answer.input_bytes)} in ${ms(answer.transfer_ms)}`;
 	stage(list, faults ? "unsure" : "good", `Copied by ${answer.engine}`, faults ? `${how}, after ${faults}` : how);
 	const same = answer.input_digest === expected;

@@ -56,6 +56,9 @@ export function duration(seconds) {
 
 export const clock = (iso) => new Date(iso).toLocaleTimeString("en-GB");
 
+/** Hashes in a text, cut down to their ends. */
+export const brief = (text) => text.replace(/\b([0-9a-f]{8})[0-9a-f]{48}([0-9a-f]{8})\b/g, "$1…$2");
+
 /** 64 hex digits as 32 bars, so that two of them can be compared at a glance, and their two ends as text. */
 export function hash(hex) {
 	const bars = drawn("svg", { viewBox: "0 0 256 20", preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -64,8 +67,7 @@ export function hash(hex) {
 		const opacity = 0.12 + (0.88 * value) / 255;
 		bars.append(drawn("rect", { x: 8 * i, y: 0, width: 8, height: 20, "fill-opacity": opacity.toFixed(3) }));
 	}
-	const short = `${hex.slice(0, 8)}…${hex.slice(-8)}`;
-	return make("span", { className: "hash", title: hex }, bars, make("code", {}, short));
+	return make("span", { className: "hash", title: hex }, bars, make("code", {}, brief(hex)));
 }
 
 export function light(state) {
