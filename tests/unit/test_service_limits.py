@@ -36,7 +36,7 @@ def connect(url: str, **options: Any) -> ClientConnection:
 
 
 def upgraded(service: Service, headers: dict[str, str]) -> str:
-    """The status line that one gets who wants a WebSocket: its client stumbles now and then over a refusal."""
+    """The status line for who wants a WebSocket: its client library stumbles over some refusals."""
     key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
     wanted = {"Host": f"localhost:{service.port}", "Upgrade": "websocket", "Connection": "Upgrade", **key}
     lines = [f"{name}: {value}\r\n" for name, value in (wanted | headers).items()]
