@@ -27,7 +27,7 @@ def infer(client: Any, data: bytes, **fields: Any) -> Any:
 
 def events(service: Service, **options: Any) -> Any:
     url = f"wss://localhost:{service.port}/events"
-    return connect(url, ssl=service.tls, additional_headers=service.bearer, **options)
+    return connect(url, ssl=service.tls, additional_headers=service.bearer, open_timeout=60, **options)
 
 
 def test_status_says_that_it_is_a_model(service: Service) -> None:

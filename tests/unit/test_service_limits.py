@@ -21,12 +21,28 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Service
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect as connect_websocket
 
 from pynymph.service.credentials import prepare_certificate
 
 CLIENTS = 1000
+
+
+def connect(url: str, **options: Any) -> ClientConnection:
+    """A busy machine may take its time."""
+    return connect_websocket(url, open_timeout=60, **options)
+
+
+def upgraded(service: Service, headers: dict[str, str]) -> str:
+    """The status line for who wants a WebSocket: its client library stumbles over some refusals."""
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
+    wanted = {"Host": f"localhost:{service.port}", "Upgrade": "websocket", "Connection": "Upgrade", **key}
+    lines = [f"{name}: {value}\r\n" for name, value in (wanted | headers).items()]
+    with service.connect() as client, client.makefile("r", newline="\r\n") as answer:
+        client.sendall(f"GET /events HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
+        return answer.readline()
 
 
 def with_header(service: Service, **headers: str) -> httpx.Response:
@@ -92,19 +108,13 @@ def test_a_browsers_way(service: Service) -> None:
 def test_pages_of_other_origins_may_not(service: Service, origin: str) -> None:
     answer = with_header(service, Origin=origin)
     assert (answer.status_code, "origins" in answer.json()["error"]) == (403, True)
-    with pytest.raises(InvalidStatus, match="403"):
-        connect(
-            f"wss://localhost:{service.port}/events",
-            ssl=service.tls,
-            additional_headers=service.bearer | {"Origin": origin},
-        )
+    assert upgraded(service, service.bearer | {"Origin": origin}).startswith("HTTP/1.1 403")
 
 
 def test_the_websocket_wants_a_token_too(service: Service) -> None:
     url = f"wss://localhost:{service.port}/events"
     for headers in ({}, {"Authorization": "Bearer x"}, {"Cookie": "__Host-nymphd=x"}):
-        with pytest.raises(InvalidStatus, match="403"):
-            connect(url, ssl=service.tls, additional_headers=headers)
+        assert upgraded(service, headers).startswith("HTTP/1.1 403")
     with connect(url, ssl=service.tls, additional_headers=service.bearer | {"Origin": service.url}):
         pass
 
