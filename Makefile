@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo rate bench-blake3 fuzz-blake3 test module vm lint check endpoint matrix arm64 coverage clean
+.PHONY: help setup demo rate bench-blake3 fuzz-blake3 test module vm serve lint check endpoint matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,7 +31,7 @@ fuzz-blake3: ## every BLAKE3 variant against portable C, for SECONDS=60; it need
 	clang $(SANITIZE) -fsanitize=fuzzer -Ikernel/blake3 -o $(FUZZ)/fuzz tests/fuzz_blake3.c $(FUZZ)/*.o
 	$(FUZZ)/fuzz -max_total_time=$(SECONDS) -max_len=200 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found
 
-test: .venv/ready ## unit tests here, then the others in a VM
+test: .venv/browser ## unit tests here, then the others in a VM
 	.venv/bin/pytest tests/unit tests/vm
 
 ifdef KDIR
@@ -47,6 +47,9 @@ endif
 
 vm: .venv/ready ## a shell in a VM, with the module loaded, tests/ and tools/ there, and pynymph importable
 	$(NYMPH_VM) run --copy tests --copy tools
+
+serve: .venv/ready ## nymphd in a VM, its dashboard on a port of this machine, until Ctrl-C
+	$(NYMPH_VM) serve
 
 lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and padding for the module
 	.venv/bin/pip install --quiet -e 'vm[lint]'
@@ -91,10 +94,16 @@ coverage: .venv/ready ## how much of the module the guest tests run: a table, an
 clean: ## remove what was built here (~/.cache/nymph-vm has the rest)
 	rm -rf .venv build dist *.egg-info vm/*.egg-info pynymph/*.so
 
+INSTALLED_FROM := vm/setup pyproject.toml setup.py vm/pyproject.toml pynymph/_build.py kernel/pcie_nymph.h
+
 .venv/arm64: .venv/ready
 	vm/setup arm64
 	touch $@
 
-.venv/ready: vm/setup pyproject.toml setup.py vm/pyproject.toml pynymph/_build.py kernel/pcie_nymph.h
+.venv/ready: $(INSTALLED_FROM)
 	vm/setup
 	touch $@
+
+.venv/browser: $(INSTALLED_FROM)
+	vm/setup browser
+	touch .venv/ready $@

@@ -23,6 +23,8 @@ from pynymph.ring import Ring, Transfer, query
 from pynymph.state import Entry, Latency, Query, Snapshot, Status
 from pynymph.topology import PciFunction, PciLink, topology
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ArgumentError",
     "AsyncRing",

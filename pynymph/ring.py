@@ -688,6 +688,17 @@ class Ring:
         }
         self._request(abi.NYMPH_IOC_SETUP2, arg, hints)
 
+    def _submit_dma(self, descriptor: Any) -> None:
+        """SUBMIT_DMA, for pynymph.fabric; takes the mutex. Entries without a record are not known here."""
+        hints = {
+            errno.EINVAL: "the descriptor is not well-formed, or its sides overlap; see docs/abi.md",
+            errno.EFAULT: "part of the source is not mapped readable, or of the destination not writable",
+            errno.ENOSPC: "the ring is full; wait until some have ended, or have a larger one",
+            errno.EBADMSG: "the destination is not what was sent",
+        }
+        with self._lock():
+            self._request(abi.NYMPH_IOC_SUBMIT_DMA, descriptor, hints)
+
     def _drop_ring(self) -> None:
         # An earlier reset() that was interrupted half way has left none to drop.
         with contextlib.suppress(ArgumentError):

@@ -14,9 +14,10 @@ from pynymph import model
 GUEST = Path(__file__).parents[1] / "guest"
 
 
-@pytest.mark.parametrize("name", [
-    "state", "copy", "waits", "threads", "buffers", "async", "batch", "examples"
-])
+NAMES = ("state", "copy", "waits", "threads", "buffers", "async", "batch", "examples", "fabric")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_guests_tests(name: str) -> None:
     tests = GUEST / f"test_ring_{name}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--model", tests]

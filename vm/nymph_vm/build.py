@@ -141,7 +141,12 @@ def module_sources(folder: Path = MODULES) -> list[Path]:
 
 
 def _python_sources() -> list[Path]:
-    package = [path for path in (CHECKOUT / "pynymph").rglob("*") if path.suffix in {".py", ".pyi", ".typed"}]
+    pages = {".html", ".css", ".js", ".svg", ".woff2"}  # of nymphd
+    package = [
+        path
+        for path in (CHECKOUT / "pynymph").rglob("*")
+        if path.suffix in {".py", ".pyi", ".typed", *pages}
+    ]
     single = ("setup.py", "pyproject.toml", "kernel/pcie_nymph.h")
     guest = [f"vm/nymph_vm/{name}.py" for name in ("__init__", "double_fetch", "guest_plugin", "kmsg")]
     return sorted([*package, *(CHECKOUT / name for name in (*single, *guest))])

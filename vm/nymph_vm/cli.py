@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command nymph-vm."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nymph_vm import build as builder
-from nymph_vm import coverage, endpoint, kernels, root, server, slots, suite
+from nymph_vm import coverage, endpoint, kernels, nymphd, root, server, slots, suite
 from nymph_vm.arch import AMD64, ARCHS
 from nymph_vm.faults import KINDS, Fault
 from nymph_vm.host import CHECKOUT, HarnessError, console
@@ -35,6 +36,13 @@ arch_option = click.option(
     help="The guest's architecture.",
 )
 memory_option = click.option("--memory", default="4G", show_default=True, help="The guest's memory.")
+image_option = click.option(
+    "--image",
+    type=click.Choice(list(root.IMAGES)),
+    default=root.PLAIN,
+    show_default=True,
+    help="The guest's disk; that with systemd has nymphd run.",
+)
 endpoints_option = click.option(
     "--endpoints",
     type=click.IntRange(0, 8),
@@ -83,6 +91,7 @@ def cli() -> None:
 @kernel_option
 @arch_option
 @memory_option
+@image_option
 @endpoints_option
 @board_option
 @fault_option
@@ -93,6 +102,7 @@ def run(
     kernel: str,
     arch: str,
     memory: str,
+    image: str,
     endpoints: int | None,
     board: bool,
     faults: tuple[Fault, ...],
@@ -112,7 +122,13 @@ def run(
     name = name or f"run-{os.getpid()}"
     key = kernels.named(kernel, arch)
     with Machine(
-        name, kernel=key, memory=memory, slots=layout, faults=faults, on_complaint=_show_complaint
+        name,
+        kernel=key,
+        memory=memory,
+        image=image,
+        slots=layout,
+        faults=faults,
+        on_complaint=_show_complaint,
     ) as machine:
         for path in copies:
             machine.copy_in(path)
@@ -132,6 +148,7 @@ def run(
 @kernel_option
 @arch_option
 @memory_option
+@image_option
 @endpoints_option
 @board_option
 @fault_option
@@ -140,6 +157,7 @@ def up(
     kernel: str,
     arch: str,
     memory: str,
+    image: str,
     endpoints: int | None,
     board: bool,
     faults: tuple[Fault, ...],
@@ -148,11 +166,46 @@ def up(
     """Boot a machine that stays, with the module loaded."""
     layout = _slots(endpoints, board)
     key = kernels.named(kernel, arch)
-    builder.prepare(key)  # here, where its progress can be seen
-    server.start(name, kernel=key, memory=memory, slots=layout, faults=faults)
+    built = builder.prepare(key)  # here, where its progress can be seen
+    root.prepare(built.kernel.arch, image)
+    server.start(name, kernel=key, memory=memory, image=image, slots=layout, faults=faults)
     click.echo(
         f"{name} is up; a shell in it: nymph-vm ssh --name {name}; its end: nymph-vm down --name {name}"
     )
+
+
+@cli.command()
+@kernel_option
+@memory_option
+@endpoints_option
+@board_option
+@fault_option
+@click.option("--name", default="serve", show_default=True, help="The machine's name.")
+@click.option("--port", default=nymphd.PORT, show_default=True, help="On the host; if it is taken, another.")
+def serve(
+    kernel: str,
+    memory: str,
+    endpoints: int | None,
+    board: bool,
+    faults: tuple[Fault, ...],
+    name: str,
+    port: int,
+) -> None:
+    """Boot a machine with nymphd, and say where the host finds it, and its token. Ctrl-C ends it."""
+    with Machine(
+        name,
+        kernel=kernel,
+        memory=memory,
+        image="systemd",
+        slots=_slots(endpoints, board),
+        faults=faults,
+        on_complaint=_show_complaint,
+    ) as machine:
+        service = nymphd.reach(machine, port)
+        click.echo(f"nymphd:  {service.url}/\ntoken:   {service.token}")
+        click.echo(f"more:    nymph-vm ssh --name {name} -- journalctl -fu nymphd;  the end: Ctrl-C")
+        with contextlib.suppress(KeyboardInterrupt):
+            machine.wait()
 
 
 def _slots(endpoints: int | None, board: bool) -> Slots:

@@ -96,7 +96,7 @@ class Kernel:
 
     def initramfs(self) -> Path:
         """The first file system of the guest; made anew whenever its recipe changes."""
-        scripts = [GUEST / "initramfs-init", GUEST / "init"]
+        scripts = sorted(GUEST.iterdir())
         recipe = b"".join(script.read_bytes() for script in scripts) + " ".join(INITRAMFS_MODULES).encode()
         path = self.folder / f"initramfs-{hashlib.sha256(recipe).hexdigest()[:16]}"
         with locked(self.folder / "initramfs.lock"):
@@ -112,7 +112,8 @@ class Kernel:
         for folder in ("bin", "dev", "proc", "sys", "modules"):
             (tree / folder).mkdir(parents=True)
         shutil.copy(self.folder / "root/bin/busybox", tree / "bin/busybox")
-        for script, name in zip(scripts, ("init", "guest-init"), strict=True):
+        for script in scripts:
+            name = "init" if script.name == "initramfs-init" else f"guest-{script.name}"
             shutil.copy(script, tree / name)
             (tree / name).chmod(0o755)
         order = load_order((self.modules / "modules.dep").read_text(), INITRAMFS_MODULES)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from nymph_vm import accel, build, kernels, root, slots
 from nymph_vm.arch import Arch
@@ -93,6 +93,7 @@ class Machine:
         *,
         kernel: str = kernels.DEFAULT,
         memory: str = "4G",
+        image: str = root.PLAIN,
         slots: Slots = slots.DEFAULT,
         faults: Sequence[Fault] = (),
         append: str = "",
@@ -101,15 +102,16 @@ class Machine:
     ) -> None:
         """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
 
-        memory: "512M" or "4G". slots: where endpoints are. faults: those that each begins with. append: more
-        for the kernel's command line. hang_seconds: how long the guest may be silent. on_complaint: called
-        with each complaint of the guest's kernel as it comes, in a thread.
+        memory: "512M" or "4G". image: a key of root.IMAGES; in that with systemd, nymphd runs. slots: where
+        endpoints are. faults: those that each begins with. append: more for the kernel's command line.
+        hang_seconds: how long the guest may be silent. on_complaint: called with each complaint of the
+        guest's kernel as it comes, in a thread.
         """
         size = _bytes(memory)
         arch = kernels.KERNELS[kernel].arch
         tool(arch.qemu)  # before anything that takes long
         built = build.prepare(kernel)
-        disk = root.prepare(arch)
+        disk = root.prepare(arch, image)
         accelerator = accel.choose(built.kernel)
         self.arch: Arch = arch
         self.lost: VMLost | None = None
@@ -123,7 +125,9 @@ class Machine:
         self._connected: set[str] = set()
         self._loaded: list[str] = []  # modules
         self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
-        self._slots, self._faults, self._append = slots, faults, append
+        self._slots, self._faults = slots, faults
+        modules = _in_guest(built.modules[0].parent)
+        self._append = f"NYMPH_IMAGE={image} NYMPH_MODULES={modules} {append}"
         self._folder, self._lock = claim(name)
         self._ram, self._size = os.memfd_create("guest-ram"), size
         os.ftruncate(self._ram, size)
@@ -148,7 +152,10 @@ class Machine:
             self.sync()  # complaints count from here on
             for module in slots.modules:
                 self.run(["modprobe", module], check=False)  # a debug kernel may have no such driver
-            self.load(*built.modules)
+            if image == "systemd":  # which loaded them as it booted
+                self._loaded = [module.stem for module in built.modules]
+            else:
+                self.load(*built.modules)
         except BaseException:
             self.close()
             raise
@@ -253,8 +260,8 @@ class Machine:
         They get the parameters that the kernel's command line has for them, as pcie_nymph.blake3=portable.
         """
         for module in modules:
-            path = f"/nymph/repo/{module.relative_to(CHECKOUT)}"
-            done = self.run(["sh", "-c", LOAD, "load", path, module.stem], check=False)
+            insert = ["sh", "-c", LOAD, "load", _in_guest(module), module.stem]
+            done = self.run(insert, check=False)
             if done.returncode:
                 log = log_tail(self._folder, 10)
                 raise HarnessError(f"the guest's kernel refused {module.name}: {done.stderr.strip()}\n{log}")
@@ -296,6 +303,16 @@ class Machine:
             self._connected.add(user)
         return self.state.ssh(user, command, ["-t"] * tty)
 
+    def forward(self, port: int, preferred: int = 0) -> int:
+        """Let a port on the host's loopback lead to the guest's; returns its number, `preferred` if free."""
+        for ours in dict.fromkeys((preferred, 0)):
+            before = self._forwarded()
+            rule = f"hostfwd_add net tcp:127.0.0.1:{ours}-:{port}"
+            said = self.qmp("human-monitor-command", **{"command-line": rule})
+            if new := self._forwarded() - before:
+                return new.pop()[0]
+        raise HarnessError(f"QEMU does not forward a port: {said}")
+
     def copy_in(self, path: str, user: str = "root", to: str = ".") -> None:
         """Copy a file or folder into a folder, or the user's home: a/b to a/b, but ../a/b and /a/b to b."""
         inside = not (os.path.isabs(path) or ".." in Path(path).parts)
@@ -316,6 +333,11 @@ class Machine:
         if packer.returncode or unpacked.returncode:
             self.sync()
             raise HarnessError(f"{doing} failed")
+
+    def wait(self) -> NoReturn:
+        """Wait until the machine is lost, and raise VMLost."""
+        self._wait_for(lambda: False)
+        raise AssertionError
 
     def sync(self) -> None:
         """Return once the agent has sent all that the guest's kernel logged so far."""
@@ -431,11 +453,16 @@ class Machine:
 
     def _ask_port(self) -> int:
         """The port on the host that leads to the guest's sshd. QEMU chose it, so there is no race for it."""
+        for port, guest in self._forwarded():
+            if guest == 22:
+                return port
+        raise HarnessError("QEMU does not say which port it forwards")
+
+    def _forwarded(self) -> set[tuple[int, int]]:
+        """Ports of the host that lead to the guest, each with the port there."""
         table = self.qmp("human-monitor-command", **{"command-line": "info usernet"})
-        found = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", table)
-        if not found:
-            raise HarnessError(f"QEMU does not say which port it forwards:\n{table}")
-        return int(found[1])
+        found = re.findall(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)", table)
+        return {(int(ours), int(guest)) for ours, guest in found}
 
     def _wait_for(self, happened: Callable[[], bool]) -> None:
         with self._changed:
@@ -508,6 +535,11 @@ def _bytes(memory: str) -> int:
     if not found:
         raise HarnessError(f"{memory!r} is no amount of memory: say 512M or 4G")
     return int(found[1]) << {"M": 20, "G": 30}[found[2]]
+
+
+def _in_guest(path: Path) -> str:
+    """Where the guest has a file or folder of this checkout."""
+    return f"/nymph/repo/{path.relative_to(CHECKOUT)}"
 
 
 def _with_us(command: list[str]) -> list[str]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Debian bookworm roots, made without root: the guest's disk, and the place where builds for it run.
+"""Debian bookworm roots, made without root: guests' disks, and the place where builds for them run.
 
-The disk has Python with all wheels, sshd and udev; the place has compilers. For guests of the host's
-architecture both are one root. Nothing of this checkout is in them.
+The plain disk has Python with all wheels, sshd and udev; that with systemd has what nymphd needs, too; the place
+has compilers. For guests of the host's architecture the plain disk and the place are one root. Nothing of this
+checkout is in them.
 """
 
 import hashlib
@@ -52,18 +53,46 @@ MaxSessions 1000
 Subsystem sftp internal-sftp
 """
 
-# The user in the group may use the device, the other may not.
+# The user who will be in the group may use the device, the other may not.
 SETUP = """\
-groupadd --system nymph
-useradd --create-home --shell /bin/bash --password '*' --groups nymph nymph-user
+useradd --create-home --shell /bin/bash --password '*' nymph-user
 useradd --create-home --shell /bin/bash --password '*' other-user
 python3 -m compileall -q -j 0 /usr/local/lib/python3.11/dist-packages
 """
 
+# Nobody logs in on a console, nothing happens by itself behind a test's back, and no hardware is looked for.
+MASKED = (
+    *("getty.target", "timers.target", "systemd-logind.service", "e2scrub_reap.service"),
+    *("modprobe@.service", "systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount"),
+    *("sys-kernel-config.mount", "dev-hugepages.mount", "dev-mqueue.mount"),
+    *("systemd-random-seed.service", "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service"),
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What makes a kind of root."""
+
+    setup: str
+    packages: tuple[str, ...] = ()  # beside those of every guest
+    extras: tuple[str, ...] = ()  # of pynymph, whose wheels it has
+    to_build_in: bool = False
+
+
+IMAGES = {
+    "plain": Image(
+        f"{SETUP}groupadd --system nymph\nusermod --append --groups nymph nymph-user\n", to_build_in=True
+    ),
+    "systemd": Image(
+        f"{SETUP}systemctl -q mask {' '.join(MASKED)}\n", packages=("systemd",), extras=("service",)
+    ),
+}
+PLAIN = "plain"
+
 
 @dataclass(frozen=True)
 class Root:
-    """What was made: `image` for guests, `tree` to build in, and the keys to get into a guest."""
+    """A finished root: `image` for guests, `tree` to build in if it is plain, keys to get into a guest."""
 
     folder: Path
 
@@ -84,17 +113,22 @@ class Root:
         return self.folder / "known_hosts"
 
 
-def prepare(arch: Arch = AMD64) -> Root:
-    """The root for guests of that architecture; built first if its recipe changed or there is none."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    wheels = sorted([*project["project"]["dependencies"], *WHEELS])
+def prepare(arch: Arch = AMD64, image: str = PLAIN) -> Root:
+    """The root of that kind, a key of IMAGES, for guests of that architecture.
+
+    Built first if its recipe changed or there is none.
+    """
+    kind = IMAGES[image]
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    more = [wheel for extra in kind.extras for wheel in project["optional-dependencies"][extra]]
+    wheels = sorted([*project["dependencies"], *more, *WHEELS])
     packages = [*GUEST_PACKAGES, *BUILD_PACKAGES, *arch.build_packages]
-    recipe = repr((PYTHON, GLIBC, packages, wheels, LEFT_OUT, SSHD_CONFIG, SETUP))
-    name = f"root-{arch.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    return Root(cached(name, lambda folder: _make(Root(folder), arch, wheels)))
+    recipe = repr((PYTHON, GLIBC, kind, packages, wheels, LEFT_OUT, SSHD_CONFIG))
+    name = f"root-{image}-{arch.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    return Root(cached(name, lambda folder: _make(Root(folder), arch, kind, wheels)))
 
 
-def _make(root: Root, arch: Arch, wheels: list[str]) -> None:
+def _make(root: Root, arch: Arch, kind: Image, wheels: list[str]) -> None:
     _check_subordinate_ids()
     work = root.folder / "work"
     work.mkdir()
@@ -104,27 +138,30 @@ def _make(root: Root, arch: Arch, wheels: list[str]) -> None:
             _download_wheels(wheels, each, work / each.name / "dist-packages")
     _make_keys(root, work)
     (work / "sshd_config").write_text(SSHD_CONFIG)
-    (work / "setup").write_text(SETUP)
+    (work / "setup").write_text(kind.setup)
     build = [*BUILD_PACKAGES, *arch.build_packages]
-    guest = [*GUEST_PACKAGES, *(build if arch.is_host else [])]
+    guest = [*GUEST_PACKAGES, *kind.packages, *(build if kind.to_build_in and arch.is_host else [])]
     with step(f"building the guest's disk (Debian bookworm, {arch.name}; takes the longest, once)"):
         hooks = [*emulate, *_copy_wheels(arch), *_set_up_guest()]
         disk = _mmdebstrap(work, [arch.name], guest, hooks)
         with disk.open("rb") as file:
             pack = ["sqfstar", "-comp", "lz4", "-quiet", "-no-progress"]
             call([*pack, root.image], "packing the guest's disk", stdin=file)
-    if arch.is_host:
-        place = disk
-    else:
+    if kind.to_build_in:
+        _unpack_place(root, arch, disk, build)
+    shutil.rmtree(work)
+
+
+def _unpack_place(root: Root, arch: Arch, place: Path, packages: list[str]) -> None:
+    if not arch.is_host:
         with step(f"building the place to build for {arch.name} in (once)"):
-            place = _mmdebstrap(work, [AMD64.name, arch.name], build, _copy_wheels(AMD64))
+            place = _mmdebstrap(place.parent, [AMD64.name, arch.name], packages, _copy_wheels(AMD64))
     with step("unpacking the place to build in"):
         root.tree.mkdir()
         call(
             ["tar", "-C", root.tree, "--no-same-owner", "--exclude=./dev/*", "-xf", place],
             "unpacking the build root",
         )
-    shutil.rmtree(work)
 
 
 def _binfmt_hook(arch: Arch) -> str:

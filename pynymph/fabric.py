@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""The fabric as NYMPH's own software knows it, and the proof that it works.
+
+Without a driver it is the reference model, and everything it says has "model" for an engine.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from pynymph import abi, digest
+from pynymph.errors import ClosedError, NymphError
+from pynymph.operation import Copy
+from pynymph.ring import DEVICE, MODEL, Ring, query
+from pynymph.state import Snapshot
+
+LABEL = 0x1000000  # what NYMPH's daemon has always given its ring for an address
+
+
+@dataclass(frozen=True)
+class DMADescriptor:
+    """A copy, as struct nymph_dma_desc has it: addresses of this process's memory, `length` in bytes.
+
+    `flags` are NYMPH_DMA_FLAG_...; with COMPLETE_SYNC the copy has ended when submit_dma() returns. Else its
+    memory has to stay until get_status() counts its bytes.
+    """
+
+    src_addr: int
+    dst_addr: int
+    length: int
+    flags: int = 0
+    cookie: int = 0
+
+
+@dataclass(frozen=True)
+class FabricStatus:
+    """What the ring did so far. `ring_hash` is the driver's own, 32 bytes; `engine` moves its bytes."""
+
+    dma_bytes: int
+    ring_hash: bytes
+    ring_size: int
+    active_descriptors: int
+    engine: str | None
+
+
+@dataclass(frozen=True)
+class EngineVerification:
+    """Whether one engine proved itself just now, and if not, why. What did not come to be is None."""
+
+    engine: str
+    verified: bool
+    reason: str | None
+    time_s: float
+    ring_hash: bytes | None = None
+    recomputed_ring_hash: bytes | None = None
+    """Of SNAPSHOT, in user space."""
+    dma_bytes: int | None = None
+    src_digest: bytes | None = None
+    dst_digest: bytes | None = None
+
+
+@dataclass(frozen=True)
+class FabricVerification:
+    """What get_fabric_verify_status() found: `verified` is true only if every engine is."""
+
+    verified: bool
+    status: FabricStatus
+    recomputed_ring_hash: bytes
+    """Of the fabric's own ring."""
+    engines: tuple[EngineVerification, ...]
+
+
+def find_device() -> str:
+    """The driver's device, or the model if there is no driver."""
+    return DEVICE if Path(DEVICE).exists() else MODEL
+
+
+class ZLTA2Fabric:
+    """One ring, by the names NYMPH's software has for what it does. Raises NymphError.
+
+    `device`: a path, or "model:"; None: the driver's, or the model where there is none.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self._device = device
+        self._ring: Ring | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def initialize(self, ring_size: int = 256) -> bool:
+        """Open the device and set up a ring of `ring_size` entries, 1 to 4096. Again does nothing. True."""
+        if self._ring is None:
+            self._ring = Ring(ring_size, device=self._device or find_device(), label=LABEL)
+        return True
+
+    def is_initialized(self) -> bool:
+        return self._ring is not None
+
+    def submit_dma(self, descriptor: DMADescriptor) -> bool:
+        """Queue one copy: SUBMIT_DMA. True; a NymphError says why it was refused, or failed if it was to be
+        waited for.
+        """
+        self._opened()._submit_dma(abi.new("nymph_dma_desc", **asdict(descriptor)))
+        return True
+
+    def get_status(self) -> FabricStatus:
+        """Counters, and the driver's hash of the ring."""
+        return _status(self._opened().snapshot())
+
+    def reset(self) -> bool:
+        """Cancel what is queued, and be as after initialize(). True."""
+        self._opened().reset()
+        return True
+
+    def get_fabric_verify_status(self, nbytes: int = 64 * 1024, timeout: float = 10.0) -> FabricVerification:
+        """Have every engine prove itself, one after the other, by `nbytes`; see verify_engine()."""
+        ring = self._opened()
+        device = MODEL if ring.is_model else self._device or find_device()
+        engines = tuple(
+            verify_engine(engine, device=device, nbytes=nbytes, timeout=timeout)
+            for engine in query(device).engines.values()
+        )
+        snapshot = ring.snapshot()
+        recomputed = digest.ring_hash(snapshot)
+        verified = all(each.verified for each in engines) and recomputed == snapshot.ring_hash
+        return FabricVerification(verified and bool(engines), _status(snapshot), recomputed, engines)
+
+    def close(self) -> None:
+        """Close the device. Again does nothing."""
+        ring, self._ring = self._ring, None
+        if ring is not None:
+            ring.close()
+
+    def _opened(self) -> Ring:
+        if self._ring is None:
+            raise ClosedError(errno.EBADF, "the fabric has no ring; call initialize() first")
+        return self._ring
+
+
+def get_fabric_verify_status(device: str | None = None) -> FabricVerification:
+    """ZLTA2Fabric.get_fabric_verify_status() of a fabric of its own."""
+    with ZLTA2Fabric(device) as fabric:
+        fabric.initialize()
+        return fabric.get_fabric_verify_status()
+
+
+def _status(of: Snapshot) -> FabricStatus:
+    return FabricStatus(of.dma_bytes, of.ring_hash, of.ring_size, of.active_descriptors, of.engine)
+
+
+def verify_engine(
+    engine: str, *, device: str = DEVICE, nbytes: int = 64 * 1024, timeout: float = 10.0
+) -> EngineVerification:
+    """Have an engine copy random bytes, and look at all it leaves: on a ring of its own, paused at first.
+
+    Verified is what agrees in everything: the digests of the record with those of source and destination,
+    made here; the bytes; the engine; dma_bytes; and the ring's hash with that of SNAPSHOT made here, with the
+    copy queued and after it. Ends within about `timeout` seconds, and what the driver takes to give a channel
+    up.
+    """
+    started = time.perf_counter()
+    found: dict[str, bytes | int] = {}
+    try:
+        reason = _disagreement(engine, device, nbytes, timeout, found)
+    except NymphError as error:
+        reason = error.strerror or str(error)
+    return EngineVerification(engine, reason is None, reason, time.perf_counter() - started, **found)  # type: ignore[arg-type]
+
+
+def _disagreement(
+    engine: str, device: str, nbytes: int, timeout: float, found: dict[str, bytes | int]
+) -> str | None:
+    src = os.urandom(nbytes)
+    # Whole pages that nothing else will have: a channel that is given up may still write to them.
+    dst = mmap.mmap(-1, nbytes)
+    with Ring(1, engine=engine, device=device, paused=True, label=LABEL) as ring:
+        transfer = ring.submit(Copy(src=src, dst=dst, verify=True))
+        queued = ring.snapshot()
+        ring.enable()
+        done = transfer.result(timeout)
+        after = ring.snapshot()
+    assert done.src_digest is not None and done.dst_digest is not None
+    recomputed = digest.ring_hash(after)
+    found.update(ring_hash=after.ring_hash, recomputed_ring_hash=recomputed, dma_bytes=after.dma_bytes)
+    found.update(src_digest=done.src_digest, dst_digest=done.dst_digest)
+    agree = {
+        "the ring's hash, with the copy queued, is not that of its snapshot": (
+            queued.active_descriptors == 1 and queued.ring_hash == digest.ring_hash(queued)
+        ),
+        "the ring's hash is not that of its snapshot": after.ring_hash == recomputed,
+        "the digest of what was sent is not that of the source": done.src_digest == digest.payload(src),
+        "the digest of what arrived is not that of the destination": done.dst_digest == digest.payload(dst),
+        "the bytes that arrived are not those sent": dst[:] == src,
+        f"{done.bytes_done} bytes are reported as done, and {after.dma_bytes} counted": (
+            done.bytes_done == after.dma_bytes == nbytes
+        ),
+        f"engine {done.engine} ran it instead": done.engine == engine,
+    }
+    return next((reason for reason, fine in agree.items() if not fine), None)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""Brings bytes through the ring, and proof that they arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import mmap
+import time
+from dataclasses import dataclass, field
+
+import pynymph
+from pynymph import AsyncRing, NymphError, Snapshot
+from pynymph.fabric import LABEL
+from pynymph.ring import MODEL
+from pynymph.service.events import Events
+from pynymph.service.metrics import TRANSFER_SECONDS
+
+_TIMEOUT_S = 5.0  # for a copy on whatever engine is best
+_LAST_TIMEOUT_S = 30.0  # on the CPU, behind which there is nothing
+_DISTRUST_S = 5.0  # so long the CPU carries after a failure
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an engine failed to do before another did it."""
+
+    engine: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """Bytes behind the ring: `digest` is BLAKE3-256 of them, by the driver and again in user space."""
+
+    memory: mmap.mmap
+    digest: bytes
+    engine: str
+    seconds: float
+    faults: list[Fault] = field(default_factory=list)
+
+
+class Carrier:
+    """The service's own ring, on the best engine there is, and one on the CPU for when that fails.
+
+    What failed is said in `faults` of what arrived, and as an event.
+    """
+
+    def __init__(self, device: str, ring_size: int, events: Events) -> None:
+        """Opens the ring; needs a running loop. Raises NymphError."""
+        self.device = device
+        self._events = events
+        self._ring = AsyncRing(ring_size, device=device, label=LABEL)
+        try:
+            self._engine = self._ring.ring.snapshot().engine
+            # A model has no other engine, and the CPU has nothing behind it.
+            self._spare = None if device == MODEL else AsyncRing(ring_size, device=device, engine="cpu")
+        except BaseException:
+            self._ring.close()
+            raise
+        self._distrusted_until = 0.0
+
+    def close(self) -> None:
+        self._ring.close()
+        if self._spare is not None:
+            self._spare.close()
+
+    @property
+    def engine(self) -> str | None:
+        """That of the ring now."""
+        return self._engine
+
+    def snapshot(self) -> Snapshot:
+        """Of the service's own ring."""
+        snapshot = self._ring.ring.snapshot()
+        self._engine = snapshot.engine
+        return snapshot
+
+    def latency(self) -> pynymph.Latency:
+        return self._ring.ring.latency()
+
+    async def carry(self, data: bytes, source: str) -> Arrived:
+        """Copy `data`, 1 byte or more, with VERIFY_HASH. Raises NymphError if no engine could.
+
+        source: who wants it, for the event of a fault.
+        """
+        started = time.perf_counter()
+        faults: list[Fault] = []
+        spare = self._spare
+        if spare is None:
+            memory, done = await self._copy(self._ring, data, _LAST_TIMEOUT_S)
+        else:
+            try:
+                if (left := self._distrusted_until - time.monotonic()) > 0:
+                    reason = f"failed {_DISTRUST_S - left:.1f} s ago, so the CPU carries for a while"
+                    faults.append(Fault(self._engine, reason))
+                    memory, done = await self._copy(spare, data, _LAST_TIMEOUT_S)
+                else:
+                    memory, done = await self._copy(self._ring, data, _TIMEOUT_S)
+            except NymphError as error:
+                if faults:
+                    raise
+                self._distrusted_until = time.monotonic() + _DISTRUST_S
+                faults.append(Fault(self._engine, error.strerror or str(error)))
+                self._events.fault(source, self._engine, error.strerror or str(error))
+                memory, done = await self._copy(spare, data, _LAST_TIMEOUT_S)
+        seconds = time.perf_counter() - started
+        assert done.engine is not None and done.dst_digest is not None
+        TRANSFER_SECONDS.labels(done.engine).observe(seconds)
+        return Arrived(memory, done.dst_digest, done.engine, seconds, faults)
+
+    async def _copy(
+        self, ring: AsyncRing, data: bytes, timeout_s: float
+    ) -> tuple[mmap.mmap, pynymph.Completion]:
+        # Whole pages that nothing else will have: a channel that is given up may still write to them.
+        memory = mmap.mmap(-1, len(data))
+        try:
+            async with asyncio.timeout(timeout_s):
+                done = await ring.copy(src=data, dst=memory, verify=True)
+        except TimeoutError as error:
+            if isinstance(error, NymphError):
+                raise
+            message = f"no end of the copy within {timeout_s:g} s"
+            raise pynymph.RingTimeoutError(errno.ETIMEDOUT, message) from None
+        if await asyncio.to_thread(pynymph.digest.payload, memory) != done.dst_digest:
+            message = "the driver's digest is not that of the bytes that arrived"
+            raise pynymph.VerifyError(errno.EBADMSG, message, done)
+        return memory, done
