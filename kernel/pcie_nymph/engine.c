@@ -9,6 +9,7 @@
 #include <linux/string.h>
 
 #include "nymph.h"
+#include "trace.h"
 
 /*
  * Serializes the list, ids and the engines' rings. Engines stay in the list for
@@ -236,6 +237,7 @@ void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 		move->engine = engine->id;
 		move->adrift = false;
 	}
+	trace_nymph_move(ring, moves, n);
 	if (tried)
 		engine->move(engine, moves, n);
 	for (move = moves; move < moves + n; move++) {
@@ -250,6 +252,7 @@ void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 		move->engine = nymph_engine_cpu.id;
 		nymph_engine_cpu.move(&nymph_engine_cpu, move, 1);
 	}
+	trace_nymph_moved(ring, moves, n);
 }
 
 /**

@@ -29,6 +29,7 @@
 
 #include "compat.h"
 #include "nymph.h"
+#include "trace.h"
 #include "runs.h"
 
 /* Transactions an operation can have: more than a piece in scattered memory has. */
@@ -991,8 +992,10 @@ static int nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *moves,
 	mutex_lock(&dma->lock);
 	/* its device may have come back */
 	ret = nymph_dma_acquire(dma);
-	if (!ret && !op->dev)
+	if (!ret && !op->dev) {
 		nymph_dma_op_map(op, moves);
+		trace_nymph_mapped(dma->engine.id, op->nr_moves, op->nr_runs);
+	}
 	if (!ret && *handed_over < op->nr_runs) {
 		ret = nymph_dma_submit(op, *handed_over);
 		if (ret > 0)

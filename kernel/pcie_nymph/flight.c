@@ -211,7 +211,8 @@ unsigned int nymph_flight_run(struct nymph_ring *ring)
 		return 0;
 	ring->flight->started_ns = ktime_get_ns();
 	for (i = 0; i < n; i++)
-		trace_nymph_start(ring, &nymph_flight_slot(ring, i)->entry);
+		trace_nymph_start(ring, &nymph_flight_slot(ring, i)->entry,
+				  ring->flight->started_ns);
 	nymph_engine_move(ring, ring->flight->moves, n);
 	nymph_flight_hash(ring, n);
 	return n;
