@@ -366,6 +366,8 @@ static int nymph_ring_start(struct nymph_ring *ring, u64 now)
 
 	if (ring->chain_broken || READ_ONCE(slot->canceled))
 		return -ECANCELED;
+	/* it may have come after the one before it ended */
+	now = max(now, slot->queued_ns);
 	nymph_transfer_start(&ring->transfer, &slot->entry, now);
 	trace_nymph_start(ring, &slot->entry, now);
 	return 0;
