@@ -73,11 +73,11 @@ def modules(folder: Path, kernel_name: str) -> list[Path]:
 def program(source: Path, *options: str) -> Path:
     """A C program for the guest, 64 or with -m32 32 bits wide; built if its source or the options changed.
 
-    It can include pcie_nymph.h, and needs no library there.
+    It can include pcie_nymph.h, and needs no library there: with -luring, liburing is in it.
     """
     name = source.stem + "".join(options)
-    compiler = f"gcc -static -pthread -O1 -Wall -Wextra -Werror {' '.join(options)}"
-    script = f"mkdir out\n{compiler} -o out/{name} {source.name}"
+    compiler = "gcc -static -pthread -O1 -Wall -Wextra -Werror"
+    script = f"mkdir out\n{compiler} -o out/{name} {source.name} {' '.join(options)}"
     target = BUILD / "programs" / name
     _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script)
     return target / name

@@ -229,9 +229,10 @@ def build(kernel: str) -> None:
 
 @cli.command()
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def program(source: Path) -> None:
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- GCC OPTION...]")
+def program(source: Path, options: tuple[str, ...]) -> None:
     """Compile a C program for guests, which may include pcie_nymph.h, and say where it is."""
-    click.echo(builder.program(source))
+    click.echo(builder.program(source, *options))
 
 
 @cli.command()

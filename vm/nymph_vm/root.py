@@ -26,7 +26,7 @@ GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014") 
 
 GUEST_PACKAGES = ["python3", "openssh-server", "udev", "kmod", "procps"]
 BUILD_PACKAGES = ["gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
-BUILD_PACKAGES += ["gcc-multilib"]  # for 32-bit programs
+BUILD_PACKAGES += ["gcc-multilib", "liburing-dev"]  # for 32-bit programs, and those with io_uring
 BUILD_PACKAGES += ["bc", "bison", "flex", "libelf-dev", "xz-utils"]  # for whole kernels
 PACKAGES = [*GUEST_PACKAGES, *BUILD_PACKAGES]
 USERS = ("root", "nymph-user", "other-user")
