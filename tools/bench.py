@@ -64,8 +64,13 @@ def publish(chosen: argparse.Namespace) -> int:
 
     def show(report: dict[str, Any]) -> str:
         summary(report)
-        made = ["bench.json", "report.html", "performance.md", *(["trace.perfetto"] if trace.exists() else [])]
-        return f"all data and digests are right; see {', '.join(f'{DIST}/{name}' for name in made)}"
+        made = [
+            "bench.json",
+            "report.html",
+            "performance.md",
+            *(["trace.perfetto"] if trace.exists() else []),
+        ]
+        return f"all data and digests are right; see {', '.join(made)} in {DIST}/"
 
     return reports.finish("bench", make, show)
 
@@ -80,13 +85,15 @@ def summary(report: dict[str, Any]) -> None:
     for (size,) in found:
         table.add_column(reports.human(size), justify="right")
     for name, cells in page.by_way(found).items():
-        table.add_row(name, *(page.times(cells[size]) if size in cells else "–" for size in found))
+        table.add_row(name, *(page.times(cells[size]) if size in cells else "-" for size in found))
     if found:
         Console(width=120).print(table)
     if report["noise"]:
-        print(f"The same way measured twice: {page.times(report['noise']['same_twice'])} times as fast as itself.")
+        again = page.times(report["noise"]["same_twice"])
+        print(f"The same way measured twice: {again} times as fast as itself.")
     wide, known = page.wide(report["figures"])
-    print(f"{wide} of {known} figures have an interval too wide to rely on (?); the load was {report['load_average']:.1f}.")
+    load = report["load_average"]
+    print(f"{wide} of {known} figures have an interval too wide to rely on (?); the load was {load:.1f}.")
     for each in report["figures"]:
         if each["value"] is None:
             print(f"Not measured: {each['id']}: {each['because']}.")
@@ -112,10 +119,9 @@ def compare(chosen: argparse.Namespace) -> int:
             Console(width=150).print(table)
     for name in verdict.gone:
         print(f"Not in the new run: {name}")
-    print(
-        f"{verdict.compared} figures compared; a change of up to {verdict.tolerance - 1:.0%} is the machine's. "
-        f"{len(verdict.untold)} may have become worse by more than that, and the samples do not tell."
-    )
+    tolerance = f"{verdict.tolerance - 1:.0%}"
+    print(f"{verdict.compared} figures compared; a change of up to {tolerance} is the machine's.")
+    print(f"{len(verdict.untold)} may have become worse by more than that, and the samples do not tell.")
     if verdict.regressions:
         print(f"REGRESSION: {len(verdict.regressions)} figures")
         return 1

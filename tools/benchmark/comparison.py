@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Tells regressions from noise, between two bench.json.
 
-Times of two runs are never compared as they are: each figure is first taken in terms of its run's yardstick, a
-fixed piece of CPU work that was timed beside it. What has nothing to do with the driver, and the same way measured
-twice, tell how far figures stray by themselves; that, and 10 % in any case, are tolerated. Beyond, a change counts
-if a Mann-Whitney test finds it, with Benjamini and Hochberg's correction for so many tests, and its interval
-agrees.
+Times of two runs are never compared as they are: each figure is first taken in terms of its run's yardstick,
+a fixed piece of CPU work that was timed beside it. What has nothing to do with the driver, and the same way
+measured twice, tell how far figures stray by themselves; that, and 10 % in any case, are tolerated. Beyond, a
+change counts if a Mann-Whitney test finds it, with Benjamini and Hochberg's correction for so many tests, and
+its interval agrees.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Verdict:
     improvements: list[Change] = field(default_factory=list)
     compared: int = 0
     untold: list[str] = field(default_factory=list)
-    """Figures whose interval reaches beyond the tolerance to the worse, without a regression being certain."""
+    """Figures whose interval reaches beyond the tolerance to the worse, though no regression is certain."""
     gone: list[str] = field(default_factory=list)
     """Figures of the old run that the new one does not have."""
 
@@ -72,13 +72,14 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
         raise IncomparableError(f"{few[0]} has fewer than {FEWEST} samples: measure more rounds")
 
     changes = [_change(before[id], after[id]) for id in common]
-    ours, controls = [], []
+    ours: list[Change] = []
+    controls: list[Change] = []
     for change in changes:
         (controls if before[change.id]["parameters"].get("engine") == "none" else ours).append(change)
     verdict = Verdict(max([TOLERANCE, *_strays(old), *_strays(new), *_strayed(controls)]), compared=len(ours))
     verdict.gone = [id for id in before if id not in after]
     limit = verdict.tolerance
-    corrected = stats.false_discovery_control([change.p for change in ours]) if ours else []
+    corrected: Any = stats.false_discovery_control([change.p for change in ours]) if ours else []
     for change, p in zip(ours, corrected, strict=True):
         if p < FALSE_DISCOVERIES and change.low > limit:
             verdict.regressions.append(change)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Makes bench.json of what was measured: medians, intervals, ratios, and how costs grow.
 
-Intervals hold with 95 % confidence, and come of scipy's bootstrap. Ratios are of ways that took turns, round by
-round. bench.schema.json says what is in a bench.json, and this module never writes one that is not so.
+Intervals hold with 95 % confidence, and come of scipy's bootstrap. Ratios are of ways that took turns, round
+by round. bench.schema.json says what is in a bench.json, and this module never writes one that is not so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jsonschema
 import numpy as np
@@ -86,7 +87,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interva
     return Interval(*(float(each) for each in np.exp(_bootstrap(logs, np.mean, "BCa"))))
 
 
-def _bootstrap(samples: Any, statistic: Callable[..., Any], method: str) -> Interval:
+def _bootstrap(samples: Any, statistic: Callable[..., Any], method: Literal["percentile", "BCa"]) -> Interval:
     values = np.asarray(samples, float)
     value = float(statistic(values))
     if np.ptp(values) == 0:  # of one, or all the same: the bootstrap knows no interval
@@ -264,7 +265,7 @@ def series(figures: list[dict[str, Any]], cpus: int) -> Iterator[dict[str, Any]]
 def _bend(rows: list[dict[str, Any]], axis: str, cpus: int) -> dict[str, Any] | None:
     """Where more of them do not do as much more any longer, and what the counters say of it."""
     first = rows[0]
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         more = row["parameters"][axis] / first["parameters"][axis]
         if first["value"] / row["value"] >= FALLS_SHORT * more:
             continue
@@ -320,11 +321,21 @@ def make(raw: dict[str, Any]) -> dict[str, Any]:
     found = [figure(way, cpus, raw["energy_null_because"]) for way in raw["ways"]]
     for each in raw["memory"]:
         samples = each.pop("samples")
-        found.append({**each, "unit": "B/ring", **median(samples).as_json(), "because": None, "samples": samples})
+        found.append(
+            {**each, "unit": "B/ring", **median(samples).as_json(), "because": None, "samples": samples}
+        )
     nulls = [_null(each["id"], each["because"], each["id"].partition(":")[0]) for each in raw["nulls"]]
     if raw["energy_null_because"]:
         nulls.append(_null("energy", raw["energy_null_because"], "energy"))
-    machine = ("kernel", "accelerator", "accelerator_unknown_because", "cpu", "cpus", "memory_bytes", "blake3")
+    machine = (
+        "kernel",
+        "accelerator",
+        "accelerator_unknown_because",
+        "cpu",
+        "cpus",
+        "memory_bytes",
+        "blake3",
+    )
     report = {
         "version": VERSION,
         "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -349,7 +360,14 @@ def make(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A bench.json; raises ValueError, OSError or jsonschema.ValidationError."""
-    report: dict[str, Any] = json.loads(path.read_text())
-    jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    """A bench.json. Raises OSError, or ValueError if it is none."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    except jsonschema.ValidationError as error:
+        raise ValueError(
+            f"{path} is no bench.json of version {VERSION}: {error.json_path}: {error.message}"
+        ) from error
     return report

@@ -33,15 +33,15 @@
 
 #include "pcie_nymph.h"
 
-#define MAX_TIMES	(1 << 16)
-#define MAX_RINGS	256
-#define URING_DEPTH	32
-#define URING_PIECE	(128 << 10)
+#define MAX_TIMES (1 << 16)
+#define MAX_RINGS 256
+#define URING_DEPTH 32
+#define URING_PIECE (128 << 10)
 
 struct answer {
 	uint64_t operations;
 	uint64_t ns;
-	uint64_t cpu_ns;	/* of this process */
+	uint64_t cpu_ns; /* of this process */
 	uint64_t times;
 	uint64_t digests;
 };
@@ -91,8 +91,8 @@ static void took(uint64_t ns)
 
 static char *memory(size_t length)
 {
-	char *at = mmap(NULL, length, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	char *at =
+		mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 	if (at == MAP_FAILED)
 		err(1, "mmap of %zu bytes", length);
@@ -198,8 +198,7 @@ static void check_record(const struct nymph_record *r)
 	if (r->status || r->bytes_done != bytes)
 		errx(1, "an operation ended with %d after %llu bytes", r->status,
 		     (unsigned long long)r->bytes_done);
-	if ((r->flags & both) == both &&
-	    memcmp(r->src_digest, r->dst_digest, NYMPH_DIGEST_SIZE))
+	if ((r->flags & both) == both && memcmp(r->src_digest, r->dst_digest, NYMPH_DIGEST_SIZE))
 		errx(1, "the driver let digests pass that differ");
 }
 
@@ -230,8 +229,8 @@ static int enter(struct ring *ring, struct nymph_entry *entries, unsigned int n,
 	int submitted = ioctl(ring->fd, NYMPH_IOC_ENTER, &arg);
 
 	if (submitted != (int)n || arg.reaped != records)
-		errx(1, "ENTER took %d of %u entries and gave %u of %u records: %s", submitted, n,
-		     arg.reaped, records, strerror(submitted < 0 ? errno : -arg.error));
+		errx(1, "ENTER took %d of %u entries and gave %u of %u records: %s", submitted, n, arg.reaped,
+		     records, strerror(submitted < 0 ? errno : -arg.error));
 	return submitted;
 }
 
@@ -445,7 +444,7 @@ static void by_memmove(void)
 static const struct path {
 	const char *name;
 	void (*run)(void);
-	int moves;	/* bytes of all operations, so that they can be checked */
+	int moves; /* bytes of all operations, so that they can be checked */
 	int records;
 } paths[] = {
 	{ "enter", by_enter, 1, 1 },

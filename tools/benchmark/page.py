@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
+from cycler import cycler
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +27,7 @@ TEMPLATES = Path(__file__).parent
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Those of Okabe and Ito, which the colour-blind tell apart."""
 WIDE_MARK = " ?"
+SECTIONS = tomllib.loads((TEMPLATES / "sections.toml").read_text())
 
 matplotlib.rcParams.update(
     {
@@ -33,7 +36,7 @@ matplotlib.rcParams.update(
         "axes.spines.right": False,
         "axes.grid": True,
         "grid.color": "#dddddd",
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "font.size": 9,
         "legend.frameon": False,
         "legend.fontsize": 8,
@@ -53,11 +56,18 @@ class Table:
 @dataclass
 class Section:
     name: str
-    """Of the plot's file."""
-    title: str
-    meaning: str
+    """In sections.toml, and of the plot's file."""
     plot: Figure | None = None
     tables: list[Table] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return str(SECTIONS[self.name]["title"])
+
+    @property
+    def meaning(self) -> str:
+        """What the figures mean: one paragraph, with *this* and `that`."""
+        return " ".join(SECTIONS[self.name]["meaning"].split())
 
     @property
     def svg(self) -> Markup:
@@ -76,7 +86,7 @@ class Section:
 
 def seconds(value: float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9)):
         if value * factor >= 1 or unit == "ns":
             return f"{value * factor:.3g} {unit}"
@@ -86,7 +96,7 @@ def seconds(value: float | None) -> str:
 def rate(value: float | None) -> str:
     """Bytes per second."""
     if value is None:
-        return "–"
+        return "-"
     return f"{value / 1e9:.3g} GB/s" if value >= 1e9 else f"{value / 1e6:.3g} MB/s"
 
 
@@ -102,7 +112,9 @@ def way(parameters: dict[str, Any], *without: str) -> str:
     path = parameters.get("path")
     said += [str(path)] if path and path != said[0] else []
     if "what" in parameters and "what" not in without:
-        said.append(f"({parameters['what']})" if path != "memmove" and path != "io_uring" else parameters["what"])
+        said.append(
+            f"({parameters['what']})" if path != "memmove" and path != "io_uring" else parameters["what"]
+        )
     if parameters.get("engine") not in (None, "none") and "engine" not in without:
         said.append(f"on {parameters['engine']}")
     return " ".join(filter(None, said))
@@ -130,7 +142,9 @@ def _axes(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     return plot, list(plot.subplots(1, count, sharey=True, squeeze=False)[0])
 
 
-def _line(axes: Axes, rows: Figures, axis: str, label: str, y: Callable[[float, dict[str, Any]], float]) -> None:
+def _line(
+    axes: Axes, rows: Figures, axis: str, label: str, y: Callable[[float, dict[str, Any]], float]
+) -> None:
     """Medians, and their intervals as a band; `y` makes of a value of a figure what is shown."""
     rows = sorted(rows, key=lambda row: int(row["parameters"][axis]))
     x = [row["parameters"][axis] for row in rows]
@@ -153,8 +167,8 @@ def _dots(axes: Axes, rows: Sequence[tuple[str, dict[str, Any]]], base: str) -> 
         value, (low, high) = found["value"], found["interval"]
         colour = COLOURS[7] if found["wide"] else COLOURS[0]
         axes.errorbar(
-            value, place, xerr=[[max(0, value - low)], [max(0, high - value)]], fmt="o", markersize=4, color=colour,
-            capsize=2,
+            value, place, xerr=[[max(0, value - low)], [max(0, high - value)]], fmt="o", markersize=4,
+            color=colour, capsize=2,
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
@@ -165,15 +179,7 @@ def _dots(axes: Axes, rows: Sequence[tuple[str, dict[str, Any]]], base: str) -> 
 
 def _sizes(report: dict[str, Any]) -> Section:
     figures = _select(report["figures"], "size", path="enter")
-    section = Section(
-        "sizes",
-        "Throughput by size",
-        "Up to 64 operations of one size, 256 KiB in all, are queued with one ENTER from C, which waits for all. "
-        "*copy* is the default path, through a bounce buffer; *verify* hashes what is sent and what arrived; *digest* "
-        "only the latter; *zero-copy* has the engine read the source itself; *user memory* is the caller's own, where "
-        "all else is in buffers of the driver; *hash* moves nothing. What small ones cost is the way to the driver and "
-        "back; what large ones cost is the bytes.",
-    )
+    section = Section("sizes")
     engines = _distinct(figures, "engine")
     if not figures:
         return section
@@ -189,16 +195,19 @@ def _sizes(report: dict[str, Any]) -> Section:
     panels[-1].legend(loc="lower right")
     for engine in engines:
         whats = _distinct(_select(figures, "size", engine=engine), "what")
-        rows = []
+        lines = []
         for size in sorted(set(_distinct(figures, "bytes"))):
-            found = {each["parameters"]["what"]: each for each in _select(figures, "size", engine=engine, bytes=size)}
+            found = {
+                each["parameters"]["what"]: each
+                for each in _select(figures, "size", engine=engine, bytes=size)
+            }
             cells = [
-                rate(found[what]["bytes_per_s"]) + WIDE_MARK * found[what]["wide"] if what in found else "–"
+                rate(found[what]["bytes_per_s"]) + WIDE_MARK * found[what]["wide"] if what in found else "-"
                 for what in whats
             ]
-            rows.append([human(size), *cells])
-        section.tables.append(Table(f"on {engine}", ["bytes", *whats], rows))
-    rows = [
+            lines.append([human(size), *cells])
+        section.tables.append(Table(f"on {engine}", ["bytes", *whats], lines))
+    lines = [
         [
             human(each["parameters"]["bytes"]),
             each["parameters"]["engine"],
@@ -210,19 +219,21 @@ def _sizes(report: dict[str, Any]) -> Section:
         for each in figures
         if each["parameters"]["what"] in ("copy", "copy, verify")
     ]
-    head = ["bytes", "engine", "what", "CPU time per GiB", "interrupts per operation", "interrupts per second"]
-    section.tables.append(Table("What it costs", head, rows))
+    head = [
+        "bytes",
+        "engine",
+        "what",
+        "CPU time per GiB",
+        "interrupts per operation",
+        "interrupts per second",
+    ]
+    section.tables.append(Table("What it costs", head, lines))
     return section
 
 
 def _latency(report: dict[str, Any]) -> Section:
     figures = _select(report["figures"], "size", path="enter-1")
-    section = Section(
-        "latency",
-        "Latency of one operation at a time",
-        "One ENTER for each operation, which waits for it, as the client sees it. A quantile is only given where so "
-        "many operations were timed that some lie beyond it; the largest is of all rounds.",
-    )
+    section = Section("latency")
     if not figures:
         return section
     engines = _distinct(figures, "engine")
@@ -230,7 +241,8 @@ def _latency(report: dict[str, Any]) -> Section:
     for axes, engine in zip(panels, engines, strict=True):
         for what, colour in zip(("copy", "copy, verify"), COLOURS, strict=False):
             rows = sorted(
-                _select(figures, "size", engine=engine, what=what), key=lambda row: int(row["parameters"]["bytes"])
+                _select(figures, "size", engine=engine, what=what),
+                key=lambda row: int(row["parameters"]["bytes"]),
             )
             for quantile, style in (("p50", "-"), ("p99", ":")):
                 known = [row for row in rows if row["latency"][f"{quantile}_s"]]
@@ -245,7 +257,7 @@ def _latency(report: dict[str, Any]) -> Section:
     panels[0].set_ylabel("µs")
     panels[0].legend(loc="upper left")
     quantiles = ("p50", "p95", "p99", "p99.9", "max")
-    rows = [
+    lines = [
         [
             human(each["parameters"]["bytes"]),
             each["parameters"]["engine"],
@@ -255,7 +267,7 @@ def _latency(report: dict[str, Any]) -> Section:
         ]
         for each in figures
     ]
-    section.tables.append(Table("", ["bytes", "engine", "what", "timed", *quantiles], rows))
+    section.tables.append(Table("", ["bytes", "engine", "what", "timed", *quantiles], lines))
     return section
 
 
@@ -280,8 +292,8 @@ def by_way(found: dict[tuple[Any, ...], list[Any]], *without: str) -> dict[str, 
 
 
 def _compared(
-    report: dict[str, Any], section: Section, group: str, same: Sequence[str], base: str, title: Callable[[Any], str],
-    *without: str,
+    report: dict[str, Any], section: Section, group: str, same: Sequence[str], base: str,
+    title: Callable[[Any], str], *without: str,
 ) -> Section:  # fmt: skip
     """A section of ratios within a group: dots, and a table."""
     found = ratios(report, group, same)
@@ -298,7 +310,7 @@ def _compared(
     for axes in panels[len(found) :]:
         axes.axis("off")
     rows = [
-        [name, *(times(cells[key]) if key in cells else "–" for key in found)]
+        [name, *(times(cells[key]) if key in cells else "-" for key in found)]
         for name, cells in by_way(found, *without).items()
     ]
     section.tables.append(Table(f"Times as fast as {base}", ["", *map(title, found)], rows))
@@ -306,29 +318,20 @@ def _compared(
 
 
 def _paths(report: dict[str, Any]) -> Section:
-    section = Section(
-        "paths",
-        "Ways to submit",
-        "64 plain copies of one size by each way that there is, against one SUBMIT_DMA for each from C, as clients of the first driver "
-        "do it. *submit-poll* queues them so and looks at GET_STATUS; *enter-1* is one ENTER for each, *enter* one for all, *read* takes "
-        "the records with `read()`. From Python: `Ring.copy()` and so on; *SUBMIT_DMA* is `fcntl.ioctl`. SUBMIT_DMA knows only "
-        "the caller's own memory; the others use buffers.",
-    )
+    section = Section("paths")
     return _compared(
-        report, section, "path", ("bytes", "engine"), "C submit", lambda key: f"{human(key[0])} on {key[1]}", "engine"
+        report,
+        section,
+        "path",
+        ("bytes", "engine"),
+        "C submit",
+        lambda key: f"{human(key[0])} on {key[1]}",
+        "engine",
     )
 
 
 def _instead(report: dict[str, Any]) -> Section:
-    section = Section(
-        "instead",
-        "Against what people would use instead",
-        "The same bytes are copied and hashed in each way, taking turns: `memmove` and then the official `blake3` in one process, which is 1; "
-        "`memmove` and then the kernel's own hashes, by AF_ALG with `splice()`; a file copied with io_uring and then hashed with the "
-        "official `blake3`; and rings: *verify* hashes both sides, which none of the others does, *digest* one. *C submit* makes one request "
-        "for each descriptor. `memmove` with nothing hashed says what the copy alone takes. All digests are compared with "
-        "those made in user space.",
-    )
+    section = Section("instead")
     return _compared(
         report, section, "instead", ("bytes",), "memmove, then blake3", lambda key: f"{human(key[0])}"
     )
@@ -336,11 +339,7 @@ def _instead(report: dict[str, Any]) -> Section:
 
 def _depth(report: dict[str, Any]) -> Section:
     figures = _select(report["figures"], "depth")
-    section = Section(
-        "depth",
-        "Depth",
-        "What one copy of 64 B takes if so many are queued with one request. The request itself is shared by all of them.",
-    )
+    section = Section("depth")
     if figures:
         section.plot, (axes,) = _axes(1)
         for engine in _distinct(figures, "engine"):
@@ -357,13 +356,7 @@ def _depth(report: dict[str, Any]) -> Section:
 
 def _parallel(report: dict[str, Any]) -> Section:
     groups = [group for group in ("rings", "processes", "channels") if _select(report["figures"], group)]
-    section = Section(
-        "parallel",
-        "More at once",
-        "How much more is done by several at once than by one: rings of one process (each has a worker thread in the kernel), processes "
-        "with a ring each, DMA channels with a process each (those of different endpoints first). The dotted line is as "
-        "much more as there are.",
-    )
+    section = Section("parallel")
     if not groups:
         return section
     section.plot, panels = _axes(len(groups))
@@ -385,32 +378,28 @@ def _parallel(report: dict[str, Any]) -> Section:
         axes.set_xlabel(group)
         axes.legend()
     panels[0].set_ylabel("times as much as one")
-    rows = [
+    lines = [
         [
             each["id"],
             "as many" if not each["bend"] else f"falls short at {each['bend']['at']}",
-            each["bend"]["because"] if each["bend"] else "–",
+            each["bend"]["because"] if each["bend"] else "-",
         ]
         for each in report["scaling"]
         if each["group"] in groups
     ]
-    section.tables.append(Table("Where it bends", ["", "", "what ran out"], rows))
+    section.tables.append(Table("Where it bends", ["", "", "what ran out"], lines))
     return section
 
 
 def _set_up(report: dict[str, Any]) -> Section:
-    section = Section(
-        "set-up",
-        "Set-up, pinning and memory",
-        "*setup* opens the device, sets a ring up and closes it; *Ring* does so from Python. *allocate* makes a buffer of the driver's and "
-        "frees it; *register* pins memory of the caller's and lets go of it. Memory is what the kernel has less of, for each "
-        "of 64 rings.",
-    )
+    section = Section("set-up")
     rows = [
         [
             way(each["parameters"]),
-            str(each["parameters"].get("entries", "–")),
-            human(each["parameters"]["bytes"]) if each["parameters"].get("path") in ("allocate", "register") else "–",
+            str(each["parameters"].get("entries", "-")),
+            human(each["parameters"]["bytes"])
+            if each["parameters"].get("path") in ("allocate", "register")
+            else "-",
             seconds(each["value"]) + WIDE_MARK * each["wide"],
         ]
         for each in _select(report["figures"], "set-up")
@@ -421,7 +410,13 @@ def _set_up(report: dict[str, Any]) -> Section:
     if memory:
         section.plot, (axes,) = _axes(1)
         for engine in _distinct(memory, "engine"):
-            _line(axes, _select(memory, "memory", engine=engine), "entries", f"on {engine}", lambda value, row: value / 1024)
+            _line(
+                axes,
+                _select(memory, "memory", engine=engine),
+                "entries",
+                f"on {engine}",
+                lambda value, row: value / 1024,
+            )
         axes.set_xlabel("entries of a ring")
         axes.set_ylabel("KiB for each ring")
         axes.legend()
@@ -429,18 +424,12 @@ def _set_up(report: dict[str, Any]) -> Section:
 
 
 def _growth(report: dict[str, Any]) -> Section:
-    section = Section(
-        "growth",
-        "How costs grow",
-        "The growth that explains each series of medians best (Akaike's criterion; least squares of relative errors): *constant* a, *linear* a + b·x, "
-        "*amortized* a + b/x, *power* a·x^b. *off* is how far a point typically is from that: where it is much, no simple "
-        "growth explains the series.",
-    )
+    section = Section("growth")
     rows = []
     for each in report["scaling"]:
         found = each["growth"]
         if found["model"] is None:
-            rows.append([each["id"], each["against"], "–", "–", found["because"]])
+            rows.append([each["id"], each["against"], "-", "-", found["because"]])
             continue
         constants = ", ".join(f"{name} = {value:.3g}" for name, value in found["constants"].items())
         rows.append([each["id"], each["against"], found["model"], constants, f"{found['error']:.0%}"])
@@ -450,7 +439,7 @@ def _growth(report: dict[str, Any]) -> Section:
 
 def _nulls(report: dict[str, Any]) -> Section:
     rows = [[each["id"], each["because"]] for each in report["figures"] if each["value"] is None]
-    return Section("nulls", "Not measured", "", None, [Table("", ["", "because"], rows)] if rows else [])
+    return Section("nulls", None, [Table("", ["", "because"], rows)] if rows else [])
 
 
 def sections(report: dict[str, Any]) -> list[Section]:
@@ -473,13 +462,19 @@ def _native(blake3: dict[str, Any] | None) -> list[Table]:
         ratio = row["ratio"].get("official")
         return f"{speed:.2f} GB/s" + (f", {ratio:.2f}" if ratio else "")
 
-    rows = [[human(size), *(cell(found[name]) for name in variants)] for size, found in sorted(by_size.items())]
-    official = f"times as fast as the official C {blake3['official']}" if blake3["official"] else "official C not here"
+    rows = [
+        [human(size), *(cell(found[name]) for name in variants)] for size, found in sorted(by_size.items())
+    ]
+    official = (
+        f"times as fast as the official C {blake3['official']}"
+        if blake3["official"]
+        else "official C not here"
+    )
     title = f"kernel/blake3 built for user space, natively on {blake3['cpu']}: GB/s, {official}"
     tables = [Table(title, ["bytes", *variants], rows)]
     copies = [
         [row["variant"], human(row["bytes"]), f"{1 / row['ratio']['hash alone']:.2f}",
-         f"{row['ratio']['official']:.2f}" if "official" in row["ratio"] else "–"]
+         f"{row['ratio']['official']:.2f}" if "official" in row["ratio"] else "-"]
         for row in blake3["rows"] if row["series"] == "copy"
     ]  # fmt: skip
     head = ["variant", "bytes", "cost, hashing alone being 1", "times as fast as memmove, then official C"]
@@ -507,7 +502,10 @@ def write(report: dict[str, Any], blake3: dict[str, Any] | None, folder: Path) -
     environment.filters["seconds"] = seconds
     for name in ("report.html", "performance.md"):
         text = environment.get_template(f"{name}.j2").render(
-            report=report, sections=shown, native=_native(blake3), wide=wide(report["figures"]),
+            report=report,
+            sections=shown,
+            native=_native(blake3),
+            wide=wide(report["figures"]),
             engines=_devices(report["engines"]),
         )
         (folder / name).write_text(text)

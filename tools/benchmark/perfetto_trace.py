@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Makes a Perfetto trace of what tracing.py recorded, and checks one against the rings' records.
 
-A ring has a track of what is queued and run, in lanes, because transfers overlap; its stages are slices inside a
-transfer's, end to end. An engine has a track of what it moves. Arrows go from the client's call to the transfer, to
-the engine's moves, and to the retirement.
+A ring has a track of what is queued and run, in lanes, because transfers overlap; its stages are slices
+inside a transfer's, end to end. An engine has a track of what it moves. Arrows go from the client's call to
+the transfer, to the engine's moves, and to the retirement.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Any
 
-from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import CounterDescriptor, Trace, TrackDescriptor, TrackEvent
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
+    CounterDescriptor,
+    Trace,
+    TrackDescriptor,
+    TrackEvent,
+)
 from perfetto.trace_builder.proto_builder import TraceProtoBuilder
 
 SEQUENCE = 1
@@ -318,7 +323,7 @@ class _Slice:
 
 
 def _slices(trace: Any) -> tuple[list[_Slice], list[str]]:
-    """The outermost slices of a parsed trace, with those inside them; and what is wrong with their nesting."""
+    """The outermost slices of a parsed trace, with those inside; and what is wrong with their nesting."""
     found: list[_Slice] = []
     wrong: list[str] = []
     opened: dict[int, list[_Slice]] = defaultdict(list)
@@ -334,7 +339,9 @@ def _slices(trace: Any) -> tuple[list[_Slice], list[str]]:
             stack.append(each)
         elif event.type == TrackEvent.TYPE_SLICE_END:
             if not stack:
-                wrong.append(f"a slice of track {event.track_uuid} ends at {packet.timestamp} and never began")
+                wrong.append(
+                    f"a slice of track {event.track_uuid} ends at {packet.timestamp} and never began"
+                )
                 continue
             stack.pop().end = packet.timestamp
     wrong += [f"{each.name} never ends" for stack in opened.values() for each in stack]
@@ -350,13 +357,21 @@ def validate(trace: bytes, recorded: dict[str, Any]) -> list[str]:
     records = {
         (ring["ring"], record["cookie"]): record for ring in recorded["rings"] for record in ring["records"]
     }
-    wrong += [f"no record is of the slice of ring {key[0]}, cookie {key[1]:#x}" for key in transfers.keys() - records.keys()]
-    wrong += [f"no slice is of the record of ring {key[0]}, cookie {key[1]:#x}" for key in records.keys() - transfers.keys()]
+    wrong += [
+        f"no record is of the slice of ring {key[0]}, cookie {key[1]:#x}"
+        for key in transfers.keys() - records.keys()
+    ]
+    wrong += [
+        f"no slice is of the record of ring {key[0]}, cookie {key[1]:#x}"
+        for key in records.keys() - transfers.keys()
+    ]
     number = sum("cookie" in each.notes for each in found)
     if number != len(records):
         wrong.append(f"{number} transfers are in the trace, and {len(records)} records")
     for key in transfers.keys() & records.keys():
-        wrong += [f"ring {key[0]}, cookie {key[1]:#x}: {what}" for what in _against(transfers[key], records[key])]
+        wrong += [
+            f"ring {key[0]}, cookie {key[1]:#x}: {what}" for what in _against(transfers[key], records[key])
+        ]
 
     ends: dict[int, int] = defaultdict(int)
     for each in found:
@@ -396,7 +411,13 @@ def _against(transfer: _Slice, record: dict[str, Any]) -> Iterator[str]:
     # pieces go through the middle of it one after the other
     ranks = [ORDER.index(name) for name in names if name in ORDER]
     for a, b in pairwise(ranks):
-        again = ORDER[a] in ("hashed", "landed", "compared", "DMA") and ORDER[b] in ("loaded", "DMA", "hashed", "compared", "landed")
+        again = ORDER[a] in ("hashed", "landed", "compared", "DMA") and ORDER[b] in (
+            "loaded",
+            "DMA",
+            "hashed",
+            "compared",
+            "landed",
+        )
         if b <= a and not again:
             yield f"{ORDER[b]} comes behind {ORDER[a]}"
     if record["started_ns"] and names[-1] != "retired":

@@ -43,6 +43,8 @@ class Plan:
 
     mode: str
     rounds: int
+    large_rounds: int
+    """Of operations of LARGE bytes and more."""
     seconds: float
     """Of each turn."""
     sizes: tuple[int, ...]
@@ -54,7 +56,7 @@ class Plan:
 
 
 QUICK = Plan(
-    "quick", 7, 0.004,
+    "quick", 7, 4, 0.004,
     sizes=(64, 1024, 4096, 65536, 1 << 20, LARGEST),
     path_sizes=(64, 4096),
     instead_sizes=(4096, 65536, 1 << 20),
@@ -62,7 +64,7 @@ QUICK = Plan(
     counts=(1, 2, 4),
 )  # fmt: skip
 FULL = Plan(
-    "full", 15, 0.06,
+    "full", 15, 8, 0.06,
     sizes=tuple(4**n for n in range(3, 14)),
     path_sizes=(64, 4096, 65536),
     instead_sizes=(4096, 65536, 1 << 20, 1 << 24),
@@ -111,7 +113,9 @@ class Suite:
         client, _, name = path.rpartition(" ")
         make = {"asyncio": ways.from_asyncio, "": ways.from_python}[client]
         named = {"client": client or "Python", "path": name, "engine": work.engine, **parameters}
-        return Way(group, {**named, "bytes": work.size, "depth": work.depth}, partial(make, name, work), work.size)
+        return Way(
+            group, {**named, "bytes": work.size, "depth": work.depth}, partial(make, name, work), work.size
+        )
 
     def work(self, size: int, **more: Any) -> Work:
         return Work(self.data, size, **more)
@@ -142,20 +146,20 @@ class Suite:
         found = []
         for engine in self.engines:
             work = partial(self.work, size, depth=depth, engine=engine)
-            kinds = [("copy", work()), ("copy, verify", work(flags=VERIFY))]
-            if size < LARGE or self.plan is not QUICK:
-                kinds += [
-                    ("hash", work(opcode=lib.NYMPH_OP_HASH)),
-                    ("copy, zero-copy, user memory", work(flags=ZERO_COPY, memory="user")),
-                ]
-            if size < LARGE:
-                kinds += [
-                    ("copy, digest", work(flags=DIGEST)),
-                    ("copy, zero-copy", work(flags=ZERO_COPY)),
-                    ("copy, user memory", work(memory="user")),
-                ]
+            kinds = [
+                ("copy", work()),
+                ("copy, verify", work(flags=VERIFY)),
+                ("hash", work(opcode=lib.NYMPH_OP_HASH)),
+                ("copy, zero-copy, user memory", work(flags=ZERO_COPY, memory="user")),
+                ("copy, digest", work(flags=DIGEST)),
+                ("copy, zero-copy", work(flags=ZERO_COPY)),
+                ("copy, user memory", work(memory="user")),
+            ]
+            if size >= LARGE:
+                kinds = kinds[: 2 if self.plan.mode == "quick" else 4]
             found += [self.c("size", "enter", [each], what=what) for what, each in kinds]
-            found += [self.c("size", "enter-1", [each], what=what) for what, each in kinds[:2]]
+            if size < LARGE or self.plan.mode != "quick":
+                found += [self.c("size", "enter-1", [each], what=what) for what, each in kinds[:2]]
         return found
 
     def by_path(self, size: int, engine: str) -> list[Way]:
@@ -291,18 +295,17 @@ class Meter:
         self._times: list[Any] = []
 
     def turn(self, seconds: float) -> None:
-        yardstick, energy = self._instruments.yardstick.ns(), self._joules()
-        before = self._instruments.counters.now(self._workers)
+        yardstick = self._instruments.yardstick.ns()
+        before, joules = self._instruments.counters.now(self._workers), self._joules()
         done = self._turns(seconds)
-        after = self._instruments.counters.now(self._workers)
-        if energy is not None:
-            energy = self._joules() - energy
-        self._keep(done, {name: after[name] - before[name] for name in before}, yardstick, energy)
+        after, energy = self._instruments.counters.now(self._workers), self._joules() - joules
+        counts = {name: after[name] - before[name] for name in before}
+        self._keep(done, counts, yardstick, None if isinstance(self._instruments.energy, str) else energy)
 
-    def _joules(self) -> float | None:
+    def _joules(self) -> float:
         meter = self._instruments.energy
         if isinstance(meter, str):
-            return None
+            return 0
         meter.seek(0)
         return int(meter.read()) / 1e6
 
@@ -332,9 +335,7 @@ class Meter:
         return {**head, "rounds": self.rounds, "latency": latency}
 
 
-def run(
-    program: str, plan: Plan, only: tuple[str, ...], console: Console
-) -> dict[str, Any]:
+def run(program: str, plan: Plan, only: tuple[str, ...], console: Console) -> dict[str, Any]:
     """Measure all of the plan, or the groups whose names start with one of `only`."""
     energy = ways.energy_file()
     engines = list(pynymph.query().engines.values())
@@ -355,7 +356,9 @@ def run(
     try:
         suite = Suite(plan, program, data, ("cpu", *channels[:1]), tuple(channels))
         if not channels:
-            suite.nulls.append({"id": "every engine but the CPU", "because": "this machine has no DMA channel"})
+            suite.nulls.append(
+                {"id": "every engine but the CPU", "because": "this machine has no DMA channel"}
+            )
         drivers = set()
         for engine in engines:
             device = dma_vs_copy.device_of(engine)
@@ -363,12 +366,12 @@ def run(
             ran = dma_vs_copy.what_ran(engine, device, report["accelerator"])
             report["engines"].append({"name": engine, "device": device, "ran": ran})
         groups = [
-            (name, found)
-            for name, found in suite.groups()
-            if found and (not only or name.startswith(only))
+            (name, found) for name, found in suite.groups() if found and (not only or name.startswith(only))
         ]
-        turns = sum(len(found) for _, found in groups) * (1 + plan.rounds)
-        console.print(f"{plan.mode}: {turns} turns in {len(groups)} groups, {_about(groups, plan)}", highlight=False)
+        turns = sum(len(found) * (1 + _rounds(found, plan)) for _, found in groups)
+        console.print(
+            f"{plan.mode}: {turns} turns in {len(groups)} groups, {_about(groups, plan)}", highlight=False
+        )
         instruments = Instruments(Counters(drivers), Yardstick(), energy)
         begun = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -410,13 +413,17 @@ def _take_turns(
         for way in found:
             meters.append(Meter(way, instruments, stack))
             step()
-        for number in range(plan.rounds):
+        for number in range(_rounds(found, plan)):
             order = meters[:]
             random.Random(number).shuffle(order)
             for meter in order:
                 meter.turn(plan.seconds)
                 step()
         return [meter.as_json() for meter in meters]
+
+
+def _rounds(found: list[Way], plan: Plan) -> int:
+    return min(plan.rounds, plan.large_rounds) if found[0].nbytes >= LARGE else plan.rounds
 
 
 def _memory(suite: Suite, named: dict[str, Any], work: Work) -> dict[str, Any]:
@@ -431,8 +438,9 @@ def _about(groups: list[tuple[str, list[Way]]], plan: Plan) -> str:
     seconds = 0.0
     for _, found in groups:
         for way in found:
-            least = way.nbytes * way.parameters.get("depth", 1) / 0.2e9
-            seconds += 0.1 + (1 + plan.rounds) * (max(plan.seconds, least) + 0.01)
+            # a guess, of a CPU that is emulated; the bar corrects it
+            least = way.nbytes * way.parameters.get("depth", 1) / 0.1e9
+            seconds += 0.1 + (1 + _rounds(found, plan)) * (max(plan.seconds, least) + 0.015)
     return f"about {seconds / 60:.1f} minutes"
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Records what the driver's tracepoints say while a client uses rings, and what the client knows itself.
 
-Here everything happens on purpose: each engine, each operation, a copy that faults, one that is canceled, and a
-flight of many. Times are CLOCK_MONOTONIC in ns everywhere: of tracepoints, of records, and of the client's spans.
+Here everything happens on purpose: each engine, each operation, a copy that faults, one that is canceled, and
+a flight of many. Times are CLOCK_MONOTONIC in ns everywhere: of tracepoints, of records, and of the client's
+spans.
 """
 
 from __future__ import annotations

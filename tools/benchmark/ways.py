@@ -527,9 +527,14 @@ class Counters:
     def now(self, workers: frozenset[int]) -> dict[str, int]:
         """`worker_ns`: so long these threads of the kernel ran."""
         return {
-            "worker_ns": sum(int(Path(f"/proc/{worker}/schedstat").read_text().split()[0]) for worker in workers),
+            "worker_ns": sum(
+                int(Path(f"/proc/{worker}/schedstat").read_text().split()[0]) for worker in workers
+            ),
             "interrupts": self._interrupts(),
-            **{name: int((SYSFS / "counters" / name).read_text()) for name in ("fallbacks", "engine_failures")},
+            **{
+                name: int((SYSFS / "counters" / name).read_text())
+                for name in ("fallbacks", "engine_failures")
+            },
         }
 
     def _interrupts(self) -> int:
