@@ -5,11 +5,13 @@
 set -eu
 cd "$(dirname "$0")/.."
 make -s .venv/ready
+# What an earlier run left is not to be taken for this one's.
+rm -rf dist/bench.json dist/bench-raw.json dist/trace.perfetto dist/report.html dist/performance.md dist/plots
 program=$(.venv/bin/nymph-vm program tools/benchmark/load.c -- -luring)
 if [ -c /dev/pcie_nymph ]; then
 	.venv/bin/python tools/bench.py measure "$program" "$@"
 else
-	.venv/bin/nymph-vm run --endpoints 4 --copy tools --copy "$PWD/${program#"$PWD"/}" -- \
+	.venv/bin/nymph-vm run --endpoints 4 --copy tools --copy "$program" -- \
 		python3 tools/bench.py measure "./${program##*/}" "$@"
 fi
 .venv/bin/python tools/bench.py publish

@@ -32,7 +32,8 @@ def measure(chosen: argparse.Namespace) -> int:
 
     def make() -> dict[str, Any]:
         report = suite.run(os.path.abspath(chosen.program), plan, tuple(chosen.only), console)
-        suite.trace(report)
+        if not report["failures"]:
+            suite.trace(report)
         return report
 
     def show(report: dict[str, Any]) -> str:
@@ -50,7 +51,7 @@ def publish(chosen: argparse.Namespace) -> int:
 
     def make() -> dict[str, Any]:
         trace.unlink(missing_ok=True)
-        if recorded := raw.pop("trace"):
+        if recorded := raw.pop("trace", None):
             try:
                 made = perfetto_trace.build(recorded)
                 raw["failures"] += [f"trace: {what}" for what in perfetto_trace.validate(made, recorded)]

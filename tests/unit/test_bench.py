@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is made of the benchmarks' samples: figures, comparisons, the trace, the pages. Samples are made up."""
+"""What is made of the benchmarks' samples: figures, comparisons, the trace, the pages. Of made-up samples."""
 
 import copy
 import json

@@ -522,6 +522,8 @@ int main(int argc, char **argv)
 	if (!bytes || !depth || depth > NYMPH_MAX_ENTRIES || !nr_rings || nr_rings > MAX_RINGS)
 		errx(2, "BYTES, DEPTH and RINGS are 1 and more, up to 4096 and 256");
 	fd = open(argv[10], O_RDONLY);
+	if (fd < 0)
+		err(1, "%s", argv[10]);
 	data = mmap(NULL, depth * bytes, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
 	if (data == MAP_FAILED)
 		err(1, "%s", argv[10]);

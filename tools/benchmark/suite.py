@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
@@ -85,7 +85,7 @@ class Way:
 
     @property
     def id(self) -> str:
-        return f"{self.group}: " + ", ".join(f"{key} {value}" for key, value in self.parameters.items())
+        return _id(self.group, self.parameters)
 
 
 @dataclass
@@ -99,9 +99,7 @@ class Suite:
     engines: tuple[str, ...]
     """The CPU, and the first channel, if there is one."""
     channels: tuple[str, ...]
-    """One of each device first."""
-    nulls: list[dict[str, str]] = field(default_factory=list)
-    """What is not measured, and why."""
+    """All, one of each device first."""
 
     def c(self, group: str, path: str, works: list[Work], **parameters: Any) -> Way:
         work = works[0]
@@ -131,7 +129,8 @@ class Suite:
         yield "ring size", self.by_ring_size()
         yield "rings", self.by_rings()
         yield "processes", self.by_processes()
-        yield "channels", self.by_channels()
+        if self.channels:
+            yield "channels", self.by_channels()
         for size in self.plan.instead_sizes:
             yield f"instead {human(size)}", self.instead(size)
         yield "set-up", self.set_up()
@@ -216,9 +215,6 @@ class Suite:
 
     def by_channels(self) -> list[Way]:
         """Each with a process and a ring of its own; those of different devices first."""
-        if len(self.channels) < 2:
-            self.nulls.append({"id": "channels", "because": "this machine has fewer than two DMA channels"})
-            return []
         works = [self.work(65536, depth=16, engine=name) for name in self.channels]
         counts = [count for count in self.plan.counts if count <= len(works)]
         return [self.c("channels", "enter", works[:count], channels=count) for count in counts]
@@ -338,60 +334,70 @@ class Meter:
 def run(program: str, plan: Plan, only: tuple[str, ...], console: Console) -> dict[str, Any]:
     """Measure all of the plan, or the groups whose names start with one of `only`."""
     energy = ways.energy_file()
-    engines = list(pynymph.query().engines.values())
-    channels = _one_of_each_device_first(engines[1:])
     report = reports.new(
         mode=plan.mode,
         rounds=plan.rounds,
         seconds_each=plan.seconds,
-        memory_bytes=_memory_bytes(),
-        blake3=_sysfs("blake3"),
+        memory_bytes=ways.meminfo("MemTotal"),
+        blake3=None,
         engines=[],
         energy_null_because=energy if isinstance(energy, str) else None,
         ways=[],
         memory=[],
-        nulls=[],
+        nulls=[{"id": each, "because": NO_NYMPHD} for each in OF_NYMPHD],
+        measured_s=0.0,
     )
-    data = Data.make(LARGEST)
+    begun = time.monotonic()
     try:
-        suite = Suite(plan, program, data, ("cpu", *channels[:1]), tuple(channels))
-        if not channels:
-            suite.nulls.append(
-                {"id": "every engine but the CPU", "because": "this machine has no DMA channel"}
-            )
-        drivers = set()
-        for engine in engines:
-            device = dma_vs_copy.device_of(engine)
-            drivers |= {str(device["driver"])} if device else set()
-            ran = dma_vs_copy.what_ran(engine, device, report["accelerator"])
-            report["engines"].append({"name": engine, "device": device, "ran": ran})
-        groups = [
-            (name, found) for name, found in suite.groups() if found and (not only or name.startswith(only))
-        ]
-        turns = sum(len(found) * (1 + _rounds(found, plan)) for _, found in groups)
-        console.print(
-            f"{plan.mode}: {turns} turns in {len(groups)} groups, {_about(groups, plan)}", highlight=False
-        )
-        instruments = Instruments(Counters(drivers), Yardstick(), energy)
-        begun = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("", total=turns)
-            for name, found in groups:
-                progress.update(task, description=name)
-                if not console.is_terminal:
-                    console.print(f"{name}: {len(found)} ways", highlight=False)
-                report["ways"] += _take_turns(found, plan, instruments, partial(progress.advance, task))
-            if not only or "memory".startswith(only):
-                progress.update(task, description="memory")
-                report["memory"] = [_memory(suite, named, work) for named, work in suite.memory()]
-        report["measured_s"] = time.monotonic() - begun
-        report["nulls"] = [*suite.nulls, *({"id": each, "because": NO_NYMPHD} for each in OF_NYMPHD)]
+        with Data.make(LARGEST) as data:
+            suite, instruments = _prepare(report, program, plan, data, energy)
+            _measure(report, suite, instruments, only, console)
     except (pynymph.NymphError, ways.WrongError, OSError) as error:
         report["failures"].append(str(error) or repr(error))
-    finally:
-        data.file.unlink()
+    report["measured_s"] = time.monotonic() - begun
     return report
+
+
+def _prepare(
+    report: dict[str, Any], program: str, plan: Plan, data: Data, energy: IO[str] | str
+) -> tuple[Suite, Instruments]:
+    """See what there is to measure, and to measure it with."""
+    engines = list(pynymph.query().engines.values())
+    drivers = set()
+    for engine in engines:
+        device = dma_vs_copy.device_of(engine)
+        drivers |= {str(device["driver"])} if device else set()
+        ran = dma_vs_copy.what_ran(engine, device, report["accelerator"])
+        report["engines"].append({"name": engine, "device": device, "ran": ran})
+    report["blake3"] = (ways.SYSFS / "blake3").read_text().strip()
+    channels = tuple(_one_of_each_device_first(engines[1:]))
+    if not channels:
+        report["nulls"].append({"id": "channels", "because": "this machine has no DMA channel"})
+    suite = Suite(plan, program, data, ("cpu", *channels[:1]), channels)
+    return suite, Instruments(Counters(drivers), Yardstick(), energy)
+
+
+def _measure(
+    report: dict[str, Any], suite: Suite, instruments: Instruments, only: tuple[str, ...], console: Console
+) -> None:
+    plan = suite.plan
+    groups = [(name, found) for name, found in suite.groups() if not only or name.startswith(only)]
+    rings = [] if only and not "memory".startswith(only) else list(suite.memory())
+    if not groups and not rings:
+        raise ways.WrongError(f"no group is called {' or '.join(only)}")
+    turns = sum(len(found) * (1 + _rounds(found, plan)) for _, found in groups)
+    about = f"{turns} turns in {len(groups)} groups, {_about(groups, plan)}"
+    console.print(f"{plan.mode}: {about}", highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=turns)
+        for name, found in groups:
+            progress.update(task, description=name)
+            if not console.is_terminal:
+                console.print(f"{name}: {len(found)} ways", highlight=False)
+            report["ways"] += _take_turns(found, plan, instruments, partial(progress.advance, task))
+        progress.update(task, description="memory")
+        report["memory"] = [_memory(plan, named, work) for named, work in rings]
 
 
 def trace(report: dict[str, Any]) -> None:
@@ -426,11 +432,14 @@ def _rounds(found: list[Way], plan: Plan) -> int:
     return min(plan.rounds, plan.large_rounds) if found[0].nbytes >= LARGE else plan.rounds
 
 
-def _memory(suite: Suite, named: dict[str, Any], work: Work) -> dict[str, Any]:
+def _memory(plan: Plan, named: dict[str, Any], work: Work) -> dict[str, Any]:
     with ways.memory_of_rings(work, RINGS_FOR_MEMORY) as measure:
-        samples = [measure() for _ in range(suite.plan.rounds)]
-    way = Way("memory", named, lambda: None, 0)  # type: ignore[arg-type,return-value]
-    return {"id": way.id, "group": "memory", "parameters": named, "samples": samples}
+        samples = [measure() for _ in range(plan.rounds)]
+    return {"id": _id("memory", named), "group": "memory", "parameters": named, "samples": samples}
+
+
+def _id(group: str, parameters: dict[str, Any]) -> str:
+    return f"{group}: " + ", ".join(f"{key} {value}" for key, value in parameters.items())
 
 
 def _about(groups: list[tuple[str, list[Way]]], plan: Plan) -> str:
@@ -453,11 +462,3 @@ def _one_of_each_device_first(channels: list[str]) -> list[str]:
         seen[device] = seen.get(device, 0) + 1
         ranked.append((seen[device], name))
     return [name for _, name in sorted(ranked, key=lambda each: each[0])]
-
-
-def _sysfs(name: str) -> str:
-    return (ways.SYSFS / name).read_text().strip()
-
-
-def _memory_bytes() -> int:
-    return ways.meminfo("MemTotal")

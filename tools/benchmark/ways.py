@@ -16,6 +16,7 @@ import mmap
 import os
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -70,11 +71,13 @@ class Data:
     """Of pieces: by algorithm, bytes and number."""
 
     @classmethod
-    def make(cls, size: int) -> Data:
-        file = Path(f"/dev/shm/nymph-bench-{os.getpid()}")
-        file.write_bytes(os.urandom(size))
-        with file.open("rb") as opened:
-            return cls(file, memoryview(mmap.mmap(opened.fileno(), size, prot=mmap.PROT_READ)), {})
+    @contextlib.contextmanager
+    def make(cls, size: int) -> Iterator[Data]:
+        with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="nymph-bench-") as file:
+            file.write(os.urandom(size))
+            file.flush()
+            view = memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ))
+            yield cls(Path(file.name), view, {})
 
     def expected(self, algorithm: str, size: int, number: int) -> list[bytes]:
         """Digests of the first `number` pieces of `size` bytes, made in user space."""
