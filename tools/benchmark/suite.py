@@ -32,7 +32,7 @@ LARGE = 1 << 22
 """From here on there is only one operation at a time, and fewer ways: each has memory of its own."""
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 KEPT_TIMES = 200_000
-RINGS_FOR_MEMORY = 64
+RINGS_FOR_MEMORY = 16
 OF_NYMPHD = ("infer: tokens per second", "infer: first answer", "infer: steady latency")
 NO_NYMPHD = "nymphd is not running here"
 
