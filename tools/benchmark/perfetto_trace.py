@@ -16,7 +16,6 @@ from itertools import count, pairwise
 from typing import Any
 
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
-    CounterDescriptor,
     Trace,
     TrackDescriptor,
     TrackEvent,
@@ -189,7 +188,7 @@ class _Writer:
         self.builder = TraceProtoBuilder()
         self._tracks = count(1)
 
-    def track(self, name: str, parent: int = 0, *, unit: int | None = None, pid: int | None = None) -> int:
+    def track(self, name: str, parent: int = 0, *, unit: str | None = None, pid: int | None = None) -> int:
         descriptor = self.builder.add_packet().track_descriptor
         descriptor.uuid = next(self._tracks)
         if pid is not None:
@@ -199,7 +198,7 @@ class _Writer:
             descriptor.parent_uuid = parent
         descriptor.child_ordering = TrackDescriptor.CHRONOLOGICAL
         if unit is not None:
-            descriptor.counter.unit = unit
+            descriptor.counter.unit_name = unit
         return int(descriptor.uuid)
 
     def event(self, kind: int, track: int, ns: int) -> Any:
@@ -240,7 +239,7 @@ def build(recorded: dict[str, Any]) -> bytes:
     story, writer = Story(recorded), _Writer()
     engines = {int(id): name for id, name in recorded["engines"].items()}
     client = writer.track("Python client", pid=recorded["pid"])
-    driver = writer.track("pcie_nymph", pid=0)
+    driver = writer.track("pcie_nymph")
 
     flows = {(each.ring, each.cookie): each.flow for each in story.transfers}
     for ring in recorded["rings"]:
@@ -264,12 +263,8 @@ def build(recorded: dict[str, Any]) -> bytes:
         for number, ns in story.fallbacks:
             if number == ring["ring"]:
                 writer.event(TrackEvent.TYPE_INSTANT, track, ns).name = "the CPU in the engine's place"
-        writer.counter(
-            writer.track("occupancy", track, unit=CounterDescriptor.UNIT_COUNT), story.occupancy[ring["ring"]]
-        )
-        writer.counter(
-            writer.track("throughput", track, unit=CounterDescriptor.UNIT_SIZE_BYTES), _throughput(of_ring)
-        )
+        writer.counter(writer.track("occupancy", track, unit="entries"), story.occupancy[ring["ring"]])
+        writer.counter(writer.track("throughput", track, unit="bytes/s"), _throughput(of_ring))
 
     for id, name in engines.items():
         moves = [(move, end) for move, end in story.moves if move.engine == id]

@@ -23,7 +23,19 @@ import dma_vs_copy
 import pynymph
 import report as reports
 from benchmark import tracing, ways
-from benchmark.ways import DIGEST, VERIFY, ZERO_COPY, Counters, Data, Turn, Turns, Work, Yardstick
+from benchmark.ways import (
+    BARRIER,
+    DIGEST,
+    LINK,
+    VERIFY,
+    ZERO_COPY,
+    Counters,
+    Data,
+    Turn,
+    Turns,
+    Work,
+    Yardstick,
+)
 from pynymph.abi import lib
 from report import human
 
@@ -154,6 +166,8 @@ class Suite:
                 ("copy, zero-copy", work(flags=ZERO_COPY)),
                 ("copy, user memory", work(memory="user")),
             ]
+            if size == 4096:
+                kinds += [("copy, link", work(flags=LINK)), ("copy, barrier", work(flags=BARRIER))]
             if size >= LARGE:
                 kinds = kinds[: 2 if self.plan.mode == "quick" else 4]
             found += [self.c("size", "enter", [each], what=what) for what, each in kinds]
