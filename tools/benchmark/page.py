@@ -102,8 +102,13 @@ def rate(value: float | None) -> str:
 
 def times(found: dict[str, Any]) -> str:
     """A ratio, with its interval."""
-    low, high = found["interval"]
-    return f"{found['value']:.2f} ({low:.2f} to {high:.2f}){WIDE_MARK * found['wide']}"
+    value, low, high = map(_number, (found["value"], *found["interval"]))
+    return f"{value} ({low} to {high}){WIDE_MARK * found['wide']}"
+
+
+def _number(value: float) -> str:
+    """With as many digits as say something."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def way(parameters: dict[str, Any], *without: str) -> str:
@@ -346,8 +351,11 @@ def _depth(report: dict[str, Any]) -> Section:
             for client in _distinct(figures, "client"):
                 rows = _select(figures, "depth", engine=engine, client=client)
                 _line(axes, rows, "depth", way(rows[0]["parameters"]), lambda value, row: value * 1e6)
-        axes.set_xscale("log", base=4)
+        axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        depths = sorted(set(_distinct(figures, "depth")))
+        axes.set_xticks(depths, [str(depth) for depth in depths])
+        axes.minorticks_off()
         axes.set_xlabel("copies queued at once")
         axes.set_ylabel("µs for each")
         axes.legend()
