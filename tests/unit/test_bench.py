@@ -13,11 +13,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
+from benchmark import comparison, figures, page, perfetto_trace, ways
+from benchmark.perfetto_trace import TraceError
 
-from benchmark import comparison, figures, page, perfetto_trace, ways  # noqa: E402
-from benchmark.perfetto_trace import TraceError  # noqa: E402
+TOOLS = Path(__file__).parents[2] / "tools"
 
 COSTS = {"enter": 2_000, "submit": 9_000}
 

@@ -207,7 +207,7 @@ class _Writer:
         packet.track_event.type, packet.track_event.track_uuid = kind, track
         return packet.track_event
 
-    def slice(self, track: int, name: str, begin: int, end: int, **notes: int | str) -> Any:
+    def slice(self, track: int, name: str, begin: int, **notes: int | str) -> Any:
         """Its begin, for flows; call close() for its end once what is inside is there."""
         event = self.event(TrackEvent.TYPE_SLICE_BEGIN, track, begin)
         event.name = name
@@ -245,7 +245,7 @@ def build(recorded: dict[str, Any]) -> bytes:
     for ring in recorded["rings"]:
         track = writer.track(ring["name"], client)
         for span in (span for span in recorded["spans"] if span["ring"] == ring["ring"]):
-            event = writer.slice(track, span["name"], span["begin_ns"], span["end_ns"])
+            event = writer.slice(track, span["name"], span["begin_ns"])
             event.flow_ids.extend(flows[span["ring"], cookie] for cookie in span["cookies"])
             writer.close(track, span["end_ns"])
 
@@ -272,7 +272,7 @@ def build(recorded: dict[str, Any]) -> bytes:
         lanes = _Lanes(writer, "moves", track)
         for move, end in moves:
             lane = lanes.take(move.begin, end)
-            event = writer.slice(lane, f"{len(move.transfers)} at once", move.begin, end)
+            event = writer.slice(lane, f"{len(move.transfers)} at once", move.begin)
             event.flow_ids.extend(transfer.flow for transfer in move.transfers)
             writer.close(lane, end)
     return bytes(writer.builder.serialize())
@@ -280,12 +280,12 @@ def build(recorded: dict[str, Any]) -> bytes:
 
 def _write(writer: _Writer, track: int, transfer: Transfer) -> None:
     event = writer.slice(
-        track, transfer.name, transfer.begin, transfer.end, ring=transfer.ring, cookie=transfer.cookie,
+        track, transfer.name, transfer.begin, ring=transfer.ring, cookie=transfer.cookie,
         status=transfer.status, bytes_done=transfer.bytes_done, flags=transfer.submit["flags"],
     )  # fmt: skip
     event.flow_ids.append(transfer.flow)
     for stage in transfer.stages:
-        event = writer.slice(track, stage.name, stage.begin, stage.end)
+        event = writer.slice(track, stage.name, stage.begin)
         if stage is transfer.stages[-1]:
             event.terminating_flow_ids.append(transfer.flow)
         writer.close(track, stage.end)
