@@ -264,7 +264,10 @@ def from_python(path: str, work: Work) -> Iterator[Turns]:
 
         def arrays(done: Any, times: list[int]) -> int:
             if done["status"].any():
-                raise WrongError(f"Python {path}: a copy failed")
+                failed = sorted({os.strerror(-int(status)) for status in done["status"] if status})
+                raise WrongError(
+                    f"Python {path} on {work.engine}, {size} bytes, depth {depth}: {', '.join(failed)}"
+                )
             times += (done["completed_ns"] - done["queued_ns"]).tolist()
             if verify or digest:
                 digests[:] = [bytes(each) for each in done["dst_digest"]]
