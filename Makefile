@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo rate bench-blake3 fuzz-blake3 test module vm serve lint check endpoint matrix arm64 coverage clean
+.PHONY: help setup demo rate bench performance bench-blake3 fuzz-blake3 test module vm serve lint check endpoint matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -15,6 +15,14 @@ demo: .venv/ready ## build all, boot a VM, and measure verified copies in it: di
 
 rate: .venv/ready ## copies per second, one request each and in batches, from C and Python: dist/rate.json
 	$(NYMPH_VM) run --copy tools --copy $$($(NYMPH_VM) program tools/rate.c) -- python3 tools/rate.py rate
+
+bench: .venv/ready ## all benchmarks: dist/report.html, bench.json, trace.perfetto; tools/bench-run.sh --quick for fewer
+	tools/bench-run.sh
+
+performance: bench-blake3 bench ## docs/performance.md and its plots, of a full run, and of one natively
+	cp dist/performance.md docs/performance.md
+	rm -rf docs/plots
+	cp -r dist/plots docs/plots
 
 bench-blake3: .venv/ready ## kernel/blake3 natively, against the official implementation: dist/blake3.json
 	.venv/bin/python tools/bench_blake3.py
@@ -55,7 +63,7 @@ lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and pa
 	.venv/bin/pip install --quiet -e 'vm[lint]'
 	.venv/bin/ruff check pynymph vm tools examples tests
 	.venv/bin/mypy --strict pynymph vm/nymph_vm tools examples
-	.venv/bin/clang-format --dry-run --Werror tests/*.c tests/guest/*.c tests/unit/*.c tools/*.c
+	.venv/bin/clang-format --dry-run --Werror tests/*.c tests/guest/*.c tests/unit/*.c tools/*.c tools/benchmark/*.c
 	$(NYMPH_VM) lint
 
 check: lint ## lint; guest tests, KUnit and planted bugs on a kernel with sanitizers; long runs on the stock one

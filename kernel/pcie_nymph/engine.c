@@ -9,6 +9,7 @@
 #include <linux/string.h>
 
 #include "nymph.h"
+#include "trace.h"
 
 /*
  * Serializes the list, ids and the engines' rings. Engines stay in the list for
@@ -336,12 +337,15 @@ void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 		move->engine = engine->id;
 		move->adrift = false;
 	}
+	trace_nymph_move(ring, moves, n);
 	if (moves->len > NYMPH_LARGE_PIECE && may_fall_back &&
 	    nymph_move_is_of_pages(moves)) {
 		size_t len = moves->len;
 
-		if (nymph_engine_spread(ring, moves))
+		if (nymph_engine_spread(ring, moves)) {
+			trace_nymph_moved(ring, moves, n);
 			return;
+		}
 		moves->len = len;
 	}
 	moves->len = min_t(size_t, moves->len, NYMPH_LARGE_PIECE);
@@ -354,6 +358,7 @@ void nymph_engine_move(struct nymph_ring *ring, struct nymph_move *moves,
 	nymph_move_meanwhile(moves);
 	for (move = moves; move < moves + n; move++)
 		nymph_engine_fall_back(move, tried, may_fall_back);
+	trace_nymph_moved(ring, moves, n);
 }
 
 /**

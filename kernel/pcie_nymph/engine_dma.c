@@ -21,6 +21,7 @@
 #include <linux/workqueue.h>
 
 #include "dma.h"
+#include "trace.h"
 
 /* When a channel that did not stop is told to again. */
 #define NYMPH_DMA_RETRY		HZ
@@ -336,8 +337,10 @@ static void nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *moves)
 	mutex_lock(&dma->lock);
 	/* its device may have come back */
 	ret = nymph_dma_acquire(dma);
-	if (!ret && !op->dev)
+	if (!ret && !op->dev) {
 		nymph_dma_op_map(op, moves);
+		trace_nymph_mapped(dma->engine.id, op->nr_moves, op->nr_runs);
+	}
 	op->deadline = jiffies +
 		       msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms));
 	if (!ret && op->handed_over < op->nr_runs) {

@@ -228,7 +228,8 @@ unsigned int nymph_flight_run(struct nymph_ring *ring)
 	flight->nr = n;
 	flight->started_ns = ktime_get_ns();
 	for (i = 0; i < n; i++)
-		trace_nymph_start(ring, &nymph_flight_slot(ring, i)->entry);
+		trace_nymph_start(ring, &nymph_flight_slot(ring, i)->entry,
+				  flight->started_ns);
 	flight->moves->meanwhile = nymph_flight_hash_sent;
 	flight->moves->meanwhile_arg = ring;
 	nymph_engine_move(ring, flight->moves, n);

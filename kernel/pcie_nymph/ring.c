@@ -321,7 +321,7 @@ static int nymph_ring_push(struct nymph_ring *ring, struct nymph_slot *slot)
 			slot->waiter->pending++;
 		nymph_fifo_push(&ring->active);
 		nymph_count(NYMPH_COUNT_SUBMITTED, 1);
-		trace_nymph_submit(ring, &slot->entry);
+		trace_nymph_submit(ring, &slot->entry, slot->queued_ns);
 	}
 	mutex_unlock(&ring->lock);
 	return ret;
@@ -352,9 +352,11 @@ int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
 			return -EAGAIN;
 		slot.waiter = waiter;
 	}
+	trace_nymph_pin(ring, entry);
 	ret = nymph_entry_prepare(ring, &slot);
 	if (ret)
 		return ret;
+	trace_nymph_pinned(ring, entry);
 	ret = nymph_ring_push(ring, &slot);
 	if (ret)
 		nymph_entry_release(ring, &slot);
@@ -371,8 +373,10 @@ static int nymph_ring_start(struct nymph_ring *ring, u64 now)
 
 	if (ring->chain_broken || READ_ONCE(slot->canceled))
 		return -ECANCELED;
+	/* it may have come after the one before it ended */
+	now = max(now, slot->queued_ns);
 	nymph_transfer_start(&ring->transfer, &slot->entry, now);
-	trace_nymph_start(ring, &slot->entry);
+	trace_nymph_start(ring, &slot->entry, now);
 	return 0;
 }
 
@@ -434,7 +438,7 @@ static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 	ring->chain_broken = status && slot->entry.flags & NYMPH_DMA_FLAG_LINK;
 	if (t->active && status != -ECANCELED)
 		nymph_latency_add(&estate->latency, now - slot->queued_ns);
-	trace_nymph_complete(ring, &slot->entry, done, status);
+	trace_nymph_complete(ring, &slot->entry, done, status, now);
 	if (!nymph_entry_moves(&slot->entry))
 		done = 0;
 	estate->dma_bytes += done;
@@ -478,9 +482,13 @@ static int nymph_ring_step(struct nymph_ring *ring)
 {
 	struct nymph_slot *slot = nymph_ring_oldest(ring);
 
+	int ret;
+
 	if (READ_ONCE(slot->canceled))
 		return -ECANCELED;
-	return nymph_transfer_step(ring, slot);
+	ret = nymph_transfer_step(ring, slot);
+	trace_nymph_landed(ring, 1);
+	return ret;
 }
 
 /*
@@ -492,6 +500,8 @@ static u64 nymph_ring_fly(struct nymph_ring *ring)
 	unsigned int i, n = nymph_flight_run(ring);
 	u64 now = 0;
 
+	if (n)
+		trace_nymph_landed(ring, n);
 	for (i = 0; i < n; i++) {
 		struct nymph_slot *slot = nymph_ring_oldest(ring);
 		int ret;

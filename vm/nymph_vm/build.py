@@ -79,11 +79,12 @@ def modules(folder: Path, kernel_name: str) -> list[Path]:
 def program(source: Path, *options: str, arch: Arch = AMD64, bits: int = 64) -> Path:
     """A C program for guests of that architecture, 64 or 32 bits wide; built if anything of it changed.
 
-    options: more for the compiler. The program can include pcie_nymph.h, and needs no library there.
+    options: more for the compiler. The program can include pcie_nymph.h, and needs no library there: with
+    -luring, liburing is in it.
     """
-    name = source.stem if bits == 64 else f"{source.stem}-{bits}"
-    compiler = f"{arch.compilers[bits]} -static -pthread -O1 -Wall -Wextra -Werror {' '.join(options)}"
-    script = f"mkdir out\n{compiler} -o out/{name} {source.name}"
+    name = source.stem + ("" if bits == 64 else f"-{bits}") + "".join(options)
+    compiler = f"{arch.compilers[bits]} -static -pthread -O1 -Wall -Wextra -Werror"
+    script = f"mkdir out\n{compiler} -o out/{name} {source.name} {' '.join(options)}"
     target = BUILD / "programs" / arch.name / name
     _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script, arch)
     return target / name

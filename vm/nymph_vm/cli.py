@@ -303,9 +303,10 @@ def build(kernel: str, arch: str) -> None:
 @cli.command()
 @arch_option
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def program(arch: str, source: Path) -> None:
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- GCC OPTION...]")
+def program(arch: str, source: Path, options: tuple[str, ...]) -> None:
     """Compile a C program for guests, which may include pcie_nymph.h, and say where it is."""
-    click.echo(builder.program(source, arch=ARCHS[arch]))
+    click.echo(builder.program(source, *options, arch=ARCHS[arch]))
 
 
 @cli.command()

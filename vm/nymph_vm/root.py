@@ -29,6 +29,7 @@ GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014") 
 
 GUEST_PACKAGES = ["python3", "openssh-server", "udev", "kmod", "procps"]
 BUILD_PACKAGES = ["python3", "gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
+BUILD_PACKAGES += ["liburing-dev"]  # for programs with io_uring
 BUILD_PACKAGES += ["bc", "bison", "flex", "libelf-dev", "xz-utils"]  # for whole kernels
 BINFMT = Path("/usr/lib/binfmt.d")  # which programs run those of other architectures
 USERS = ("root", "nymph-user", "other-user")

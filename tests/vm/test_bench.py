@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""The benchmarks' quick suite, with one short round: its data are right, and its results whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nymph_vm import build
+from nymph_vm.faults import Fault
+from nymph_vm.machine import Machine
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
+SHORT = ("--seconds", "0.0001")
+# Each names its plot.
+SECTIONS = {"sizes", "latency", "instead", "paths", "depth", "parallel", "set-up"}
+
+
+@pytest.fixture(scope="module")
+def program(vm: Machine) -> str:
+    os.chdir(ROOT)
+    vm.copy_in("tools")
+    built = build.program(TOOLS / "benchmark/load.c", "-luring")
+    vm.copy_in(str(built))
+    return built.name
+
+
+def bench(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, TOOLS / "bench.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def measure(vm: Machine, program: str, folder: Path, *options: str) -> dict[str, Any]:
+    """Measured there, published here, in a folder."""
+    vm.run(["python3", "tools/bench.py", "measure", f"./{program}", "--quick", *SHORT, *options])
+    (folder / "dist").mkdir(parents=True)
+    (folder / "dist/bench-raw.json").write_text(vm.run(["cat", "dist/bench-raw.json"]).stdout)
+    done = bench("publish", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report: dict[str, Any] = json.loads((folder / "dist/bench.json").read_text())
+    return report
+
+
+def test_quick_suite(vm: Machine, program: str, tmp_path: Path) -> None:
+    report = measure(vm, program, tmp_path, "--rounds", "1")
+    assert (report["status"], report["failures"]) == ("PASS", [])
+    assert report["machine"]["accelerator"] == vm.state.accel
+    figures = [each for each in report["figures"] if each["value"] is not None]
+    groups = {
+        "noise",
+        "size",
+        "path",
+        "depth",
+        "ring size",
+        "rings",
+        "processes",
+        "channels",
+        "instead",
+        "set-up",
+        "memory",
+    }
+    assert {each["group"] for each in figures} == groups
+    assert {each["parameters"]["engine"] for each in figures} == {"cpu", "dma0chan0", "none"}
+    assert len({each["id"] for each in report["figures"]}) == len(report["figures"])
+    assert all(each["value"] > 0 for each in figures if each["group"] != "memory")
+    by_channel = [
+        each for each in figures if each["parameters"]["engine"] == "dma0chan0" and each.get("bytes_per_s")
+    ]
+    assert any(each["interrupts_per_operation"] > 0 for each in by_channel)
+    for each in report["figures"]:
+        assert each["value"] is not None or each["because"]
+    assert "nymphd is not running here" in {each["because"] for each in report["figures"]}
+
+    dist = tmp_path / "dist"
+    assert {plot.stem for plot in (dist / "plots").iterdir()} == SECTIONS
+    assert (dist / "report.html").read_text().count("<svg") == len(SECTIONS)
+    # publish checked it against the records; this is that there was something to be checked
+    recorded = json.loads((dist / "bench-raw.json").read_text())["trace"]
+    trace = (dist / "trace.perfetto").read_bytes()
+    statuses = [record["status"] for ring in recorded["rings"] for record in ring["records"]]
+    assert len(statuses) > 100 and {0, -14, -74, -125} == set(statuses)
+    for track in (
+        b"engine dma0chan0",
+        b"engine cpu",
+        b"occupancy",
+        b"throughput",
+        b"Python client",
+        b"EFAULT",
+    ):
+        assert track in trace
+
+
+def test_a_slower_endpoint_is_a_regression(vm: Machine, program: str, tmp_path: Path) -> None:
+    """Some copies take 20 ms more: of the endpoint's figures most become worse, and no other."""
+    only = ("--only", "path 64 B", "--rounds", "5")
+    measure(vm, program, tmp_path / "old", *only)
+    vm.endpoints["ep0"].set_faults(Fault("slow", rate=0.2))
+    try:
+        measure(vm, program, tmp_path / "new", *only)
+    finally:
+        vm.endpoints["ep0"].set_faults()
+    old, new = (tmp_path / name / "dist/bench.json" for name in ("old", "new"))
+    done = bench("compare", old, new, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "engine dma0chan0" in done.stdout
+    assert bench("compare", old, old, cwd=tmp_path).returncode == 0
+
+
+def test_wrong_data_fail_loudly(vm: Machine, program: str) -> None:
+    """An endpoint that flips bits, and a ring that is not asked to look."""
+    vm.endpoints["ep0"].set_faults(Fault("flip", rate=1))
+    try:
+        command = [
+            "python3",
+            "tools/bench.py",
+            "measure",
+            f"./{program}",
+            "--quick",
+            *SHORT,
+            "--only",
+            "path 64 B dma",
+        ]
+        done = vm.run(command, check=False)
+    finally:
+        vm.endpoints["ep0"].set_faults()
+    assert done.returncode == 1
+    assert done.stdout.endswith("FAIL\n")
+    assert "is wrong" in done.stderr or "are not the sources" in done.stderr
+
+
+def test_what_can_not_be_is_said(vm: Machine, program: str) -> None:
+    for command in (
+        f"./{program} enter nothing 1 0 buffer 64 8 8 1 /etc/passwd",
+        f"./{program} sideways cpu 1 0 buffer 64 8 8 1 /etc/passwd",
+        f"./{program} enter cpu 1 0 buffer 64 0 8 1 /etc/passwd",
+        f"./{program} enter cpu 1 0 buffer 64 8 8 1 /no/such",
+    ):
+        done = vm.run(command.split(), check=False, stdin=subprocess.DEVNULL)
+        assert done.returncode != 0
+        assert (done.stdout, len(done.stderr.splitlines())) == ("", 1), command

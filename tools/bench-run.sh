@@ -1,0 +1,17 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# All benchmarks: in a VM, or right here if this machine has the module loaded. What comes of it is in dist/.
+#   tools/bench-run.sh [--quick] [--only GROUP] [--rounds N] [--seconds N]
+set -eu
+cd "$(dirname "$0")/.."
+make -s .venv/ready
+# What an earlier run left is not to be taken for this one's.
+rm -rf dist/bench.json dist/bench-raw.json dist/trace.perfetto dist/report.html dist/performance.md dist/plots
+program=$(.venv/bin/nymph-vm program tools/benchmark/load.c -- -luring)
+if [ -c /dev/pcie_nymph ]; then
+	.venv/bin/python tools/bench.py measure "$program" "$@"
+else
+	.venv/bin/nymph-vm run --endpoints 4 --copy tools --copy "$program" -- \
+		python3 tools/bench.py measure "./${program##*/}" "$@"
+fi
+.venv/bin/python tools/bench.py publish

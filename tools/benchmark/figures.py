@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: MIT
+"""Makes bench.json of what was measured: medians, intervals, ratios, and how costs grow.
+
+Intervals hold with 95 % confidence, and come of scipy's bootstrap. Ratios are of ways that took turns, round
+by round. bench.schema.json says what is in a bench.json, and this module never writes one that is not so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jsonschema
+import numpy as np
+from scipy import optimize, stats
+
+VERSION = 1
+SCHEMA = Path(__file__).with_name("bench.schema.json")
+WIDE = 0.25
+"""An interval that reaches farther than that, of the value, to both sides together is marked."""
+CONFIDENCE = 0.95
+BUSY = 0.9
+"""So much of what there is counts as used up."""
+FALLS_SHORT = 0.75
+GIB = 1 << 30
+
+# What is compared within a group: the first way has ratio 1. Keys are parameters.
+BASES: dict[str, dict[str, Any]] = {
+    "noise": {"which": "A"},
+    "size": {"path": "enter", "what": "copy"},
+    "path": {"path": "submit", "client": "C"},
+    "instead": {"path": "memmove", "what": "then blake3"},
+    "rings": {"rings": 1},
+    "processes": {"processes": 1},
+    "channels": {"channels": 1},
+}
+# Of which a ratio is one of its group: of the same size, say.
+SAME: dict[str, tuple[str, ...]] = {
+    "size": ("bytes", "engine"),
+    "path": ("bytes", "engine"),
+    "instead": ("bytes",),
+    "rings": ("engine",),
+    "processes": ("engine",),
+}
+# What a cost is drawn against, in each group.
+AGAINST = {
+    "size": "bytes",
+    "depth": "depth",
+    "ring size": "entries",
+    "rings": "rings",
+    "processes": "processes",
+    "channels": "channels",
+    "set-up": "entries",
+    "memory": "entries",
+}
+# In these, the work grows with the number: so much more should be done.
+PARALLEL = ("rings", "processes", "channels")
+
+
+class Interval(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_wide(self) -> bool:
+        return self.high - self.low > WIDE * abs(self.value)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"value": self.value, "interval": [self.low, self.high], "wide": self.is_wide}
+
+
+def median(samples: Sequence[float]) -> Interval:
+    return _bootstrap(samples, np.median, "percentile")
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
+    """The geometric mean of what is taken round by round."""
+    logs = np.log(np.asarray(numerators) / np.asarray(denominators))
+    return Interval(*(float(each) for each in np.exp(_bootstrap(logs, np.mean, "BCa"))))
+
+
+def _bootstrap(samples: Any, statistic: Callable[..., Any], method: Literal["percentile", "BCa"]) -> Interval:
+    values = np.asarray(samples, float)
+    value = float(statistic(values))
+    if np.ptp(values) == 0:  # of one, or all the same: the bootstrap knows no interval
+        return Interval(value, value, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (values,), statistic, confidence_level=CONFIDENCE, method=method, n_resamples=2000, rng=1
+        ).confidence_interval
+    if not np.isfinite([found.low, found.high]).all():  # BCa of a few samples, most of which are the same
+        return Interval(value, float(values.min()), float(values.max()))
+    return Interval(value, float(found.low), float(found.high))
+
+
+def figure(way: dict[str, Any], cpus: int, no_energy: str | None) -> dict[str, Any]:
+    """One row of bench.json: of a way that was measured in turns."""
+    rounds = way["rounds"]
+    samples = [each["ns"] / each["operations"] / 1e9 for each in rounds]
+    operations = sum(each["operations"] for each in rounds)
+    seconds = sum(each["ns"] for each in rounds) / 1e9
+    cpu = sum((each["client_cpu_ns"] or 0) + each["worker_ns"] for each in rounds) / 1e9
+    gib = operations * way["bytes"] / GIB
+    interrupts = sum(each["interrupts"] for each in rounds)
+    energy = None if no_energy else sum(each["energy_j"] for each in rounds)
+    found = median(samples)
+    return {
+        "id": way["id"],
+        "group": way["group"],
+        "parameters": way["parameters"],
+        "unit": "s/operation",
+        **found.as_json(),
+        "because": None,
+        "samples": samples,
+        "yardstick_s": [each["yardstick_ns"] / 1e9 for each in rounds],
+        "operations_per_s": 1 / found.value,
+        "bytes_per_s": way["bytes"] / found.value if way["bytes"] else None,
+        "latency": {
+            "count": way["latency"]["count"],
+            **{f"{name}_s": _seconds(way["latency"][f"{name}_ns"]) for name in QUANTILES},
+            "p50_samples": [_seconds(each["p50_ns"]) for each in rounds],
+            "p99_samples": [_seconds(each["p99_ns"]) for each in rounds],
+        },
+        "cpu_s_per_gib": cpu / gib if gib else None,
+        "cpu_share": min(1.0, cpu / seconds / cpus),
+        "interrupts_per_operation": interrupts / operations,
+        "interrupts_per_s": interrupts / seconds,
+        "fallbacks": sum(each["fallbacks"] for each in rounds),
+        "engine_failures": sum(each["engine_failures"] for each in rounds),
+        "energy_j_per_gib": energy / gib if energy is not None and gib else None,
+    }
+
+
+QUANTILES = ("p50", "p95", "p99", "p99.9", "max")
+
+
+def _seconds(ns: float | None) -> float | None:
+    return None if ns is None else ns / 1e9
+
+
+def _null(id: str, because: str, group: str) -> dict[str, Any]:
+    return {"id": id, "group": group, "parameters": {}, "unit": None, "value": None, "interval": None,
+            "wide": None, "because": because, "samples": []}  # fmt: skip
+
+
+def ratios(figures: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """How many times faster each way is than the base of its group."""
+    for base in figures:
+        wanted = BASES.get(base["group"])
+        if not wanted or any(base["parameters"].get(key) != value for key, value in wanted.items()):
+            continue
+        same = SAME.get(base["group"], ())
+        for other in figures:
+            together = base["group"] == other["group"] and all(
+                base["parameters"].get(key) == other["parameters"].get(key)
+                # what is done instead has no engine, and is the base of all
+                for key in same
+            )
+            if together and other is not base:
+                found = ratio(base["samples"], other["samples"])
+                yield {"of": other["id"], "to": base["id"], "group": base["group"], **found.as_json()}
+
+
+# --- how costs grow ---
+
+
+class Model(NamedTuple):
+    name: str
+    formula: str
+    parameters: int
+    fit: Callable[[Any, Any], Any]
+    """Of x and y, to a prediction of y and the constants."""
+
+
+def _linear_in(terms: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Least squares of relative errors, with no constant below 0."""
+
+    def fit(x: Any, y: Any) -> Any:
+        matrix = np.stack(terms(x), axis=1)
+        constants, _ = optimize.nnls(matrix / y[:, None], np.ones(len(y)))
+        return matrix @ constants, constants
+
+    return fit
+
+
+def _power(x: Any, y: Any) -> Any:
+    line = stats.linregress(np.log(x), np.log(y))
+    constants = np.array([np.exp(line.intercept), line.slope])
+    return constants[0] * x ** constants[1], constants
+
+
+MODELS = (
+    Model("constant", "a", 1, _linear_in(lambda x: [np.ones(len(x))])),
+    Model("linear", "a + b·x", 2, _linear_in(lambda x: [np.ones(len(x)), x])),
+    Model("amortized", "a + b/x", 2, _linear_in(lambda x: [np.ones(len(x)), 1 / x])),
+    Model("power", "a·x^b", 2, _power),
+)
+
+
+def growth(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+    """The model that explains a series best, by Akaike's criterion for few points."""
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    best: dict[str, Any] | None = None
+    for model in MODELS:
+        if len(xs) < model.parameters + 2:
+            continue
+        predicted, constants = model.fit(xs, ys)
+        errors = np.log(ys / np.maximum(predicted, ys.min() * 1e-9))
+        count, used = len(xs), model.parameters + 1
+        spread = max(float(np.mean(errors**2)), 1e-6)
+        penalty = 2 * used + (2 * used * (used + 1) / (count - used - 1) if count > used + 1 else 2 * used**2)
+        score = count * np.log(spread) + penalty
+        if best is None or score < best["score"]:
+            best = {
+                "model": model.name,
+                "formula": model.formula,
+                "constants": dict(zip("ab", map(float, constants), strict=False)),
+                "error": float(np.sqrt(np.mean(errors**2))),
+                "score": float(score),
+                "predicted": [float(each) for each in predicted],
+            }
+    if best is None:
+        return {"model": None, "because": f"{len(xs)} points are too few to fit growth to"}
+    return best
+
+
+def series(figures: list[dict[str, Any]], cpus: int) -> Iterator[dict[str, Any]]:
+    """Costs against each number that they depend on, all else being the same."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in figures:
+        axis = AGAINST.get(each["group"])
+        if axis not in each["parameters"] or not each["samples"]:
+            continue
+        # the depth follows the size, so that a turn does not take long
+        rest = {key: value for key, value in each["parameters"].items() if key not in (axis, "depth")}
+        found.setdefault(f"{each['group']}: {_say(rest)}", []).append(each)
+    for name, rows in found.items():
+        rows.sort(key=lambda row: row["parameters"][AGAINST[row["group"]]])
+        axis = AGAINST[rows[0]["group"]]
+        x = [row["parameters"][axis] for row in rows]
+        if len(set(x)) < 3:
+            continue
+        yield {
+            "id": name,
+            "group": rows[0]["group"],
+            "against": axis,
+            "unit": rows[0]["unit"],
+            "x": x,
+            "y": [row["value"] for row in rows],
+            "intervals": [row["interval"] for row in rows],
+            "growth": growth(x, [row["value"] for row in rows]),
+            "bend": _bend(rows, axis, cpus) if rows[0]["group"] in PARALLEL else None,
+        }
+
+
+def _bend(rows: list[dict[str, Any]], axis: str, cpus: int) -> dict[str, Any] | None:
+    """Where more of them do not do as much more any longer, and what the counters say of it."""
+    first = rows[0]
+    for before, row in pairwise(rows):
+        more = row["parameters"][axis] / first["parameters"][axis]
+        if first["value"] / row["value"] >= FALLS_SHORT * more:
+            continue
+        used = row["cpu_share"]
+        evidence = {
+            "cpu_share": [before["cpu_share"], used],
+            "interrupts_per_operation": [each["interrupts_per_operation"] for each in (before, row)],
+            "fallbacks": [each["fallbacks"] for each in (before, row)],
+        }
+        if row["fallbacks"] > before["fallbacks"]:
+            because = "the engine failed, and the CPU did its work"
+        elif used >= BUSY:
+            because = f"CPU time: clients and the rings' workers use {used:.0%} of {cpus} CPUs"
+        else:
+            because = (
+                f"not known: clients and the rings' workers use {used:.0%} of {cpus} CPUs, and no other "
+                "counter that is looked at tells"
+            )
+        return {"at": row["parameters"][axis], "because": because, "evidence": evidence}
+    return None
+
+
+def _say(parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in parameters.items())
+
+
+# --- all of it ---
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def noise(figures: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the machine does to figures by itself: to the same work twice, and to the yardstick."""
+    same = [each for each in figures if each["group"] == "noise"]
+    if len(same) != 2:
+        return None
+    found = ratio(same[0]["samples"], same[1]["samples"])
+    ticks = np.asarray([tick for each in figures for tick in each.get("yardstick_s", [])])
+    low, middle, high = np.quantile(ticks, [0.05, 0.5, 0.95])
+    return {
+        "same_twice": found.as_json(),
+        "yardstick_s": float(middle),
+        "yardstick_spread": float((high - low) / middle),
+    }
+
+
+def make(raw: dict[str, Any]) -> dict[str, Any]:
+    """bench.json, of what suite.run() returned."""
+    cpus = raw["cpus"]
+    found = [figure(way, cpus, raw["energy_null_because"]) for way in raw["ways"]]
+    for each in raw["memory"]:
+        samples = each.pop("samples")
+        found.append(
+            {**each, "unit": "B/ring", **median(samples).as_json(), "because": None, "samples": samples}
+        )
+    nulls = [_null(each["id"], each["because"], each["id"].partition(":")[0]) for each in raw["nulls"]]
+    if raw["energy_null_because"]:
+        nulls.append(_null("energy", raw["energy_null_because"], "energy"))
+    machine = (
+        "kernel",
+        "accelerator",
+        "accelerator_unknown_because",
+        "cpu",
+        "cpus",
+        "memory_bytes",
+        "blake3",
+    )
+    report = {
+        "version": VERSION,
+        "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD") or None,
+        "changed_since": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "status": "FAIL" if raw["failures"] else "PASS",
+        "failures": raw["failures"],
+        "mode": raw["mode"],
+        "rounds": raw["rounds"],
+        "seconds_each": raw["seconds_each"],
+        "measured_s": raw["measured_s"],
+        "load_average": os.getloadavg()[0],
+        "machine": {name: raw[name] for name in machine},
+        "engines": raw["engines"],
+        "noise": noise(found),
+        "figures": found + nulls,
+        "ratios": list(ratios(found)),
+        "scaling": list(series(found, cpus)),
+    }
+    jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    return report
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A bench.json. Raises OSError, or ValueError if it is none."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    except jsonschema.ValidationError as error:
+        raise ValueError(
+            f"{path} is no bench.json of version {VERSION}: {error.json_path}: {error.message}"
+        ) from error
+    return report
