@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Debian bookworm roots, made without root: guests' disks, and the place where builds for them run.
 
-The plain disk has Python with all wheels, sshd and udev; that with systemd has what nymphd needs, too; the place
-has compilers. For guests of the host's architecture the plain disk and the place are one root. Nothing of this
-checkout is in them.
+The plain disk has Python with all wheels, sshd and udev; that with systemd has what nymphd needs, too; the
+place has compilers. For guests of the host's architecture the plain disk and the place are one root. Nothing
+of this checkout is in them.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014") 
 GUEST_PACKAGES = ["python3", "openssh-server", "udev", "kmod", "procps"]
 BUILD_PACKAGES = ["python3", "gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
 BUILD_PACKAGES += ["liburing-dev"]  # for programs with io_uring
-BUILD_PACKAGES += ["bc", "bison", "flex", "libelf-dev", "xz-utils"]  # for whole kernels
+BUILD_PACKAGES += ["bc", "bison", "flex", "kmod", "libelf-dev", "xz-utils"]  # for whole kernels
 BINFMT = Path("/usr/lib/binfmt.d")  # which programs run those of other architectures
 USERS = ("root", "nymph-user", "other-user")
 WHEELS = ["setuptools>=68", "pytest>=8", "hypothesis>=6", "numpy>=1.26"]  # and what pynymph depends on
