@@ -46,7 +46,7 @@ _PAGE = mmap.PAGESIZE
 _PIECE = 64 * 1024
 _MAX_HANDLE = 4095
 _HANDLE_SHIFT = 30
-_USER_END = (1 << 47) - _PAGE
+_USER_END = 1 << 48 if os.uname().machine == "aarch64" else (1 << 47) - _PAGE
 _CAP_IPC_LOCK = 14
 _MEMFD = "pynymph model"
 _CHUNK = 256  # pages to load or store at once: what can't be, is found page by page

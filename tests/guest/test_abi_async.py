@@ -80,7 +80,8 @@ def test_read_of_very_much(context: Context) -> None:
     context.setup(8)
     ready(context, 2)
     memory = Memory(PAGE)
-    assert abi.read(context.fd, memory.address, 2**31 - 1) == 2 * RECORD
+    # mappings can be as near as that to where user space ends
+    assert abi.read(context.fd, memory.address, 64 * MIB) == 2 * RECORD
     ready(context, 1)
     with pytest.raises(OSError):
         abi.read(context.fd, memory.address, 2**63)

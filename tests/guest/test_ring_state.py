@@ -138,9 +138,11 @@ def test_a_completion_says_how_its_copy_failed() -> None:
             )
             failed, done = ring.completions()
             assert [failed.cookie, done.cookie] == [transfer.cookie for transfer in transfers]
-            assert (failed.status, failed.bytes_done) == (-errno.EFAULT, mmap.PAGESIZE)
+            # arm64 copies up to 64 bytes at once, and says of none that it arrived if one can't
+            assert failed.status == -errno.EFAULT
+            assert mmap.PAGESIZE - 64 < failed.bytes_done <= mmap.PAGESIZE
             assert (done.status, done.bytes_done) == (0, 3 * mmap.PAGESIZE)
-            assert ring.snapshot().dma_bytes == 4 * mmap.PAGESIZE
+            assert ring.snapshot().dma_bytes == failed.bytes_done + 3 * mmap.PAGESIZE
             assert ring.snapshot().errors == 0
             with pytest.raises(pynymph.NymphError, match="went away after 4096 bytes") as caught:
                 transfers[0].result()
