@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Service
 from magika import Magika
+from nymphd_process import Service
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 

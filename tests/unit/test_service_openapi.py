@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Service
+from nymphd_process import Service
 
 EXAMPLES, LONG_EXAMPLES = 40, 1000
 FEWEST_CASES, FEWEST_LONG_CASES = 200, 3000

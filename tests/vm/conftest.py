@@ -3,24 +3,16 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from nymph_vm import nymphd
 from nymph_vm.machine import Machine
+from nymphd_served import Served
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-engine", action="store_true", help="The guest suite: each user on each engine.")
     parser.addoption("--soak-seconds", type=float, help="How long test_nymphd_soak.py lasts.")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A machine in which systemd runs nymphd, and the way there."""
-
-    machine: Machine
-    service: nymphd.Service
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from blake3 import blake3
-from conftest import Served
 from nymph_vm.faults import Fault
 from nymph_vm.host import CHECKOUT
+from nymphd_served import Served
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 PICTURES = CHECKOUT / "dist/dashboard"

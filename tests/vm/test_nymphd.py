@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Served
 from nymph_vm.endpoint import Endpoint
 from nymph_vm.faults import KINDS, Fault
+from nymphd_served import Served
 from websockets.sync.client import connect
 
 import pynymph

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Served
 from nymph_vm.faults import Fault
+from nymphd_served import Served
 from test_nymphd import NAME, SOURCE, client, events, infer, is_well, patient, verify, wait_for
 
 __all__ = ["patient"]  # which holds here, too

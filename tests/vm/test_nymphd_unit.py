@@ -8,7 +8,7 @@ import time
 
 import httpx
 import pytest
-from conftest import Served
+from nymphd_served import Served
 
 EXPOSURE = 1.5  # of 10, as systemd-analyze has it
 OPEN = "import os; os.open('/dev/pcie_nymph', os.O_RDWR)"

@@ -59,7 +59,8 @@ MIB, counters = 1 << 20, "/sys/class/misc/pcie_nymph/counters/"
 ring = pynymph.Ring(8)
 src, dst, other = (ring.allocate(2 * MIB) for _ in range(3))
 src.view[:] = bytes(range(256)) * (2 * MIB // 256)
-print(ring.copy(src=src, dst=dst, zero_copy=True).engine, flush=True)
+print(ring.copy(src=src[:MIB], dst=dst[:MIB], zero_copy=True).engine, flush=True)  # too small for two
+ring.copy(src=src, dst=dst, zero_copy=True)
 sys.stdin.readline()
 try:
     ring.copy(src=src, dst=dst, zero_copy=True)
@@ -223,7 +224,7 @@ def test_one_of_two_devices_answers_nothing(one_of_each: Machine) -> None:
         said, _ = running.communicate("\n", timeout=120)
     kind, engine, *good = said.split()
     assert (kind, good) == ("ETIMEDOUT", ["True"] * 5)
-    assert engine in (own, "cpu")
+    assert engine == own
     one_of_each.unplug(other)
     wait_for(lambda: counts(one_of_each) == [0, 0, 0])
     one_of_each.plug(other)
