@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo rate bench performance bench-blake3 fuzz-blake3 test module vm serve lint check endpoint matrix arm64 coverage clean
+.PHONY: help setup demo rate bench performance bench-blake3 fuzz-blake3 test module vm service serve lint check endpoint matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,7 +39,7 @@ fuzz-blake3: ## every BLAKE3 variant against portable C, for SECONDS=60; it need
 	clang $(SANITIZE) -fsanitize=fuzzer -Ikernel/blake3 -o $(FUZZ)/fuzz tests/fuzz_blake3.c $(FUZZ)/*.o
 	$(FUZZ)/fuzz -max_total_time=$(SECONDS) -max_len=200 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found
 
-test: .venv/browser ## unit tests here, then the others in a VM
+test: .venv/ready ## unit tests here, then the others in a VM
 	.venv/bin/pytest tests/unit tests/vm
 
 ifdef KDIR
@@ -55,6 +55,9 @@ endif
 
 vm: .venv/ready ## a shell in a VM, with the module loaded, tests/ and tools/ there, and pynymph importable
 	$(NYMPH_VM) run --copy tests --copy tools
+
+service: .venv/browser ## nymphd in a VM: its unit, faults of the endpoint beside it, the dashboard in Chromium, a soak of a minute
+	.venv/bin/pytest tests/service
 
 serve: .venv/ready ## nymphd in a VM, its dashboard on a port of this machine, until Ctrl-C
 	$(NYMPH_VM) serve
