@@ -31,9 +31,10 @@
  * @stopping: it was told to stop, and is not known to have
  * @stops: how often it was told
  * @stop_work: tells it
- * @stopped: woken when that was done
- * @ops_lock: serializes @ops, what becomes of them, and @spare
+ * @stopped: woken when that was done, and when one less is mapped
+ * @ops_lock: serializes @ops, what becomes of them, @held and @spare
  * @ops: operations that the channel may be at
+ * @held: operations that have something mapped
  * @spare: operations to be used again
  * @nr_spare: how many
  */
@@ -49,8 +50,9 @@ struct nymph_dma_engine {
 	unsigned int stops;
 	struct delayed_work stop_work;
 	wait_queue_head_t stopped;
-	spinlock_t ops_lock;	/* ops, spare */
+	spinlock_t ops_lock;	/* ops, held, spare */
 	struct list_head ops;
+	unsigned int held;
 	struct list_head spare;
 	unsigned int nr_spare;
 };

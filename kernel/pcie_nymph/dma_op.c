@@ -190,13 +190,18 @@ void nymph_dma_op_free(struct nymph_dma_op *op)
 	unsigned int i;
 
 	nymph_dma_op_unmap(op, 0);
-	if (op->dev)
-		put_device(op->dev);
 	if (op->nr_pages)
 		unpin_user_pages_dirty_lock(op->pages, op->nr_pages, true);
 	for (i = 0; i < op->nr_moves; i++)
 		nymph_dma_op_drop_move(op, i);
 	nymph_bounce_put(op->bounce);
+	if (op->dev) {
+		spin_lock_irq(&op->dma->ops_lock);
+		op->dma->held--;
+		spin_unlock_irq(&op->dma->ops_lock);
+		wake_up_all(&op->dma->stopped);
+		put_device(op->dev);
+	}
 	nymph_dma_op_put_by(op);
 	if (abandoned) {
 		nymph_count(NYMPH_COUNT_QUARANTINED, -1);
@@ -537,6 +542,9 @@ void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves)
 	int ret;
 
 	op->dev = get_device(dmaengine_get_dma_device(chan));
+	spin_lock_irq(&op->dma->ops_lock);
+	op->dma->held++;
+	spin_unlock_irq(&op->dma->ops_lock);
 	align = nymph_dma_alignment(chan, op->dev);
 	longest = min_t(size_t, dma_get_max_seg_size(op->dev),
 			dma_max_mapping_size(op->dev));

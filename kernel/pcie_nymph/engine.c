@@ -205,9 +205,11 @@ static void nymph_engine_take_helpers(struct nymph_ring *ring, bool of_device)
 		if (ring->nr_spread == NYMPH_MAX_SPREAD)
 			return;
 		if (engine == ring->engine || is_of_device != of_device ||
-		    !nymph_dma_is_there(engine) || !engine->ready(engine) ||
-		    engine->start(engine))
+		    !nymph_dma_is_there(engine) || !engine->ready(engine))
 			continue;
+		/* one that does not start can take long to say so */
+		if (engine->start(engine))
+			return;
 		engine->helped++;
 		ring->spread[ring->nr_spread++] = engine;
 	}

@@ -289,8 +289,12 @@ static int nymph_dma_start(struct nymph_engine *engine)
 
 	mutex_lock(&dma->lock);
 	ret = nymph_dma_acquire(dma);
-	if (!ret)
+	if (!ret) {
 		dma->wanted = true;
+	} else {
+		WRITE_ONCE(dma->failed_at, jiffies);
+		WRITE_ONCE(dma->failed, true);
+	}
 	mutex_unlock(&dma->lock);
 	return ret;
 }
@@ -360,7 +364,9 @@ static bool nymph_dma_carry_out(struct nymph_dma_op *op,
 				struct nymph_move *moves)
 {
 	unsigned int i, n = op->nr_moves;
-	unsigned long deadline = op->deadline;
+	/* others' parts, and hashing, may have taken what there was */
+	unsigned long deadline = jiffies +
+		msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms));
 
 	while (!op->error && op->nr_runs) {
 		if (!nymph_dma_wait(op, moves))
@@ -490,7 +496,7 @@ unsigned int nymph_dma_move_parts(struct nymph_engine *const *engines,
 		struct nymph_move *part = &parts[n];
 
 		if (!nymph_dma_ready(engines[i]) ||
-		    (i && !nymph_dma_is_idle(dma)))
+		    (i && (!READ_ONCE(dma->chan) || !nymph_dma_is_idle(dma))))
 			continue;
 		*part = *move;
 		part->dst_off += at;
@@ -570,6 +576,29 @@ void nymph_dma_forget(struct nymph_engine *engine)
 	kfree(dma);
 }
 
+/* Whether nothing is mapped but what the channel may be at. */
+static bool nymph_dma_is_unmapped(struct nymph_dma_engine *dma)
+{
+	struct list_head *at;
+	unsigned int n = 0;
+	bool unmapped;
+
+	spin_lock_irq(&dma->ops_lock);
+	list_for_each(at, &dma->ops)
+		n++;
+	unmapped = dma->held == n;
+	spin_unlock_irq(&dma->ops_lock);
+	return unmapped;
+}
+
+/* Executors unmap what has ended once they are done with other channels. */
+static void nymph_dma_await_unmapped(struct nymph_dma_engine *dma)
+{
+	wait_event_timeout(dma->stopped, nymph_dma_is_unmapped(dma),
+			   msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms)) +
+			   2 * NYMPH_DMA_STOP_TIMEOUT);
+}
+
 /**
  * nymph_dma_give_up() - a device leaves
  * @engine: loses its channel, if that is of the device
@@ -582,15 +611,19 @@ void nymph_dma_give_up(struct nymph_engine *engine, void *param)
 {
 	struct nymph_dma_engine *dma = to_nymph_dma(engine);
 	struct device *dev = param;
+	bool is_its;
 
 	mutex_lock(&dma->lock);
-	if (dma->chan && dma->chan->device->dev == dev) {
+	is_its = dma->chan && dma->chan->device->dev == dev;
+	if (is_its) {
 		nymph_dma_stop_locked(dma);
 		if (dma->chan)
 			nymph_dma_release(dma);
 	}
 	mutex_unlock(&dma->lock);
 	wake_up_all(&dma->stopped);
+	if (is_its)
+		nymph_dma_await_unmapped(dma);
 }
 
 /**
