@@ -73,7 +73,9 @@ class Engines:
         found = await asyncio.gather(*(self._verify(name, nbytes) for name in self._known))
         reason = None
         try:
-            await self._carrier.carry(os.urandom(nbytes), "verify")
+            arrived = await self._carrier.carry(os.urandom(nbytes), "verify")
+            if arrived.faults:
+                reason = arrived.faults[0].reason
         except NymphError as error:
             reason = error.strerror or str(error)
             self._events.fault("verify", self._carrier.engine, reason)
