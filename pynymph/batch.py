@@ -227,6 +227,8 @@ class Batch:
         """Hold the buffers. Raises ArgumentError if one was freed since."""
         for memory in memories:
             if memory.gone is not None:
+                while self._let_go:
+                    self._let_go.pop()()
                 raise _no_buffer(memory.handle)
             self._let_go.append(memory.take())
 
