@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Self
 
 from pynymph import abi, digest
-from pynymph.errors import ClosedError, NymphError
+from pynymph.buffer import check_length
+from pynymph.errors import ArgumentError, ClosedError, NymphError
 from pynymph.operation import Copy
 from pynymph.ring import DEVICE, MODEL, Ring, query
 from pynymph.state import Snapshot
@@ -110,7 +111,11 @@ class ZLTA2Fabric:
         """Queue one copy: SUBMIT_DMA. True; a NymphError says why it was refused, or failed if it was to be
         waited for.
         """
-        self._opened()._submit_dma(abi.new("nymph_dma_desc", **asdict(descriptor)))
+        try:
+            desc = abi.new("nymph_dma_desc", **asdict(descriptor))
+        except (OverflowError, TypeError) as error:
+            raise ArgumentError(errno.EINVAL, f"{descriptor} has a number that can't be: {error}") from None
+        self._opened()._submit_dma(desc)
         return True
 
     def get_status(self) -> FabricStatus:
@@ -168,6 +173,7 @@ def verify_engine(
     copy queued and after it. Ends within about `timeout` seconds, and what the driver takes to give a channel
     up.
     """
+    check_length(nbytes)
     started = time.perf_counter()
     found: dict[str, bytes | int] = {}
     try:

@@ -83,6 +83,11 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_body("; ".join(wrong)), 422)
 
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:  # it is raised again, and logged
+        return JSONResponse(error_body("nymphd failed at this; its log says more, by the request id"), 500)
+
+
 def _methods(app: FastAPI, path: str) -> set[str]:
     return {
         method
@@ -206,6 +211,8 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
         await socket.accept()
         with nymphd.events.listen() as listener, contextlib.suppress(WebSocketDisconnect, TimeoutError):
             engine = nymphd.carrier.engine
+            session = session_of(socket.headers)
+            by_session = nymphd.doorkeeper.knows_session(session)
             await socket.send_json(nymphd.events.make("hello", engine=engine, recent=nymphd.events.recent))
             left = asyncio.create_task(_until_it_leaves(socket))
             try:
@@ -214,6 +221,9 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
                     await asyncio.wait([getting, left], return_when=asyncio.FIRST_COMPLETED)
                     if not getting.done():
                         getting.cancel()
+                        break
+                    if by_session and not nymphd.doorkeeper.knows_session(session):
+                        await socket.close(1008, "logged out")
                         break
                     await socket.send_json(getting.result())
                 if listener.lost:

@@ -104,6 +104,10 @@ class Carrier:
                 faults.append(Fault(self._engine, error.strerror or str(error)))
                 self._events.fault(source, self._engine, error.strerror or str(error))
                 memory, done = await self._copy(spare, data, _LAST_TIMEOUT_S)
+            if not faults and done.engine == "cpu" != self._engine:
+                reason = "it failed, and the driver had the CPU do it"
+                faults.append(Fault(self._engine, reason))
+                self._events.fault(source, self._engine, reason)
         seconds = time.perf_counter() - started
         assert done.engine is not None and done.dst_digest is not None
         TRANSFER_SECONDS.labels(done.engine).observe(seconds)

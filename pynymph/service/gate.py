@@ -20,6 +20,7 @@ from limits.strategies import FixedWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 
+from pynymph.errors import NymphError
 from pynymph.service.credentials import Doorkeeper
 from pynymph.service.log import log
 from pynymph.service.metrics import HTTP_SECONDS
@@ -111,8 +112,11 @@ class Gate:
             await self._app(scope, receive, answer.send)
         except Refused as refused:
             await answer.refuse(refused)
-        except TimeoutError:
-            log.warning("the client did not read the answer in time")
+        except TimeoutError as error:
+            if isinstance(error, NymphError):  # the driver's, and no client's
+                log.exception("a request failed")
+            else:
+                log.warning("the client did not read the answer in time")
         except Exception:
             log.exception("a request failed")
             await answer.refuse(Refused(500, "nymphd failed at this; its log says more, by the request id"))

@@ -17,7 +17,7 @@ from magika.types import MagikaResult, ModelFeatures, Seekable
 from pynymph.service.carrier import Arrived, Carrier
 from pynymph.service.events import Events
 from pynymph.service.metrics import INFER_SECONDS, TOKENS
-from pynymph.service.models import MODEL_FILE, Model, Models
+from pynymph.service.models import MODEL_FILE, Model, ModelRefused, Models
 from pynymph.service.sensors import EnergyMeter
 from pynymph.service.watch import Work
 
@@ -146,7 +146,10 @@ class _Runner:
     def _run(self, inputs: list[Any]) -> list[Ran]:
         """In a thread."""
         if self._classifier is None:
-            self._classifier = Classifier(self._model, self._profile)
+            try:
+                self._classifier = Classifier(self._model, self._profile)
+            except Exception as error:  # whatever a file makes of ONNX Runtime, or Magika
+                raise ModelRefused(f"model {self._model.name} can't be run: {error}") from None
         before = self._meter.read()
         began = time.perf_counter()
         outputs = self._classifier.run(inputs)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import pynymph
+from pynymph.errors import NymphError
 from pynymph.service.answers import Digest
 from pynymph.service.carrier import Carrier
 from pynymph.service.credentials import make_folder, write_private
@@ -107,18 +108,19 @@ class Models:
         for name in self.names():
             try:
                 await self.load(name)
-            except ModelRefused:
+            except (ModelRefused, NymphError):
                 continue  # which an event has said
 
     def names(self) -> list[str]:
-        return sorted(path.parent.name for path in self._folder.glob(f"*/{_MANIFEST}"))
+        found = (path.parent.name for path in self._folder.glob(f"*/{_MANIFEST}"))
+        return sorted(name for name in found if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name))
 
     async def load(self, name: str) -> Model:
         """The model, which was or is now brought through the ring. Raises ModelRefused, or
         UnknownModel."""
         if name in self._loaded:
             return self._loaded[name]
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name not in self.names():
+        if name not in self.names():
             raise UnknownModel(name)
         async with self._loading:
             if name not in self._loaded:
@@ -128,6 +130,9 @@ class Models:
                     if self._refused.get(name) != str(refused):
                         self._events.fault("model", None, str(refused))
                     self._refused[name] = str(refused)
+                    raise
+                except NymphError as error:
+                    self._refused[name] = f"model {name}: no engine carried it: {error.strerror or error}"
                     raise
                 self._refused.pop(name, None)
                 log.info("a model is ready", model=name, digest=self._loaded[name].digest)
@@ -161,6 +166,8 @@ class Models:
             try:
                 content = await asyncio.to_thread(_read, path)
                 arrived = await self._carrier.carry(content, "model")
+            except NymphError:
+                raise  # the fabric's fault, not the model's
             except (OSError, ValueError) as error:
                 said = error.strerror if isinstance(error, OSError) else None
                 raise ModelRefused(f"model {name}: {file} can't be had: {said or error}") from None

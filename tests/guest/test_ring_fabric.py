@@ -50,6 +50,10 @@ def test_what_is_refused_is_said() -> None:
     assert refused.value.errno == errno.EFAULT
     with pytest.raises(pynymph.ArgumentError, match="not well-formed"):
         it.submit_dma(DMADescriptor(0, 0, 0))
+    with pytest.raises(pynymph.ArgumentError, match="a number that can't be"):
+        it.submit_dma(DMADescriptor(-1, 0, 4096))
+    with pytest.raises(pynymph.ArgumentError, match="a buffer has 1 to"):
+        fabric.verify_engine("cpu", device=DEVICE, nbytes=0)
     it.close()
     it.close()
 

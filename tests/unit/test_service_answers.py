@@ -175,6 +175,28 @@ def test_a_manifest_that_can_not_be(
         assert infer(client, b"hello world").status_code == 200
 
 
+def test_a_model_that_can_not_be_run(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    """Its digests are right, and it is none; and a folder whose name no request can have is no model."""
+    folder = tmp_path / "models/bad"
+    folder.mkdir(parents=True)
+    files = {"model.onnx": b"junk", "config.min.json": b"{}"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    digests = {name: pynymph.digest.payload(content).hex() for name, content in files.items()}
+    (folder / "manifest.json").write_text(json.dumps({"kind": "magika", "files": digests}))
+    shutil.copytree(folder, tmp_path / "models/bad (copy)")
+    running = start_service(models_dir=tmp_path / "models")
+    with running.client() as client:
+        answer = infer(client, b"hello", model="bad")
+        assert (answer.status_code, "can't be run" in answer.json()["error"]) == (409, True)
+        assert {model["name"] for model in client.get("/models").json()["models"]} == {"bad", "magika"}
+        assert infer(client, b"hello world").status_code == 200
+    with events(running) as socket:
+        while json.loads(socket.recv(timeout=10))["type"] != "telemetry":
+            pass
+    assert running.stop() == 0
+
+
 def test_events(service: Service) -> None:
     with events(service) as socket, service.client() as client:
         hello = json.loads(socket.recv(timeout=10))

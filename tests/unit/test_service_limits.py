@@ -90,7 +90,14 @@ def test_a_browsers_way(service: Service) -> None:
         assert client.get("/status").status_code == 200
         assert client.get("/").status_code == 200
         stolen = dict(client.cookies)
-        assert client.delete("/session").status_code == 204
+        url = f"wss://localhost:{service.port}/events"
+        cookie = {"Cookie": "; ".join(f"{name}={value}" for name, value in stolen.items())}
+        with connect_websocket(url, ssl=service.tls, additional_headers=cookie, open_timeout=60) as listening:
+            assert client.delete("/session").status_code == 204
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    listening.recv(timeout=30)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
     with service.client(headers={"Cookie": "; ".join(f"{k}={v}" for k, v in stolen.items())}) as client:
         assert client.get("/status").status_code == 401
 

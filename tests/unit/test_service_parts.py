@@ -3,6 +3,8 @@
 
 import datetime
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,18 @@ def test_a_private_file_is_there_whole_or_not(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
     with pytest.raises(StartError, match="can't write"):
         write_private(tmp_path / "nowhere/file", b"")
+
+
+def test_a_traceback_has_no_locals() -> None:
+    """There are tokens among them."""
+    code = """
+from pynymph.service.log import log, set_up
+set_up("info")
+token = "a secret"
+try:
+    1 / 0
+except ArithmeticError:
+    log.exception("failed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ZeroDivisionError" in done.stderr and "a secret" not in done.stderr

@@ -111,6 +111,8 @@ function showVerdict(engines) {
 		why = bad.length === 1 ? brief(bad[0].reason ?? "It did not prove itself.") : "Below is what is wrong with each.";
 	} else if (lastVerification && !hashes) {
 		[state, verdict, why] = ["bad", "The ring's hash is wrong", "The driver's and the one computed from its snapshot differ."];
+	} else if (lastVerification?.reason) {
+		[state, verdict, why] = ["bad", "nymphd's own ring failed", brief(lastVerification.reason)];
 	} else if (engines.length && !open.length) {
 		state = "good";
 		verdict = engines.length === 1 ? "The one engine copies every byte" : `All ${engines.length} engines copy every byte`;
