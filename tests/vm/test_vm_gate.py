@@ -9,7 +9,7 @@ from nymph_vm.state import VMLost
 
 def test_a_hang_is_noticed() -> None:
     with Machine("test-hang", memory="1G", hang_seconds=5) as machine:
-        machine.run(["pkill", "-STOP", "-P", "1", "-x", "init"])  # nobody answers the pings any more
+        machine.run(["pkill", "-STOP", "-P", "1", "-x", "guest-init"])  # nobody answers the pings any more
         with pytest.raises(VMLost, match="the guest hung") as lost:
             machine.run(["sleep", "1000"])
     assert lost.value.exit_status == 122
