@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,10 @@ ENTRY = _dtype("nymph_entry")
 """struct nymph_entry."""
 RECORD = _dtype("nymph_record")
 """struct nymph_record."""
+
+_ENTRY_SIZE = ENTRY.itemsize
+_RECORD_SIZE = RECORD.itemsize
+
 
 def _needs(*opcodes: int) -> NDArray[np.bool_]:
     """By opcode, for all that there can be."""
@@ -179,28 +183,33 @@ def _no_buffer(handle: int) -> ArgumentError:
 class Batch:
     """Entries that Ring.submit_many() has queued: the first ones, `len()` of them."""
 
+    done = False
+    """Whether all have ended, or never will, as far as is known."""
+    error: NymphError | None = None
+    on_end: Callable[[], None] | None = None
+    _records: NDArray[np.void] | None = None  # until the first
+    _memories: Sequence[Memory] = ()  # that it holds
+
     def __init__(self, ring: Ring, many: Checked, first: int, end: int) -> None:
         self._ring = ring
+        self._many = many
         self.first = first
         """Number of its first entry among all that were given."""
-        self.total = len(many)
+        self.total = len(many.entries)
         """How many were given."""
-        self.entries = many.entries[first:end]
-        """As the driver has them: with their cookies."""
-        self.address = many.address + first * ENTRY.itemsize
-        self.done = False
-        """Whether all have ended, or never will, as far as is known."""
-        self._records: NDArray[np.void] | None = None  # until the first
+        self._len = min(end, self.total) - first
         self._first_cookie = many.first_cookie + first
-        self._let_go: list[Callable[[], None]] = []
-        self.error: NymphError | None = None
-        self.on_end: Callable[[], None] | None = None
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return self._len
 
     def __repr__(self) -> str:
         return f"<pynymph.batch.Batch of {len(self)} entries, {self.ended} of them ended>"
+
+    @property
+    def entries(self) -> NDArray[np.void]:
+        """As the driver has them: with their cookies."""
+        return self._many.entries[self.first : self.first + self._len]
 
     @property
     def ended(self) -> int:
@@ -210,7 +219,7 @@ class Batch:
     @property
     def records(self) -> NDArray[np.void]:
         """How they ended, those that have."""
-        return np.zeros(len(self), RECORD) if self._records is None else self._records
+        return np.zeros(self._len, RECORD) if self._records is None else self._records
 
     def result(self, timeout: float | None = None) -> NDArray[np.void]:
         """Wait until all have ended, and return how: an array of RECORD, in the order of the entries.
@@ -223,14 +232,24 @@ class Batch:
 
     # What follows is the ring's, under its mutex.
 
+    @property
+    def address(self) -> int:
+        """Of its first entry."""
+        return self._many.address + self.first * _ENTRY_SIZE
+
     def hold(self, memories: list[Memory]) -> None:
         """Hold the buffers. Raises ArgumentError if one was freed since."""
+        self._memories = memories
         for memory in memories:
+            memory.take(self)
             if memory.gone is not None:
-                while self._let_go:
-                    self._let_go.pop()()
+                self._let_go()
                 raise _no_buffer(memory.handle)
-            self._let_go.append(memory.take())
+
+    def _let_go(self) -> None:
+        for memory in self._memories:
+            memory.let_go(self)
+        self._memories = ()
 
     def hints(self) -> dict[int, str]:
         """Why the driver can have refused its first entry."""
@@ -243,7 +262,7 @@ class Batch:
 
     def cut(self, accepted: int) -> None:
         """The driver took no more than these."""
-        self.entries = self.entries[:accepted]
+        self._len = accepted
         if self._records is not None:
             self._records = self._records[:accepted]
 
@@ -253,9 +272,9 @@ class Batch:
         A ring retires in order: what is between a batch's first record and its last is of that batch too.
         """
         first = self._first_cookie
-        if n != len(self) or records[0].cookie != first or records[n - 1].cookie != first + n - 1:
+        if n != self._len or records[0].cookie != first or records[n - 1].cookie != first + n - 1:
             return False
-        self._records = np.frombuffer(bytearray(ffi.buffer(records, n * RECORD.itemsize)), RECORD)
+        self._records = np.frombuffer(bytearray(ffi.buffer(records, n * _RECORD_SIZE)), RECORD)
         return True
 
     def take(self, records: NDArray[np.void]) -> NDArray[np.void]:
@@ -270,8 +289,7 @@ class Batch:
     def end(self, error: NymphError | None = None) -> None:
         """The driver is done with it, and its buffers. Again, if Ctrl-C cut it short."""
         self.error = error
-        while self._let_go:
-            self._let_go.pop()()
+        self._let_go()
         self.done = True
         if self.on_end is not None:
             self.on_end()

@@ -34,36 +34,40 @@ class Memory:
         held = hold and source is not None
         self._hold = ffi.from_buffer(source, require_writable=not readonly) if held else None
         self._lock = Mutex()
-        self._in_flight = 0
+        self._users = set[object]()
 
     def __del__(self) -> None:
         if self.handle and self.gone is None:
             self._forget(self.handle)
 
-    def take(self) -> Callable[[], None]:
-        """A transfer uses it, until it calls what this returns."""
-        with self._lock:
-            self._in_flight += 1
-        return self._drop
+    def check(self) -> None:
+        """Raise what says why it can't be used, if it can't."""
+        if self.gone is not None:
+            raise error(errno.EBADF, f"the buffer can't be used: {self.gone}; make another one")
 
-    def _drop(self) -> None:
-        with self._lock:
-            self._in_flight -= 1
+    def take(self, user: object) -> None:
+        """A transfer uses it, until it lets go."""
+        self._users.add(user)
+
+    def let_go(self, user: object) -> None:
+        """Again does nothing, so that Ctrl-C may come at any point of what calls this."""
+        self._users.discard(user)
+        if self.gone is not None:
             self._release()
 
     def end(self, why: str) -> None:
         """The handle is no more. Memory of the driver's goes with the last view, the user's is held until no
         transfer uses it.
         """
-        with self._lock:
-            self.gone = why
-            self.source = b""
-            self._release()
+        self.gone = why
+        self.source = b""
+        self._release()
 
     def _release(self) -> None:
-        if self.gone is not None and not self._in_flight and self._hold is not None:
-            ffi.release(self._hold)
-            self._hold = None
+        with self._lock:
+            if not self._users and self._hold is not None:
+                ffi.release(self._hold)
+                self._hold = None
 
 
 class RingBuffer:
@@ -156,8 +160,7 @@ class RingBuffer:
         """Raise what says why it can't be used, if it can't."""
         if os.getpid() != self._pid:
             raise error(errno.EPERM, "this buffer is another process's; after fork, open a Ring of your own")
-        if self._memory.gone is not None:
-            raise error(errno.EBADF, f"the buffer can't be used: {self._memory.gone}; make another one")
+        self._memory.check()
 
     # From Python 3.12 on this makes it a buffer.
     def __buffer__(self, flags: int) -> memoryview:

@@ -9,16 +9,17 @@ import resource
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pynymph.abi import address, ffi, lib
-from pynymph.buffer import RingBuffer, with_bytes
+from pynymph.buffer import Memory, RingBuffer, with_bytes
 from pynymph.errors import ArgumentError, NymphError, error
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _ENTRY = ffi.typeof("struct nymph_entry *")
+_ENTRY_SIZE = ffi.sizeof("struct nymph_entry")
 _FLAGS = {
     "link": lib.NYMPH_DMA_FLAG_LINK,
     "barrier": lib.NYMPH_DMA_FLAG_BARRIER,
@@ -26,6 +27,7 @@ _FLAGS = {
     "digest": lib.NYMPH_DMA_FLAG_DIGEST_ONLY,
     "zero_copy": lib.NYMPH_DMA_FLAG_ZERO_COPY,
 }
+_BOTH = lib.NYMPH_DMA_FLAG_VERIFY_HASH | lib.NYMPH_DMA_FLAG_DIGEST_ONLY
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Operation:
     link: bool = False
     barrier: bool = False
 
-    # What the entry has, and the names of what is read, and read or written: the entry's src and dst.
+    # What the entry has, and the names of its sides: what is read, and then what is written, or read too.
     _opcode: ClassVar[int]
     _src: ClassVar[str | None] = None
     _dst: ClassVar[str | None] = None
@@ -127,63 +129,65 @@ class Nop(Operation):
 class Job:
     """An operation on its way: its entry, and the hold on its buffers."""
 
+    cookie = 0
+    """The ring gives it one, when it is first submitted."""
+    outcome: Completion | NymphError | None = None
+    on_end: Callable[[], None] | None = None
+    """Called once there is an outcome, by whom it is found, with the ring's mutex held."""
+    is_memory = True
+    """Whether all its bytes are in memory: else a file may have to be read, which nothing interrupts."""
+
     def __init__(self, operation: Operation, owner: object, *, collectable: bool = False) -> None:
         if not isinstance(operation, Operation):
             raise ArgumentError(errno.EINVAL, f"{operation!r} is no operation such as Copy(src=..., dst=...)")
-        if getattr(operation, "verify", False) and getattr(operation, "digest", False):
-            raise ArgumentError(errno.EINVAL, "verify makes both digests; leave out digest")
         self.collectable = collectable
         """Whether Ring.completions() tells of it."""
-        self.outcome: Completion | NymphError | None = None
-        self.on_end: Callable[[], None] | None = None
-        """Called once there is an outcome, by whom it is found, with the ring's mutex held."""
         self.operation = type(operation)
-        self.is_memory = True
-        """Whether all its bytes are in memory: else a file may have to be read, which nothing interrupts."""
-        self._names = [name for name in (operation._src, operation._dst) if name]
-        self._written = operation._dst if operation._writes else None
-        self._zero_copy = getattr(operation, "zero_copy", False)
-        self._letting_go: list[Callable[[], None]] = []
-        self._buffers: list[RingBuffer] = []
+        flags = lib.NYMPH_DMA_FLAG_RECORD
+        for name, flag in _FLAGS.items():
+            if getattr(operation, name, False):
+                flags |= flag
+        if flags & _BOTH == _BOTH:
+            raise ArgumentError(errno.EINVAL, "verify makes both digests; leave out digest")
         # First all checks: what fails here has nothing to let go of.
-        sides: list[tuple[str, Buffer, bool]] = []
-        length = 0
-        for side, name in (("src", operation._src), ("dst", operation._dst)):
-            if name:
-                given, writes = with_bytes(getattr(operation, name)), name == self._written
-                nbytes = self._check(name, given, writes, owner)
-                if sides and nbytes != length:
-                    raise ArgumentError(
-                        errno.EINVAL, f"{self._names[0]} has {length} bytes, {name} has {nbytes} bytes"
-                    )
-                length = nbytes
-                sides.append((side, given, writes))
-        if sides and not 1 <= length <= lib.NYMPH_MAX_LENGTH:
+        src = dst = None
+        length = nbytes = 0
+        if operation._src:
+            src = with_bytes(getattr(operation, operation._src))
+            length = nbytes = self._check(operation._src, src, False, owner)
+        if operation._dst:
+            dst = with_bytes(getattr(operation, operation._dst))
+            length = self._check(operation._dst, dst, operation._writes, owner)
+        if src is not None and length != nbytes:
+            raise ArgumentError(
+                errno.EINVAL, f"{operation._src} has {nbytes} bytes, {operation._dst} has {length} bytes"
+            )
+        if not 1 <= length <= lib.NYMPH_MAX_LENGTH and self._names:
             raise ArgumentError(
                 errno.EINVAL,
                 f"an operation has 1 to {lib.NYMPH_MAX_LENGTH} bytes, and this one {length}; split it",
             )
-        self.entry = ffi.new(_ENTRY)
-        self.entry.size = ffi.sizeof(self.entry[0])
-        self.entry.opcode = operation._opcode
-        self.entry.flags = lib.NYMPH_DMA_FLAG_RECORD
-        for name, flag in _FLAGS.items():
-            if getattr(operation, name, False):
-                self.entry.flags |= flag
-        self.entry.length = length
-        if isinstance(operation, Fill):
-            self.entry.src = _pattern(operation.pattern)
+        self.entry = entry = ffi.new(_ENTRY)
+        entry.size = _ENTRY_SIZE
+        entry.opcode = operation._opcode
+        entry.flags = flags
+        entry.length = length
+        self._memories: list[Memory] = []
+        self._held: list[Any] = []
         try:
-            for side, given, writes in sides:
-                self._take(side, given, writes)
+            if src is not None:
+                entry.src, entry.src_buffer = self._take(src, False)
+            if dst is not None:
+                entry.dst, entry.dst_buffer = self._take(dst, operation._writes)
+            if isinstance(operation, Fill):
+                entry.src = _pattern(operation.pattern)
         except BaseException:
             self.let_go()
             raise
 
     @property
-    def cookie(self) -> int:
-        """The ring gives it one, when it is first submitted; until then, 0."""
-        return int(self.entry.cookie)
+    def _names(self) -> list[str]:
+        return [name for name in (self.operation._src, self.operation._dst) if name]
 
     def _check(self, name: str, buffer: Buffer, writes: bool, owner: object) -> int:
         """Raise if it can't be that. Returns how many bytes it has."""
@@ -211,16 +215,16 @@ class Job:
             )
         return nbytes
 
-    def _take(self, side: str, buffer: Buffer, writes: bool) -> None:
+    def _take(self, buffer: Buffer, writes: bool) -> tuple[int, int]:
+        """Hold it. Returns where it is, as the entry has it: an offset and a handle, or an address and 0."""
         if isinstance(buffer, RingBuffer):
-            self._letting_go.append(buffer._memory.take())
-            self._buffers.append(buffer)
-            setattr(self.entry, side, buffer.offset)
-            setattr(self.entry, f"{side}_buffer", buffer._memory.handle)
-        else:
-            held = ffi.from_buffer(buffer, require_writable=writes)
-            self._letting_go.append(lambda: ffi.release(held))
-            setattr(self.entry, side, address(held))
+            memory = buffer._memory
+            self._memories.append(memory)
+            memory.take(self)
+            return buffer.offset, memory.handle
+        held = ffi.from_buffer(buffer, require_writable=writes)
+        self._held.append(held)
+        return address(held), 0
 
     def end(self, outcome: Completion | NymphError) -> None:
         """The driver is done with it, and its buffers."""
@@ -231,19 +235,25 @@ class Job:
 
     def check(self) -> None:
         """Raise if a buffer was freed since: its handle may be another's by now."""
-        for buffer in self._buffers:
-            buffer.check()
+        for memory in self._memories:
+            memory.check()
 
     def let_go(self) -> None:
         """Of the buffers, at once: their owner may want to resize or close them. Again does nothing."""
-        while self._letting_go:
-            self._letting_go.pop()()
+        for memory in self._memories:
+            memory.let_go(self)
+        self._memories.clear()
+        for held in self._held:
+            ffi.release(held)
+        self._held.clear()
 
     def hints(self) -> dict[int, str]:
         """Why the driver can have refused this."""
         names = " and ".join(self._names)
-        needs = [f"{name} is not mapped readable" for name in self._names if name != self._written]
-        needs += [f"{self._written} is not mapped writable"] if self._written else []
+        written = self.operation._dst if self.operation._writes else None
+        needs = [
+            f"{name} is not mapped {'writable' if name == written else 'readable'}" for name in self._names
+        ]
         hints = {
             errno.EINVAL: f"{names} overlap: give separate ones; if not, reset() was cut short: again",
             errno.EFAULT: f"part of {', or of '.join(needs)}",
@@ -251,7 +261,7 @@ class Job:
             errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
             errno.ENOENT: "a buffer was freed meanwhile; make another one",
         }
-        if self._zero_copy:
+        if self.entry.flags & lib.NYMPH_DMA_FLAG_ZERO_COPY:
             hints[errno.ENOMEM] = (
                 f"zero_copy pins {names}, each huge page of them as a whole, and {memlock()} does not allow "
                 "it; raise it (ulimit -l), take less at a time, or do it without zero_copy"

@@ -255,13 +255,14 @@ class Ring:
         queued by then goes on and holds its buffers.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._lock():
-            many, memories = self._checked(entries)
+        many: Checked | None = None
         done: list[NDArray[np.void]] = []
         taken = 0
-        while taken < len(many) or not done:
+        while many is None or taken < len(many):
             try:
                 with self._lock():
+                    if many is None:
+                        many, memories = self._checked(entries)
                     end = taken + self.entries
                     batch = self._make_batch(many, memories, taken, end, deadline, wait=True)
             except FullError:
@@ -272,7 +273,7 @@ class Ring:
             done.append(self._batch_result(batch, timeout, deadline))
             taken += len(batch)
             _let_others()
-        if len(many) <= lib.NYMPH_MAX_ENTRIES:
+        if taken <= lib.NYMPH_MAX_ENTRIES:
             self._last_run = many
         if len(done) == 1:
             return done[0]
@@ -423,8 +424,7 @@ class Ring:
             errno.ENFILE: "the machine can have no more open files",
         }
         with self._lock():
-            if memory.gone is not None:
-                raise error(errno.EBADF, f"the buffer can't be used: {memory.gone}; make another one")
+            memory.check()
             self._request(abi.NYMPH_IOC_BUFFER, arg, hints)
         return int(arg.fd)
 
@@ -720,16 +720,20 @@ class Ring:
         self._reaping.submitted; how many records came is returned.
         """
         file = self._opened()
-        self._hand_out()
         arg = self._reaping
+        if arg.reaped:
+            self._hand_out()
         number = arg.submitted = 0
         arg.entries = entries
         arg.to_submit = to_submit
-        arg.min_records = min(min_records, arg.max_records)
-        arg.deadline_ns = 0
+        arg.min_records = min_records
         if min_records:
             latest = time.monotonic_ns() + _ALONE_NS
-            arg.deadline_ns = latest if deadline is None else int(min(latest, max(0, deadline * 1e9)))
+            if deadline is not None and (wanted := deadline * 1e9) < latest:
+                latest = max(0, int(wanted))
+            arg.deadline_ns = latest
+        else:
+            arg.deadline_ns = 0
         try:
             try:
                 file.ioctl(abi.NYMPH_IOC_ENTER, arg)
@@ -743,23 +747,26 @@ class Ring:
             self._hand_out()
         finally:
             # Ctrl-C can come at any point of the above. Done again, this goes on where it was.
-            self._hand_out()
+            if arg.reaped:
+                self._hand_out()
         if number and not (min_records and number == errno.ETIME):
             raise _refused(number, hints())
         return reaped
 
     def _submit(self, jobs: Sequence[Job], *, wait: bool = False, deadline: float | None = None) -> int:
         """Hand them to the driver. Returns how many it took; raises NymphError if it refused the first."""
-        self._drop_forgotten()
+        if self._forgotten:
+            self._drop_forgotten()
         for job in jobs:
             job.check()
             if not job.cookie:
-                job.entry.cookie = self._next_cookie
+                job.entry.cookie = job.cookie = self._next_cookie
                 self._next_cookie += 1
         entries = jobs[0].entry
         if len(jobs) > 1:
             entries = ffi.new("struct nymph_entry[]", [job.entry[0] for job in jobs])
-        self._reaping.submitted = 0
+        arg = self._reaping
+        arg.submitted = 0
         try:
             # Before the request, so that Ctrl-C can't come between it and this.
             for job in jobs:
@@ -767,9 +774,10 @@ class Ring:
             number = len(jobs)
             self._enter(address(entries), number, jobs[0].hints, min_records=int(wait), deadline=deadline)
         finally:
-            for job in jobs[self._reaping.submitted :]:
-                self._in_flight.pop(job.cookie, None)
-        return int(self._reaping.submitted)
+            if arg.submitted < len(jobs):
+                for job in jobs[arg.submitted :]:
+                    self._in_flight.pop(job.cookie, None)
+        return int(arg.submitted)
 
     def _checked(self, entries: NDArray[np.void]) -> tuple[Checked, list[Memory]]:
         """Entries as the driver gets them, and their memory: held, it keeps its handles."""
@@ -796,7 +804,6 @@ class Ring:
         *,
         wait: bool,
     ) -> Batch:
-        self._opened()
         batch = many.batch(self, first, end)
         if self._in_flight or self._batches:
             # Their records could be all there is room for.
