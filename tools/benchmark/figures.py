@@ -112,7 +112,7 @@ def figure(way: dict[str, Any], cpus: int, no_energy: str | None) -> dict[str, A
     gib = operations * way["bytes"] / GIB
     interrupts = sum(each["interrupts"] for each in rounds)
     energy = None if no_energy else sum(each["energy_j"] for each in rounds)
-    found = median(samples)
+    found, tokens = median(samples), way["parameters"].get("tokens")
     return {
         "id": way["id"],
         "group": way["group"],
@@ -124,6 +124,7 @@ def figure(way: dict[str, Any], cpus: int, no_energy: str | None) -> dict[str, A
         "yardstick_s": [each["yardstick_ns"] / 1e9 for each in rounds],
         "operations_per_s": 1 / found.value,
         "bytes_per_s": way["bytes"] / found.value if way["bytes"] else None,
+        **({"tokens_per_s": tokens / found.value} if tokens else {}),
         "latency": {
             "count": way["latency"]["count"],
             **{f"{name}_s": _seconds(way["latency"][f"{name}_ns"]) for name in QUANTILES},

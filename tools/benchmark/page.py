@@ -431,6 +431,21 @@ def _set_up(report: dict[str, Any]) -> Section:
     return section
 
 
+def _infer(report: dict[str, Any]) -> Section:
+    rows = [
+        [
+            each["parameters"]["what"],
+            human(each["parameters"]["bytes"]),
+            seconds(each["value"]) + WIDE_MARK * each["wide"],
+            f"{each['tokens_per_s']:.0f}",
+        ]
+        for each in _select(report["figures"], "infer")
+    ]
+    return Section(
+        "infer", None, [Table("", ["", "bytes", "takes", "tokens per second"], rows)] if rows else []
+    )
+
+
 def _growth(report: dict[str, Any]) -> Section:
     section = Section("growth")
     rows = []
@@ -451,7 +466,7 @@ def _nulls(report: dict[str, Any]) -> Section:
 
 
 def sections(report: dict[str, Any]) -> list[Section]:
-    makers = (_sizes, _latency, _instead, _paths, _depth, _parallel, _set_up, _growth, _nulls)
+    makers = (_sizes, _latency, _instead, _paths, _depth, _parallel, _set_up, _infer, _growth, _nulls)
     return [each for each in (make(report) for make in makers) if each.plot or each.tables]
 
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import dma_vs_copy
 import pynymph
 import report as reports
-from benchmark import tracing, ways
+from benchmark import inference, tracing, ways
 from benchmark.ways import (
     BARRIER,
     DIGEST,
@@ -45,8 +45,8 @@ LARGE = 1 << 22
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 KEPT_TIMES = 200_000
 RINGS_FOR_MEMORY = 16
-OF_NYMPHD = ("infer: tokens per second", "infer: first answer", "infer: steady latency")
-NO_NYMPHD = "nymphd is not running here"
+SECONDS_TO_START = 20.0
+"""Of nymphd, a guess."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Plan:
     depths: tuple[int, ...]
     counts: tuple[int, ...]
     """Of rings and of processes."""
+    infer_rounds: int
 
 
 QUICK = Plan(
@@ -74,6 +75,7 @@ QUICK = Plan(
     instead_sizes=(4096, 65536, 1 << 20),
     depths=(1, 8, 64, 512, 4096),
     counts=(1, 2, 4),
+    infer_rounds=0,
 )  # fmt: skip
 FULL = Plan(
     "full", 15, 8, 0.06,
@@ -82,6 +84,7 @@ FULL = Plan(
     instead_sizes=(4096, 65536, 1 << 20, 1 << 24),
     depths=tuple(4**n for n in range(7)),
     counts=(1, 2, 4, 8, 16),
+    infer_rounds=4,
 )  # fmt: skip
 
 
@@ -112,6 +115,8 @@ class Suite:
     """The CPU, and the first channel, if there is one."""
     channels: tuple[str, ...]
     """All, one of each device first."""
+    no_infer: str | None
+    """Why nymphd is not measured, if it isn't."""
 
     def c(self, group: str, path: str, works: list[Work], **parameters: Any) -> Way:
         work = works[0]
@@ -146,6 +151,8 @@ class Suite:
         for size in self.plan.instead_sizes:
             yield f"instead {human(size)}", self.instead(size)
         yield "set-up", self.set_up()
+        if not self.no_infer:
+            yield "infer", self.infer()
 
     def noise(self) -> list[Way]:
         """The same twice: what differs is the machine."""
@@ -278,6 +285,23 @@ class Suite:
             ]
         return found
 
+    def infer(self) -> list[Way]:
+        work, named = self.work(4096), {"client": "nymphd", "path": "/infer", "tokens": inference.TOKENS}
+        return [
+            Way(
+                "infer",
+                {**named, "what": "steady", "bytes": work.size},
+                partial(inference.steady, work),
+                work.size,
+            ),
+            Way(
+                "infer",
+                {**named, "what": "first", "bytes": work.size},
+                partial(inference.first, work),
+                work.size,
+            ),
+        ]
+
     def memory(self) -> Iterator[tuple[dict[str, Any], Work]]:
         for engine in self.engines:
             for entries in (1, 64, 256, 1024, 4096):
@@ -358,7 +382,7 @@ def run(program: str, plan: Plan, only: tuple[str, ...], console: Console) -> di
         energy_null_because=energy if isinstance(energy, str) else None,
         ways=[],
         memory=[],
-        nulls=[{"id": each, "because": NO_NYMPHD} for each in OF_NYMPHD],
+        nulls=[],
         measured_s=0.0,
     )
     begun = time.monotonic()
@@ -387,7 +411,10 @@ def _prepare(
     channels = tuple(_one_of_each_device_first(engines[1:]))
     if not channels:
         report["nulls"].append({"id": "channels", "because": "this machine has no DMA channel"})
-    suite = Suite(plan, program, data, ("cpu", *channels[:1]), channels)
+    no_infer = inference.why_not() if plan.infer_rounds else "left out of the quick suite: it takes minutes"
+    if no_infer:
+        report["nulls"].append({"id": "infer", "because": no_infer})
+    suite = Suite(plan, program, data, ("cpu", *channels[:1]), channels, no_infer)
     return suite, Instruments(Counters(drivers), Yardstick(), energy)
 
 
@@ -443,6 +470,8 @@ def _take_turns(
 
 
 def _rounds(found: list[Way], plan: Plan) -> int:
+    if found[0].group == "infer":
+        return plan.infer_rounds
     return min(plan.rounds, plan.large_rounds) if found[0].nbytes >= LARGE else plan.rounds
 
 
@@ -463,7 +492,10 @@ def _about(groups: list[tuple[str, list[Way]]], plan: Plan) -> str:
         for way in found:
             # a guess, of a CPU that is emulated; the bar corrects it
             least = way.nbytes * way.parameters.get("depth", 1) / 0.1e9
-            seconds += 0.1 + (1 + _rounds(found, plan)) * (max(plan.seconds, least) + 0.015)
+            turn = max(plan.seconds, least) + 0.015
+            if way.group == "infer":
+                turn += SECONDS_TO_START
+            seconds += 0.1 + (1 + _rounds(found, plan)) * turn
     return f"about {seconds / 60:.1f} minutes"
 
 

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""What POST /infer of nymphd takes: of one that is started for this, with files and a token of its own."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+
+from benchmark.ways import Turn, Turns, Work, WrongError
+
+COMMAND = (sys.executable, "-m", "pynymph.service")
+PATIENCE = 600
+"""Seconds to start or to answer in, on a CPU that is emulated."""
+MODEL = "magika"
+TOKENS = 2048
+"""Of an input, as GET /models has it."""
+
+
+def why_not() -> str | None:
+    """Why nymphd can't be started here, if it can't."""
+    tried = subprocess.run([*COMMAND, "serve", "--help"], capture_output=True, text=True)
+    return tried.stderr.strip().splitlines()[-1] if tried.returncode else None
+
+
+@contextlib.contextmanager
+def steady(work: Work) -> Iterator[Turns]:
+    """One request after the other, over one connection."""
+    with _Nymphd.started() as nymphd:
+        nymphd.infer(work)
+        yield lambda seconds: _turn(nymphd, work, seconds)
+
+
+@contextlib.contextmanager
+def first(work: Work) -> Iterator[Turns]:
+    """The first request of a nymphd that just became ready: a start for each."""
+
+    def turn(seconds: float) -> Turn:
+        with _Nymphd.started() as nymphd:
+            return _turn(nymphd, work, 0)
+
+    yield turn
+
+
+def _turn(nymphd: _Nymphd, work: Work, seconds: float) -> Turn:
+    times: list[int] = []
+    while sum(times) < seconds * 1e9 or not times:
+        times.append(nymphd.infer(work))
+    return Turn(len(times), sum(times), np.asarray(times, np.uint64))
+
+
+class _Nymphd:
+    def __init__(self, port: int, state: Path) -> None:
+        trusted = ssl.create_default_context(cafile=str(state / "certificate.pem"))
+        self._connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE, context=trusted)
+        self._token = (state / "token").read_text().strip()
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls) -> Iterator[_Nymphd]:
+        with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
+            options = ["--port", "0", "--state-dir", f"{folder}/state", "--verify-every-s", "0"]
+            with subprocess.Popen([*COMMAND, "serve", *options], stderr=log) as process:
+                try:
+                    nymphd = cls(_port(process, Path(log.name)), Path(folder) / "state")
+                    with contextlib.closing(nymphd._connection):
+                        yield nymphd
+                finally:
+                    process.terminate()
+
+    def infer(self, work: Work) -> int:
+        """How many ns the answer took. Raises WrongError if it is not one about these bytes."""
+        sent = bytes(work.data.view[: work.size])
+        body = json.dumps({"model": MODEL, "input": base64.b64encode(sent).decode()})
+        head = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        begun = time.perf_counter_ns()
+        self._connection.request("POST", "/infer", body, head)
+        answer = self._connection.getresponse()
+        text = answer.read()
+        taken = time.perf_counter_ns() - begun
+        if answer.status != 200:
+            raise WrongError(f"nymphd's /infer answered {answer.status}: {text.decode(errors='replace')}")
+        said: dict[str, Any] = json.loads(text)
+        if said["input_digest"] != blake3.blake3(sent).hexdigest() or said["tokens"] != TOKENS:
+            raise WrongError(f"nymphd's /infer did not answer about what it was sent, but: {said}")
+        if said["engine"] == "model" or said["faults"]:
+            raise WrongError(f"nymphd's input did not travel as it should: {said}")
+        return taken
+
+
+def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Where it serves, once it does."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        ended = process.poll() is not None
+        for line in log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                if (said := json.loads(line)).get("event") == "serving":
+                    return int(said["port"])
+        if ended or time.monotonic() > deadline:
+            raise WrongError(f"nymphd does not start: {log.read_text().strip()}")
+        time.sleep(0.05)
