@@ -218,8 +218,9 @@ static inline void nymph_move_meanwhile(struct nymph_move *moves)
  * @move: sets the status of all: -EFAULT is the memory's fault, all others are
  *	the engine's. More than one only if all are between regions, or a bounce
  *	buffer that is the same for all and a region, and none is a dma-buf.
- *	Sleeps, for no longer than the engine's own deadline. Called for one ring
- *	at a time of each, but for many rings.
+ *	Sleeps, for no longer than the engine's own deadline and what it takes to
+ *	stop what did not keep it: of each channel, if several share a move.
+ *	Called for one ring at a time of each, but for many rings.
  */
 struct nymph_engine {
 	struct list_head list;
