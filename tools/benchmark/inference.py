@@ -64,7 +64,7 @@ def _turn(nymphd: _Nymphd, work: Work, seconds: float) -> Turn:
 class _Nymphd:
     def __init__(self, port: int, state: Path) -> None:
         trusted = ssl.create_default_context(cafile=str(state / "certificate.pem"))
-        self._connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE, context=trusted)
+        self._connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=trusted)
         self._token = (state / "token").read_text().strip()
 
     @classmethod
@@ -72,6 +72,8 @@ class _Nymphd:
     def started(cls) -> Iterator[_Nymphd]:
         with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
             options = ["--port", "0", "--state-dir", f"{folder}/state", "--verify-every-s", "0"]
+            for timeout in ("header", "body"):
+                options += [f"--{timeout}-timeout-s", str(PATIENCE)]
             with subprocess.Popen([*COMMAND, "serve", *options], stderr=log) as process:
                 try:
                     nymphd = cls(_port(process, Path(log.name)), Path(folder) / "state")
