@@ -75,7 +75,9 @@ def serve(settings: Settings) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which here ends without an error after SIGTERM or SIGINT."""
+    """uvicorn's, which here ends without an error after SIGTERM or SIGINT, and tells systemd how it is."""
+
+    _feeding: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -87,6 +89,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         _tell_systemd(Notification.READY)
+        self._feeding = asyncio.create_task(_feed_watchdog())  # which ends with the loop
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         _tell_systemd(Notification.STOPPING)
@@ -106,7 +109,6 @@ def _make_server(app: ASGIApp, settings: Settings, certificate: str, private_key
         made.load_cert_chain(certificate, private_key)
         return made
 
-    watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -121,8 +123,6 @@ def _make_server(app: ASGIApp, settings: Settings, certificate: str, private_key
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.stop_timeout_s)),
-        timeout_notify=max(1, int(watchdog_s / 4)),
-        callback_notify=_feed_watchdog if watchdog_s else None,
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
         ssl_context_factory=context,
@@ -183,7 +183,14 @@ def _tell_systemd(what: Notification) -> None:
 
 
 async def _feed_watchdog() -> None:
-    _tell_systemd(Notification.WATCHDOG)
+    """Tell systemd, as often as it wants, that the loop turns.
+
+    By the clock: uvicorn's callback_notify waits for ten turns of the loop, which take long when it is busy.
+    """
+    watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+    while watchdog_s:
+        _tell_systemd(Notification.WATCHDOG)
+        await asyncio.sleep(watchdog_s / 4)
 
 
 class _ImpatientProtocol(H11Protocol):

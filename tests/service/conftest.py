@@ -24,4 +24,6 @@ def served_by() -> Iterator[Served]:
 def served(served_by: Served) -> Iterator[Served]:
     """nymphd under systemd, in a machine for all tests of a file; the kernel may not complain meanwhile."""
     yield served_by
+    # Which pytest shows if it failed.
+    print(served_by.machine.run(["journalctl", "-o", "cat", "-n", "50", "-u", "nymphd"]).stdout)
     assert (served_by.machine.complaints(), served_by.machine.taint()) == ([], 0)

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: MIT
 """Parts of nymphd that no running one shows: sensors this machine has not, certificates, damaged packages."""
 
+import asyncio
 import datetime
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import uvicorn
 from cryptography import x509
+from cysystemd.daemon import Notification
 
-from pynymph.service import sensors
+from pynymph.service import sensors, server
 from pynymph.service.credentials import Doorkeeper, StartError, prepare_certificate, read_token, write_private
 
 WRAPS_AT = 262_143_328_850
@@ -144,3 +149,33 @@ except ArithmeticError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ZeroDivisionError" in done.stderr and "a secret" not in done.stderr
+
+
+def test_a_busy_loop_feeds_the_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn of the loop takes a sixth of the time systemd gives: no six go by without a word."""
+    turn_s, told, turns = 0.1, [], 0
+
+    async def nothing(scope: object, receive: object, send: object) -> None:
+        pass
+
+    async def be_busy() -> None:
+        nonlocal turns
+        while turns < 30:
+            time.sleep(turn_s)
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def serve() -> None:
+        serving = server.Server(uvicorn.Config(nothing, lifespan="off", log_config=None))
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            task = asyncio.create_task(serving.serve([listening]))
+            await be_busy()
+            serving.should_exit = True
+            await task
+
+    monkeypatch.setattr(server, "_tell_systemd", lambda what: told.append((what, turns)))
+    monkeypatch.setenv("WATCHDOG_USEC", str(int(6 * turn_s * 1e6)))
+    asyncio.run(serve())
+    assert (told[0][0], told[-1][0]) == (Notification.READY, Notification.STOPPING)
+    fed = [turn for what, turn in told if what is Notification.WATCHDOG]
+    assert all(after - before < 6 for before, after in zip([0, *fed], [*fed, turns], strict=True)), told
