@@ -146,7 +146,8 @@ def test_a_completion_says_how_its_copy_failed() -> None:
             assert (done.status, done.bytes_done) == (0, 3 * mmap.PAGESIZE)
             assert ring.snapshot().dma_bytes == failed.bytes_done + 3 * mmap.PAGESIZE
             assert ring.snapshot().errors == 0
-            with pytest.raises(pynymph.NymphError, match=f"went away after {failed.bytes_done} bytes;") as caught:
+            said = f"went away after {failed.bytes_done} bytes;"
+            with pytest.raises(pynymph.NymphError, match=said) as caught:
                 transfers[0].result()
             assert caught.value.completion == failed
 

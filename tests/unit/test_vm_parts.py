@@ -82,7 +82,7 @@ def test_a_debug_kernel_without_an_index_is_none(tmp_path: Path, monkeypatch: py
     index = "root/lib/modules/6.1.0/modules.dep"
     made: list[str] = []
 
-    def build(disk: object, mounts: object, script: object, sources: object, new: Path, *more: object) -> None:
+    def build(disk: object, mounts: object, script: str, sources: object, new: Path, *more: object) -> None:
         for name in made:
             (new / name).parent.mkdir(parents=True)
             (new / name).touch()
