@@ -74,6 +74,28 @@ def test_where_memory_is(arch: Arch, mib: int, expected: list[tuple[int, int]]) 
     assert arch.ram(mib << 20) == expected
 
 
+def test_a_debug_kernel_without_an_index_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which make leaves out, and ends well, where there is no depmod."""
+    source = tmp_path / "source"
+    (source / "root/bin").mkdir(parents=True)
+    (source / "version").write_text("1")
+    index = "root/lib/modules/6.1.0/modules.dep"
+    made: list[str] = []
+
+    def build(disk: object, mounts: object, script: str, sources: object, new: Path, *more: object) -> None:
+        for name in made:
+            (new / name).parent.mkdir(parents=True)
+            (new / name).touch()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(debug_kernel.root, "prepare", lambda arch: None)
+    monkeypatch.setattr(debug_kernel.root, "run_inside", build)
+    with pytest.raises(HarnessError, match="no index"):
+        debug_kernel.prepare("debug-6.1-arm64", ARM64, source)
+    made.append(index)
+    assert (debug_kernel.prepare("debug-6.1-arm64", ARM64, source) / index).exists()
+
+
 def test_a_debug_kernel_s_configuration() -> None:
     """The lines for all architectures, and those of one."""
     both = [set(debug_kernel._config("debug-6.1", arch).splitlines()) for arch in (AMD64, ARM64)]

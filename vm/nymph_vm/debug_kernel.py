@@ -89,6 +89,9 @@ def prepare(name: str, arch: Arch, source: Path) -> Path:
             except HarnessError as error:
                 end = "\n".join(str(error).splitlines()[-30:])
                 raise HarnessError(f"building kernel {name} failed:\n{end}") from None
+        # Without depmod, make but warns.
+        if not list(new.glob("root/lib/modules/*/modules.dep")):
+            raise HarnessError(f"building kernel {name} failed: its modules have no index (modules.dep)")
         shutil.copytree(source / "root", new / "root", symlinks=True, dirs_exist_ok=True)
 
     return cached(folder(name, arch, source).name, make)
