@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import secrets
@@ -52,11 +53,14 @@ _BODIES_AT_A_TIME = 16  # of the largest size: more than these bytes are not hel
 
 
 class Refused(Exception):
-    """The request ends here."""
+    """The request ends here. is_sending: though the client goes on with its body."""
 
-    def __init__(self, status: int, error: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, error: str, headers: Mapping[str, str] | None = None, *, is_sending: bool = False
+    ) -> None:
         super().__init__(error)
         self.status, self.error, self.headers = status, error, dict(headers or {})
+        self.is_sending = is_sending
 
 
 def error_body(error: str) -> dict[str, str]:
@@ -111,7 +115,7 @@ class Gate:
                 receive = _replay(body, receive)
             await self._app(scope, receive, answer.send)
         except Refused as refused:
-            await answer.refuse(refused)
+            await answer.refuse(refused, receive)
         except TimeoutError as error:
             if isinstance(error, NymphError):  # the driver's, and no client's
                 log.exception("a request failed")
@@ -119,7 +123,8 @@ class Gate:
                 log.warning("the client did not read the answer in time")
         except Exception:
             log.exception("a request failed")
-            await answer.refuse(Refused(500, "nymphd failed at this; its log says more, by the request id"))
+            failed = Refused(500, "nymphd failed at this; its log says more, by the request id")
+            await answer.refuse(failed, receive)
         finally:
             self._held_bytes -= held
             self._tell(scope, answer.status, time.perf_counter() - started)
@@ -158,9 +163,10 @@ class Gate:
         """All of it, before anything is done about it: slow and large ones end here. Counts it as held."""
         declared = headers.get("content-length", "0")
         end = {"Connection": "close"}
-        too_large = Refused(413, f"the body is larger than {largest} bytes", end)
+        too_large = f"the body is larger than {largest} bytes"
         if not declared.isdecimal() or int(declared) > largest:
-            raise too_large
+            # Who asked whether to send it will not.
+            raise Refused(413, too_large, end, is_sending="expect" not in headers)
         body = bytearray()
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
@@ -168,14 +174,14 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Refused(400, "the client went away")
-                    part = message.get("body", b"")
+                    part, more = message.get("body", b""), message.get("more_body", False)
                     if len(body) + len(part) > largest:
-                        raise too_large
+                        raise Refused(413, too_large, end, is_sending=more)
                     if self._held_bytes + len(part) > _BODIES_AT_A_TIME * self._largest_body:
                         raise Refused(429, "too much is being sent at once; try again", {"Retry-After": "1"})
                     body += part
                     self._held_bytes += len(part)
-                    if not message.get("more_body", False):
+                    if not more:
                         return bytes(body)
         except BaseException as error:
             self._held_bytes -= len(body)
@@ -221,7 +227,7 @@ class _Answer:
         async with asyncio.timeout(self._timeout_s):
             await self._send(message)
 
-    async def refuse(self, refused: Refused) -> None:
+    async def refuse(self, refused: Refused, receive: Receive) -> None:
         if self.status:
             return  # too late to say so
         if self._scope["type"] == "websocket":
@@ -233,7 +239,22 @@ class _Answer:
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refused.status, "headers": raw})
         is_head = self._scope["method"] == "HEAD" or refused.status == HTTPStatus.NO_CONTENT
-        await self.send({"type": "http.response.body", "body": b"" if is_head else body})
+        body = b"" if is_head else body
+        await self.send({"type": "http.response.body", "body": body, "more_body": refused.is_sending})
+        if refused.is_sending:
+            await self._outlast(receive)
+            await self.send({"type": "http.response.body"})
+
+    async def _outlast(self, receive: Receive) -> None:
+        """Take what the client still sends, for a while, and forget it.
+
+        Closed before, the connection would be reset, and the answer be lost: browsers read it only after they
+        have sent all.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_s):
+                while (await receive()).get("more_body", False):
+                    pass
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -200,11 +200,7 @@ def test_large_inputs(start_service: Callable[..., Service]) -> None:
     with running.client() as client:
         for size, status in ((10_000, 200), (10_001, 413), (20_000, 413), (30_000_000, 413)):
             body = {"model": "magika", "input": base64.b64encode(bytes(size)).decode()}
-            try:
-                answer = client.post("/infer", json=body)
-            except httpx.WriteError:  # the answer came before all was sent, and the connection was closed
-                assert size == 30_000_000
-                continue
+            answer = client.post("/infer", json=body)
             assert answer.status_code == status, size
             if status == 413:
                 assert "10000" in answer.json()["error"] or "larger" in answer.json()["error"]

@@ -181,7 +181,7 @@ function addToHistories(status) {
 
 const SAID = {
 	ring: (event) => [`${event.name} ${event.what}`, event.engine],
-	engine: (event) => [`${event.name} ${event.what}`, event.reason ?? ""],
+	engine: (event) => [`${event.name} ${event.what}`, ""], // if for a reason, that is a fault of its own
 	infer: (event) => [`${event.label}`, `${bytes(event.input_bytes)} classified in ${ms(event.latency_ms)}`],
 	fault: (event) => [event.engine ?? event.source, brief(event.reason)],
 };
@@ -191,7 +191,7 @@ function note(event) {
 	if (!(event.type in SAID)) {
 		return;
 	}
-	const wrong = event.type === "fault" || ["gone", "failed"].includes(event.what);
+	const wrong = event.type === "fault";
 	const list = $(wrong ? "faults" : "events");
 	const [what, more] = SAID[event.type](event);
 	const time = make("time", { dateTime: event.time }, clock(event.time));

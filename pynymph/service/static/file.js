@@ -37,9 +37,9 @@ async function send(file, ask) {
 }
 
 function show(list, file, expected, answer) {
-	const faults = answer.faults.map((fault) => `${fault.engine} failed: ${brief(fault.reason)}`).join("; ");
+	const faults = answer.faults.map((fault) => `${fault.engine}: ${brief(fault.reason)}`).join("; ");
 	const how = `${bytes(answer.input_bytes)} in ${ms(answer.transfer_ms)}`;
-	stage(list, faults ? "unsure" : "good", `Copied by ${answer.engine}`, faults ? `${how}, after ${faults}` : how);
+	stage(list, faults ? "unsure" : "good", `Copied by ${answer.engine}`, faults ? `${how}, not by ${faults}` : how);
 	const same = answer.input_digest === expected;
 	const digests = make("dl", { className: "hashes" });
 	digests.append(make("dt", {}, "Hashed here, in the browser"), make("dd", {}, hash(expected)));

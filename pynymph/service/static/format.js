@@ -32,16 +32,16 @@ export function bytes(count) {
 		count /= 1000;
 		step++;
 	}
-	return `${digits(count)} ${SI[step]}B`;
+	return `${digits(count)}\u00a0${SI[step]}B`;
 }
 
 export const count = (value) => value.toLocaleString("en");
 
 export function ns(value) {
 	if (value < 1e6) {
-		return `${digits(value / 1e3)} µs`;
+		return `${digits(value / 1e3)}\u00a0µs`;
 	}
-	return value < 1e9 ? `${digits(value / 1e6)} ms` : `${digits(value / 1e9)} s`;
+	return value < 1e9 ? `${digits(value / 1e6)}\u00a0ms` : `${digits(value / 1e9)}\u00a0s`;
 }
 
 export const ms = (value) => ns(value * 1e6);
