@@ -774,10 +774,18 @@ class Ring:
             number = len(jobs)
             self._enter(address(entries), number, jobs[0].hints, min_records=int(wait), deadline=deadline)
         finally:
-            if arg.submitted < len(jobs):
-                for job in jobs[arg.submitted :]:
-                    self._in_flight.pop(job.cookie, None)
+            try:
+                self._take_back_refused(jobs)
+            except BaseException:  # Ctrl-C; and what stays in flight is held for ever
+                self._take_back_refused(jobs)
+                raise
         return int(arg.submitted)
+
+    def _take_back_refused(self, jobs: Sequence[Job]) -> None:
+        submitted = self._reaping.submitted
+        if submitted < len(jobs):
+            for job in jobs[submitted:]:
+                self._in_flight.pop(job.cookie, None)
 
     def _checked(self, entries: NDArray[np.void]) -> tuple[Checked, list[Memory]]:
         """Entries as the driver gets them, and their memory: held, it keeps its handles."""
@@ -826,9 +834,16 @@ class Ring:
             n = len(batch)
             self._enter(batch.address, n, batch.hints, min_records=n if wait else 0, deadline=deadline)
         finally:
-            if not batch.done:
-                batch.cut(self._reaping.submitted)
-                self._end_if_complete(batch)
+            try:
+                self._cut(batch)
+            except BaseException:
+                self._cut(batch)
+                raise
+
+    def _cut(self, batch: Batch) -> None:
+        if batch in self._batches:
+            batch.cut(self._reaping.submitted)
+            self._end_if_complete(batch)
 
     def _end_if_complete(self, batch: Batch) -> None:
         if batch.ended == len(batch):
@@ -965,9 +980,17 @@ class Ring:
                     return False
         finally:
             if waker != -1:
-                with self._lock():
-                    self._wakers.discard(waker)
-                    os.close(waker)
+                try:
+                    self._drop_waker(waker)
+                except BaseException:  # Ctrl-C; and while there is one, nobody has the ring alone
+                    self._drop_waker(waker)
+                    raise
+
+    def _drop_waker(self, waker: int) -> None:
+        with self._lock():
+            if waker in self._wakers:
+                self._wakers.remove(waker)
+                os.close(waker)
 
     def _let_go_of_refused(self, jobs: Iterable[Job]) -> None:
         with self._lock():

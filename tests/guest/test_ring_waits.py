@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from types import FrameType
 import pytest
 
 import pynymph
-from pynymph import Copy, abi, batch
+from pynymph import Copy, Nop, abi, batch
 from pynymph.abi import ffi, lib
 from pynymph.operation import Job
 
@@ -245,6 +246,87 @@ def test_interrupts_anywhere_lose_nothing() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert interrupts > 0
+
+
+def interrupted_at(point: int, call: Callable[[], object]) -> bool:
+    """Have Interrupted raised at that one of the points of `call` at which a signal's handler could raise it.
+
+    Those are where a function begins, and where one written in C has returned. Whether `call` has so many.
+    """
+    left = point
+
+    def look(frame: FrameType, event: str, of: object) -> None:
+        nonlocal left
+        if event not in ("call", "c_return"):
+            return
+        inside: FrameType | None = frame
+        while inside is not None:
+            if inside.f_globals.get("__name__") == "pynymph.model":
+                return  # no signal cuts a driver's request in two
+            inside = inside.f_back
+        left -= 1
+        if left < 0:
+            sys.setprofile(None)
+            raise Interrupted
+
+    sys.setprofile(look)
+    try:
+        call()
+    except (Interrupted, pynymph.NymphError):
+        pass
+    finally:
+        sys.setprofile(None)
+    return left < 0
+
+
+def refused_copy(ring: pynymph.Ring, dst: bytearray) -> None:
+    ring.copy(src=bytes(8), dst=dst, timeout=0)
+
+
+def copies_half_refused(ring: pynymph.Ring, dst: bytearray) -> None:
+    ring.submit_all([Copy(src=bytes(8), dst=memoryview(dst)[at : at + 8]) for at in (0, 8, 16)])
+
+
+@pytest.mark.parametrize(
+    "queued_before,call", [(2, refused_copy), (1, copies_half_refused), (2, copies_half_refused)]
+)
+def test_an_interrupt_at_any_point_leaves_nothing_behind(
+    queued_before: int, call: Callable[[pynymph.Ring, bytearray], None]
+) -> None:
+    """Of an operation that there is no room for, too."""
+    point, more = 0, True
+    with pynymph.Ring(2, paused=True) as ring:
+        while more:
+            ring.submit_all([Nop()] * queued_before)
+            dst = bytearray(24 if call is copies_half_refused else 8)
+            more = interrupted_at(point, lambda: call(ring, dst))  # noqa: B023
+            ring.enable()
+            list(ring.completions(timeout=20))
+            assert not ring._in_flight, point
+            assert not ring._wakers, point
+            dst.append(0)
+            ring.reset()
+            point += 1
+    assert point > 50
+
+
+@pytest.mark.parametrize("queued_before", [0, 1, 2])
+def test_an_interrupt_at_any_point_leaves_no_batch_behind(queued_before: int) -> None:
+    point, more = 0, True
+    with pynymph.Ring(2, paused=True) as ring:
+        while more:
+            src, dst = ring.allocate(8), ring.allocate(8)
+            entries = batch.copies(src, dst, src_at=[0, 1, 2], dst_at=[0, 1, 2], length=1)
+            ring.submit_all([Nop()] * queued_before)
+            more = interrupted_at(point, lambda: ring.submit_many(entries))  # noqa: B023
+            ring.enable()
+            list(ring.completions(timeout=20))
+            until(queued(ring, 0))
+            ring.copy(src=b"1", dst=bytearray(1))
+            assert not ring._batches, point
+            ring.reset()
+            point += 1
+    assert point > 50
 
 
 def test_reset_cancels_copies_that_wait() -> None:
