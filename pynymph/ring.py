@@ -782,10 +782,8 @@ class Ring:
         return int(arg.submitted)
 
     def _take_back_refused(self, jobs: Sequence[Job]) -> None:
-        submitted = self._reaping.submitted
-        if submitted < len(jobs):
-            for job in jobs[submitted:]:
-                self._in_flight.pop(job.cookie, None)
+        for job in jobs[self._reaping.submitted :]:
+            self._in_flight.pop(job.cookie, None)
 
     def _checked(self, entries: NDArray[np.void]) -> tuple[Checked, list[Memory]]:
         """Entries as the driver gets them, and their memory: held, it keeps its handles."""

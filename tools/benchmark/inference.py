@@ -7,6 +7,9 @@ import base64
 import contextlib
 import http.client
 import json
+import os
+import select
+import socket
 import ssl
 import subprocess
 import sys
@@ -75,9 +78,14 @@ class _Nymphd:
             options = ["--port", "0", "--state-dir", f"{folder}/state", "--verify-every-s", "0"]
             for timeout in ("header", "body"):
                 options += [f"--{timeout}-timeout-s", str(PATIENCE)]
-            with subprocess.Popen([*COMMAND, "serve", *options], stderr=log) as process:
+            ready = Path(folder) / "ready"
+            environment = {**os.environ, "NOTIFY_SOCKET": str(ready)}
+            with (
+                _bound(ready) as notified,
+                subprocess.Popen([*COMMAND, "serve", *options], stderr=log, env=environment) as process,
+            ):
                 try:
-                    nymphd = cls(_port(process, Path(log.name)), Path(folder) / "state")
+                    nymphd = cls(_port(process, notified, Path(log.name)), Path(folder) / "state")
                     with contextlib.closing(nymphd._connection):
                         yield nymphd
                 finally:
@@ -108,15 +116,23 @@ class _Nymphd:
         return taken
 
 
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+def _bound(path: Path) -> socket.socket:
+    """What systemd would be told at that it is ready."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.bind(str(path))
+    return made
+
+
+def _port(process: subprocess.Popen[bytes], notified: socket.socket, log: Path) -> int:
     """Where it serves, once it does."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        ended = process.poll() is not None
+    ended = os.pidfd_open(process.pid)
+    try:
+        happened = select.select([notified.fileno(), ended], [], [], PATIENCE)[0]
+    finally:
+        os.close(ended)
+    if notified.fileno() in happened and b"READY=1" in notified.recv(4096):
         for line in log.read_text().splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # a library's own words
                 if (said := json.loads(line)).get("event") == "serving":
                     return int(said["port"])
-        if ended or time.monotonic() > deadline:
-            raise WrongError(f"nymphd does not start: {log.read_text().strip()}")
-        time.sleep(0.05)
+    raise WrongError(f"nymphd does not start: {log.read_text().strip()}")
