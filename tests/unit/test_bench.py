@@ -3,6 +3,7 @@
 
 import copy
 import json
+import math
 import random
 import subprocess
 import sys
@@ -32,8 +33,9 @@ def raw(
     def add(group: str, ns: float, **parameters: Any) -> None:
         id = f"{group}: " + ", ".join(f"{key} {value}" for key, value in parameters.items())
         taken = [ns * slower(id) * chance.gauss(1, 0.05) / speed for _ in range(rounds)]
-        each = {"client_cpu_ns": 1000, "worker_ns": 0, "energy_j": None, "interrupts": 0, "fallbacks": 0,
-                "engine_failures": 0, "operations": 100, "p50_ns": ns, "p99_ns": None}  # fmt: skip
+        each = {"client_cpu_ns": 1000, "tasks_ns": 1000, "waited_ns": 0, "engine_ns": None, "energy_j": None,
+                "interrupts": 0, "fallbacks": 0, "engine_failures": 0, "operations": 100, "p50_ns": ns,
+                "p99_ns": None}  # fmt: skip
         found.append(
             {
                 "id": id,
@@ -151,16 +153,26 @@ def test_too_few_points_for_growth() -> None:
     assert "too few" in found["because"]
 
 
-def test_where_it_bends_is_said_with_what_is_known(made: dict[str, Any]) -> None:
-    (rings,) = (each for each in made["scaling"] if each["group"] == "rings")
-    assert rings["bend"]["at"] == 4
-    assert rings["bend"]["because"].startswith("not known")
-    busy = raw()
-    for way in busy["ways"]:
+@pytest.mark.parametrize(
+    ("said", "shares"),
+    [
+        ("not known", {}),
+        ("CPU time: 2.5 tasks", {"tasks_ns": 1.5, "waited_ns": 1}),
+        ("the client", {"client_cpu_ns": 0.95, "tasks_ns": 0.95}),
+        ("the engine: it is at work 95%", {"engine_ns": 0.95}),
+        ("the engine: it failed", {"fallbacks": 1e-6, "tasks_ns": 2}),
+    ],
+)
+def test_where_it_bends_is_said_with_what_ran_out(said: str, shares: dict[str, float]) -> None:
+    """`shares`: of the time, what is counted for four rings."""
+    measured = raw()
+    for way in measured["ways"]:
         for each in way["rounds"]:
-            each["client_cpu_ns"] = 2 * each["ns"]
-    (rings,) = (each for each in figures.make(busy)["scaling"] if each["group"] == "rings")
-    assert rings["bend"]["because"].startswith("CPU time")
+            if way["parameters"].get("rings") == 4:
+                each |= {name: math.ceil(share * each["ns"]) for name, share in shares.items()}
+    (rings,) = (each for each in figures.make(measured)["scaling"] if each["group"] == "rings")
+    assert rings["bend"]["at"] == 4
+    assert rings["bend"]["because"].startswith(said)
 
 
 def test_the_schema_refuses_what_is_not_right(made: dict[str, Any], tmp_path: Path) -> None:

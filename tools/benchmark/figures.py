@@ -62,6 +62,16 @@ AGAINST = {
 }
 # In these, the work grows with the number: so much more should be done.
 PARALLEL = ("rings", "processes", "channels")
+# What tells which resource ran out.
+EVIDENCE = (
+    "cpu_share",
+    "cpu_s_per_gib",
+    "tasks",
+    "client_share",
+    "engine_share",
+    "interrupts_per_operation",
+    "fallbacks",
+)
 
 
 class Interval(NamedTuple):
@@ -108,7 +118,11 @@ def figure(way: dict[str, Any], cpus: int, no_energy: str | None) -> dict[str, A
     samples = [each["ns"] / each["operations"] / 1e9 for each in rounds]
     operations = sum(each["operations"] for each in rounds)
     seconds = sum(each["ns"] for each in rounds) / 1e9
-    cpu = sum((each["client_cpu_ns"] or 0) + each["worker_ns"] for each in rounds) / 1e9
+
+    def total(name: str) -> float:
+        return sum(each[name] or 0 for each in rounds) / 1e9
+
+    cpu, at_work = total("tasks_ns"), total("engine_ns")
     gib = operations * way["bytes"] / GIB
     interrupts = sum(each["interrupts"] for each in rounds)
     energy = None if no_energy else sum(each["energy_j"] for each in rounds)
@@ -133,6 +147,9 @@ def figure(way: dict[str, Any], cpus: int, no_energy: str | None) -> dict[str, A
         },
         "cpu_s_per_gib": cpu / gib if gib else None,
         "cpu_share": min(1.0, cpu / seconds / cpus),
+        "tasks": (cpu + total("waited_ns")) / seconds,
+        "client_share": total("client_cpu_ns") / seconds,
+        "engine_share": at_work / seconds if at_work else None,
         "interrupts_per_operation": interrupts / operations,
         "interrupts_per_s": interrupts / seconds,
         "fallbacks": sum(each["fallbacks"] for each in rounds),
@@ -264,29 +281,38 @@ def series(figures: list[dict[str, Any]], cpus: int) -> Iterator[dict[str, Any]]
 
 
 def _bend(rows: list[dict[str, Any]], axis: str, cpus: int) -> dict[str, Any] | None:
-    """Where more of them do not do as much more any longer, and what the counters say of it."""
+    """Where more of them do not do as much more any longer, and what ran out, as far as the counters tell."""
     first = rows[0]
     for before, row in pairwise(rows):
         more = row["parameters"][axis] / first["parameters"][axis]
         if first["value"] / row["value"] >= FALLS_SHORT * more:
             continue
-        used = row["cpu_share"]
-        evidence = {
-            "cpu_share": [before["cpu_share"], used],
-            "interrupts_per_operation": [each["interrupts_per_operation"] for each in (before, row)],
-            "fallbacks": [each["fallbacks"] for each in (before, row)],
+        evidence = {name: [each[name] for each in (before, row)] for name in EVIDENCE}
+        return {
+            "at": row["parameters"][axis],
+            "because": _ran_out(first, before, row, axis, cpus),
+            "evidence": evidence,
         }
-        if row["fallbacks"] > before["fallbacks"]:
-            because = "the engine failed, and the CPU did its work"
-        elif used >= BUSY:
-            because = f"CPU time: clients and the rings' workers use {used:.0%} of {cpus} CPUs"
-        else:
-            because = (
-                f"not known: clients and the rings' workers use {used:.0%} of {cpus} CPUs, and no other "
-                "counter that is looked at tells"
-            )
-        return {"at": row["parameters"][axis], "because": because, "evidence": evidence}
     return None
+
+
+def _ran_out(first: dict[str, Any], before: dict[str, Any], row: dict[str, Any], axis: str, cpus: int) -> str:
+    one, tasks, at_work = first["parameters"][axis], row["tasks"], row["engine_share"] or 0.0
+    dearer = row["cpu_s_per_gib"] / first["cpu_s_per_gib"]
+    cpu = (
+        f"{tasks:.1f} tasks at a time run on one of the {cpus} CPUs or wait for one, and an operation takes "
+        f"{dearer:.1f} times the CPU time that it takes with {one}"
+    )
+    if row["fallbacks"] > before["fallbacks"]:
+        return "the engine: it failed, and the CPU did its work"
+    if tasks >= BUSY * cpus:
+        return f"CPU time: {cpu}"
+    if row["client_share"] >= BUSY:
+        return f"the client: each is one task, and runs {row['client_share']:.0%} of the time"
+    if at_work >= BUSY:
+        return f"the engine: it is at work {at_work:.0%} of the time; {cpu}"
+    clients = f"clients run {row['client_share']:.0%} of the time"
+    return f"not known: {clients}, engines are at work {at_work:.0%} of it; {cpu}"
 
 
 def _say(parameters: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import blake3
 import numpy as np
 
-from benchmark.ways import Turn, Turns, Work, WrongError
+from benchmark.ways import Tasks, Turn, Turns, Work, WrongError
 
 COMMAND = (sys.executable, "-m", "pynymph.service")
 PATIENCE = 600
@@ -60,9 +60,10 @@ def first(work: Work) -> Iterator[Turns]:
 def _turn(nymphd: _Nymphd, work: Work, seconds: float) -> Turn:
     nymphd.reconnect()
     times: list[int] = []
+    tasks = Tasks.now()
     while sum(times) < seconds * 1e9 or not times:
         times.append(nymphd.infer(work))
-    return Turn(len(times), sum(times), np.asarray(times, np.uint64))
+    return Turn(len(times), sum(times), np.asarray(times, np.uint64), Tasks.now() - tasks)
 
 
 class _Nymphd:

@@ -41,7 +41,10 @@
 struct answer {
 	uint64_t operations;
 	uint64_t ns;
-	uint64_t cpu_ns; /* of this process */
+	uint64_t client_cpu_ns;
+	uint64_t tasks_ns;  /* that all of the machine's tasks ran */
+	uint64_t waited_ns; /* for a CPU, all of them */
+	uint64_t engine_ns; /* that the engine was at work, if records tell */
 	uint64_t times;
 	uint64_t digests;
 };
@@ -65,6 +68,7 @@ static unsigned int depth, nr_entries, nr_rings;
 static char *data;
 static struct ring *rings[MAX_RINGS];
 static uint64_t times[MAX_TIMES];
+static uint64_t first_started, last_completed;
 static struct answer answer;
 
 static uint64_t now_ns(void)
@@ -81,6 +85,26 @@ static uint64_t cpu_ns(void)
 
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
+}
+
+/* So long all tasks ran on the CPUs, or waited for one. */
+static void cpus(uint64_t *ran, uint64_t *waited)
+{
+	unsigned long long run, delay;
+	char line[4096];
+	FILE *file;
+
+	usleep(500); /* a CPU only counts what it has changed over from: now also this task */
+	file = fopen("/proc/schedstat", "r");
+	if (!file)
+		err(1, "/proc/schedstat");
+	*ran = *waited = 0;
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "cpu%*u %*u %*u %*u %*u %*u %*u %llu %llu", &run, &delay) == 2) {
+			*ran += run;
+			*waited += delay;
+		}
+	fclose(file);
 }
 
 static void took(uint64_t ns)
@@ -239,8 +263,14 @@ static void took_as_recorded(const struct ring *ring, unsigned int n)
 	unsigned int i;
 
 	for (i = 0; i < n; i++) {
-		check_record(&ring->records[i]);
-		took(ring->records[i].completed_ns - ring->records[i].queued_ns);
+		const struct nymph_record *r = &ring->records[i];
+
+		check_record(r);
+		took(r->completed_ns - r->queued_ns);
+		if (r->started_ns < first_started)
+			first_started = r->started_ns;
+		if (r->completed_ns > last_completed)
+			last_completed = r->completed_ns;
 	}
 }
 
@@ -248,18 +278,21 @@ static void by_enter(void)
 {
 	unsigned int i;
 
+	first_started = UINT64_MAX;
+	last_completed = 0;
 	if (nr_rings == 1) {
 		enter(rings[0], rings[0]->entries, depth, depth);
 		took_as_recorded(rings[0], depth);
-		return;
+	} else {
+		/* all rings run at once */
+		for (i = 0; i < nr_rings; i++)
+			enter(rings[i], rings[i]->entries, depth, 0);
+		for (i = 0; i < nr_rings; i++) {
+			enter(rings[i], NULL, 0, depth);
+			took_as_recorded(rings[i], depth);
+		}
 	}
-	/* all rings run at once */
-	for (i = 0; i < nr_rings; i++)
-		enter(rings[i], rings[i]->entries, depth, 0);
-	for (i = 0; i < nr_rings; i++) {
-		enter(rings[i], NULL, 0, depth);
-		took_as_recorded(rings[i], depth);
-	}
+	answer.engine_ns += last_completed - first_started;
 }
 
 static void by_enter_1(void)
@@ -468,7 +501,7 @@ static void say(const void *what, size_t length)
 static void turn(const struct path *path, uint64_t ns)
 {
 	int copies = path->moves && (copied || opcode == NYMPH_OP_COPY);
-	uint64_t begun, cpu, now, end;
+	uint64_t begun, cpu, ran, waited, now, end;
 	unsigned int i;
 
 	if (copied)
@@ -476,6 +509,7 @@ static void turn(const struct path *path, uint64_t ns)
 	for (i = 0; copies && i < nr_rings && rings[i]; i++)
 		memset(rings[i]->dst, 0x5a, depth * bytes);
 	answer = (struct answer){ 0 };
+	cpus(&ran, &waited);
 	cpu = cpu_ns();
 	begun = now_ns();
 	end = begun + ns;
@@ -485,7 +519,10 @@ static void turn(const struct path *path, uint64_t ns)
 		now = now_ns();
 	} while (now < end);
 	answer.ns = now - begun;
-	answer.cpu_ns = cpu_ns() - cpu;
+	answer.client_cpu_ns = cpu_ns() - cpu;
+	cpus(&answer.tasks_ns, &answer.waited_ns);
+	answer.tasks_ns -= ran;
+	answer.waited_ns -= waited;
 	if (copied)
 		check_memory(path->name, copied);
 	for (i = 0; copies && i < nr_rings && rings[i]; i++)

@@ -321,18 +321,16 @@ class Meter:
 
     def __init__(self, way: Way, instruments: Instruments, stack: ExitStack) -> None:
         self.way, self._instruments = way, instruments
-        others = ways.ring_workers()
         self._turns = stack.enter_context(way.start())
-        self._turns(0)  # to warm up; and a client of its own has its rings then
-        self._workers = ways.ring_workers() - others
+        self._turns(0)  # to warm up
         self.rounds: list[dict[str, Any]] = []
         self._times: list[Any] = []
 
     def turn(self, seconds: float) -> None:
         yardstick = self._instruments.yardstick.ns()
-        before, joules = self._instruments.counters.now(self._workers), self._joules()
+        before, joules = self._instruments.counters.now(), self._joules()
         done = self._turns(seconds)
-        after, energy = self._instruments.counters.now(self._workers), self._joules() - joules
+        after, energy = self._instruments.counters.now(), self._joules() - joules
         counts = {name: after[name] - before[name] for name in before}
         self._keep(done, counts, yardstick, None if isinstance(self._instruments.energy, str) else energy)
 
@@ -349,7 +347,10 @@ class Meter:
                 "operations": done.operations,
                 "ns": done.ns,
                 "yardstick_ns": yardstick,
+                "tasks_ns": done.tasks.ran_ns,
+                "waited_ns": done.tasks.waited_ns,
                 "client_cpu_ns": done.client_cpu_ns,
+                "engine_ns": done.engine_ns,
                 "energy_j": energy,
                 "p50_ns": float(np.median(done.times)) if len(done.times) else None,
                 "p99_ns": float(np.quantile(done.times, 0.99)) if len(done.times) >= 100 else None,

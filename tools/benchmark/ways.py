@@ -51,13 +51,36 @@ class WrongError(Exception):
 
 
 @dataclass(frozen=True)
+class Tasks:
+    """So long all of the machine's tasks ran on its CPUs, or waited for one."""
+
+    ran_ns: int
+    waited_ns: int
+
+    @classmethod
+    def now(cls) -> Tasks:
+        """Since the machine booted."""
+        time.sleep(5e-4)  # a CPU only counts what it has changed over from: now also this task
+        lines = Path("/proc/schedstat").read_text().splitlines()
+        cpus = [line.split() for line in lines if line.startswith("cpu")]
+        return cls(sum(int(words[7]) for words in cpus), sum(int(words[8]) for words in cpus))
+
+    def __sub__(self, earlier: Tasks) -> Tasks:
+        return Tasks(self.ran_ns - earlier.ran_ns, self.waited_ns - earlier.waited_ns)
+
+
+@dataclass(frozen=True)
 class Turn:
     """What was done in one turn. `times`: of single operations in ns, as many as were kept."""
 
     operations: int
     ns: int
     times: NDArray[np.uint64]
+    tasks: Tasks
     client_cpu_ns: int | None = None
+    """Of each client."""
+    engine_ns: int | None = None
+    """So long the engine of each client was at its work."""
 
 
 Turns = Callable[[float], Turn]
@@ -130,7 +153,21 @@ class Work:
 class Client:
     """load.c, running."""
 
-    _ANSWER = np.dtype([(name, "u8") for name in ("operations", "ns", "cpu_ns", "times", "digests")])
+    _ANSWER = np.dtype(
+        [
+            (name, "u8")
+            for name in (
+                "operations",
+                "ns",
+                "client_cpu_ns",
+                "tasks_ns",
+                "waited_ns",
+                "engine_ns",
+                "times",
+                "digests",
+            )
+        ]
+    )
 
     def __init__(self, program: str, path: str, work: Work) -> None:
         self._what, self._work = f"C {path}", work
@@ -160,7 +197,14 @@ class Client:
         times = np.frombuffer(self._read(8 * int(head["times"])), np.uint64)
         found = self._read(32 * int(head["digests"]))
         self._work.check_digests([found[i : i + 32] for i in range(0, len(found), 32)], self._what)
-        return Turn(int(head["operations"]), int(head["ns"]), times, int(head["cpu_ns"]))
+        return Turn(
+            int(head["operations"]),
+            int(head["ns"]),
+            times,
+            Tasks(int(head["tasks_ns"]), int(head["waited_ns"])),
+            int(head["client_cpu_ns"]),
+            int(head["engine_ns"]) or None,
+        )
 
     def _read(self, size: int) -> bytes:
         assert self._running.stdout and self._running.stderr
@@ -192,11 +236,18 @@ def from_c(program: str, path: str, works: Sequence[Work]) -> Iterator[Turns]:
                 return turns[0]
             operations = sum(each.operations for each in turns)
             # each checks its data outside of its time, so what counts is how fast they were together
+            ns = int(operations / sum(each.operations / each.ns for each in turns))
+
+            def mean(of: Callable[[Turn], int | None]) -> int:
+                return int(ns * np.mean([(of(each) or 0) / each.ns for each in turns]))
+
             return Turn(
                 operations,
-                int(operations / sum(each.operations / each.ns for each in turns)),
+                ns,
                 np.concatenate([each.times for each in turns]),
-                sum(each.client_cpu_ns or 0 for each in turns),
+                Tasks(mean(lambda each: each.tasks.ran_ns), mean(lambda each: each.tasks.waited_ns)),
+                mean(lambda each: each.client_cpu_ns),
+                mean(lambda each: each.engine_ns) or None,
             )
 
         yield turn
@@ -211,13 +262,15 @@ def _repeat(once: Callable[[list[int]], int], check: Callable[[], None], poison:
     def turn(seconds: float) -> Turn:
         poison()
         times: list[int] = []
+        tasks = Tasks.now()
         operations, cpu, begun = 0, time.process_time_ns(), time.perf_counter_ns()
         while (now := time.perf_counter_ns()) < begun + seconds * 1e9 or not operations:
             operations += once(times)
             del times[MOST_TIMES:]
         cpu = time.process_time_ns() - cpu
+        tasks = Tasks.now() - tasks
         check()
-        return Turn(operations, now - begun, np.asarray(times, np.uint64), cpu)
+        return Turn(operations, now - begun, np.asarray(times, np.uint64), tasks, cpu)
 
     return turn
 
@@ -447,18 +500,20 @@ def uring_and_hash(program: str, work: Work) -> Iterator[Turns]:
             client.begin(seconds / 2)
             copying = client.end()
             rounds = copying.operations // work.depth
-            cpu, begun = time.process_time_ns(), time.perf_counter_ns()
+            tasks, cpu, begun = Tasks.now(), time.process_time_ns(), time.perf_counter_ns()
             for _ in range(rounds):
                 digests = [
                     blake3.blake3(copied[at : at + work.size]).digest()
                     for at in range(0, work.total, work.size)
                 ]
             hashed, cpu = time.perf_counter_ns() - begun, time.process_time_ns() - cpu
+            hashing = Tasks.now() - tasks
             work.check_digests(digests, "io_uring and blake3")
             return Turn(
                 copying.operations,
                 copying.ns + hashed,
                 copying.times + np.uint64(hashed // copying.operations),
+                Tasks(copying.tasks.ran_ns + hashing.ran_ns, copying.tasks.waited_ns + hashing.waited_ns),
                 (copying.client_cpu_ns or 0) + cpu,
             )
 
@@ -532,12 +587,8 @@ class Counters:
         self._drivers = drivers
         """Whose interrupts count: those of the engines."""
 
-    def now(self, workers: frozenset[int]) -> dict[str, int]:
-        """`worker_ns`: so long these threads of the kernel ran."""
+    def now(self) -> dict[str, int]:
         return {
-            "worker_ns": sum(
-                int(Path(f"/proc/{worker}/schedstat").read_text().split()[0]) for worker in workers
-            ),
             "interrupts": self._interrupts(),
             **{
                 name: int((SYSFS / "counters" / name).read_text())
@@ -552,17 +603,6 @@ class Counters:
             if words[-1] in self._drivers:
                 found += sum(int(word) for word in words[1 : 1 + (os.cpu_count() or 1)])
         return found
-
-
-def ring_workers() -> frozenset[int]:
-    """The driver's threads, one of each ring there is."""
-    found = set()
-    for process in Path("/proc").iterdir():
-        # others come and go meanwhile
-        with contextlib.suppress(OSError):
-            if process.name.isdecimal() and (process / "comm").read_text().startswith("nymph/"):
-                found.add(int(process.name))
-    return frozenset(found)
 
 
 def energy_file(sys: Path = Path("/sys")) -> IO[str] | str:
