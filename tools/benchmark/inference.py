@@ -103,9 +103,12 @@ class _Nymphd:
         body = json.dumps({"model": MODEL, "input": base64.b64encode(sent).decode()})
         head = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         begun = time.perf_counter_ns()
-        self._connection.request("POST", "/infer", body, head)
-        answer = self._connection.getresponse()
-        text = answer.read()
+        try:
+            self._connection.request("POST", "/infer", body, head)
+            answer = self._connection.getresponse()
+            text = answer.read()
+        except http.client.HTTPException as error:
+            raise WrongError(f"nymphd's /infer did not answer: {error!r}") from error
         taken = time.perf_counter_ns() - begun
         if answer.status != 200:
             raise WrongError(f"nymphd's /infer answered {answer.status}: {text.decode(errors='replace')}")

@@ -97,7 +97,7 @@ static void cpus(uint64_t *ran, uint64_t *waited)
 	usleep(500); /* a CPU only counts what it has changed over from: now also this task */
 	file = fopen("/proc/schedstat", "r");
 	if (!file)
-		err(1, "/proc/schedstat");
+		err(1, "/proc/schedstat, which CONFIG_SCHEDSTATS makes");
 	*ran = *waited = 0;
 	while (fgets(line, sizeof(line), file))
 		if (sscanf(line, "cpu%*u %*u %*u %*u %*u %*u %*u %llu %llu", &run, &delay) == 2) {

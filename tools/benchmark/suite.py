@@ -70,7 +70,7 @@ class Plan:
 
 QUICK = Plan(
     "quick", 7, 4, 0.004,
-    sizes=(64, 1024, 4096, 65536, 1 << 20, LARGEST),
+    sizes=(64, 1024, 4096, 65536, 1 << 20, 1 << 24),
     path_sizes=(64, 4096),
     instead_sizes=(4096, 65536, 1 << 20),
     depths=(1, 8, 64, 512, 4096),

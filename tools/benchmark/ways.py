@@ -584,8 +584,9 @@ class Counters:
     """What the machine counts, to be compared before and after a turn."""
 
     def __init__(self, drivers: set[str]) -> None:
-        self._drivers = drivers
-        """Whose interrupts count: those of the engines."""
+        """`drivers`: whose interrupts count, those of the engines."""
+        self._endings = tuple(f" {driver}" for driver in drivers)
+        self._cpus = os.cpu_count() or 1
 
     def now(self) -> dict[str, int]:
         return {
@@ -597,12 +598,9 @@ class Counters:
         }
 
     def _interrupts(self) -> int:
-        found = 0
-        for line in Path("/proc/interrupts").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[-1] in self._drivers:
-                found += sum(int(word) for word in words[1 : 1 + (os.cpu_count() or 1)])
-        return found
+        lines = Path("/proc/interrupts").read_text().splitlines()
+        counts = [line.split()[1 : 1 + self._cpus] for line in lines if line.endswith(self._endings)]
+        return sum(int(count) for each in counts for count in each)
 
 
 def energy_file(sys: Path = Path("/sys")) -> IO[str] | str:
