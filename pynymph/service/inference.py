@@ -61,7 +61,6 @@ class Classifier(Magika):
         super().__init__(model_dir=model.folder)  # type: ignore[arg-type]  # does all a Path has to here
 
     def _init_onnx_session(self) -> onnxruntime.InferenceSession:
-        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._profile.threads
         options.inter_op_num_threads = 1

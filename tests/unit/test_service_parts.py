@@ -3,6 +3,7 @@
 
 import asyncio
 import datetime
+import os
 import socket
 import stat
 import subprocess
@@ -149,6 +150,17 @@ except ArithmeticError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ZeroDivisionError" in done.stderr and "a secret" not in done.stderr
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """If it did, it would keep an identifier of the device at home, and complain where there is none."""
+    command = [sys.executable, "-c", "import pynymph.service.inference"]
+    told = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(tmp_path))
+    subprocess.run(command, env=os.environ | told, check=True)
+    assert list(tmp_path.iterdir()) == []
+    nowhere = dict.fromkeys(told, "/proc")
+    done = subprocess.run(command, env=os.environ | nowhere, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_busy_loop_feeds_the_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
