@@ -382,10 +382,12 @@ def _parallel(report: dict[str, Any]) -> Section:
         axes.plot(counts, counts, ":", color="black", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_yscale("log", base=2)
         axes.minorticks_off()
         axes.set_xlabel(group)
         axes.legend()
     panels[0].set_ylabel("times as much as one")
+    panels[0].yaxis.set_major_formatter("{x:g}")
     lines = [
         [
             each["id"],
