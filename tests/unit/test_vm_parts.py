@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Parts of the harness that need no machine."""
 
+import ctypes
 import lzma
+import os
 import re
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,8 @@ from nymph_vm.arch import AMD64, ARM64, Arch
 from nymph_vm.host import HarnessError
 from nymph_vm.kmsg import EXPECTED, is_complaint
 from nymph_vm.state import LOST, VMLost, log_tail
+
+PR_SET_CHILD_SUBREAPER = 36
 
 MODULES_DEP = """\
 kernel/fs/9p/9p.ko: kernel/net/9p/9pnet.ko kernel/fs/netfs/netfs.ko
@@ -31,6 +38,31 @@ def test_modules_load_behind_what_they_need() -> None:
         *("netfs.ko", "9p.ko"),
         *("pvpanic.ko", "pvpanic-pci.ko"),
     ]
+
+
+def test_what_is_started_lives_as_long_as_who_started_it() -> None:
+    """Longer than the thread, so that any thread may plug an endpoint; no longer than the process."""
+    code = """
+import os, subprocess, threading, time
+from nymph_vm import host
+started = []
+thread = threading.Thread(target=lambda: started.append(host.start(["sleep", "600"])))
+thread.start()
+thread.join()
+time.sleep(0.3)
+assert started[0].poll() is None
+print(started[0].pid, flush=True)
+os._exit(0)
+"""
+    # as its parent, we are told when it ends
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        _, status = os.waitpid(int(done.stdout), 0)
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def test_the_kernel_is_taken_out_of_its_image(tmp_path: Path) -> None:

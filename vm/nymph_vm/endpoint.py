@@ -18,17 +18,16 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
 from nymph_vm.faults import Board, Fault
-from nymph_vm.host import HarnessError
+from nymph_vm.host import HarnessError, start
 
 ID, VERSION = 0x48504D4E, 1
 MAX_LENGTH = 16 << 20
@@ -423,7 +422,6 @@ class Endpoint:
     def __init__(
         self, folder: Path, name: str, *, ram: int, ram_map: list[tuple[int, int]], channels: int,
         card_size: int, faults: Sequence[Fault] = (),
-        wrap: Callable[[list[str]], list[str]] = lambda command: command,
     ) -> None:  # fmt: skip
         """Start it. It waits for QEMU at `socket`.
 
@@ -446,10 +444,7 @@ class Endpoint:
         command = [sys.executable, "-m", "nymph_vm.endpoint", json.dumps(asdict(config))]
         try:
             with (folder / f"{name}.log").open("w") as log:
-                self._process = subprocess.Popen(
-                    wrap(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    pass_fds=(qemu, control, ram), start_new_session=True,
-                )  # fmt: skip
+                self._process = start(command, stdout=log, stderr=log, pass_fds=(qemu, control, ram))
         finally:
             for each in listening:
                 each.close()

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,22 @@ def call(command: Sequence[str | Path], doing: str, allowed: Sequence[int] = (0,
         said = "\n".join((done.stderr or "").strip().splitlines()[-15:])
         raise HarnessError(f"{doing} failed: {command[0]} exited with status {done.returncode}\n{said}")
     return done.stdout or ""
+
+
+def start(command: Sequence[str], **kwargs: Any) -> "subprocess.Popen[bytes]":
+    """Start a program, without input, that is killed when this process ends, however it does.
+
+    To the kernel, it is the thread that started it that must not end: the caller's might.
+    """
+    command = [tool("setpriv"), "--pdeathsig=KILL", *command]
+
+    def run() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **kwargs)
+
+    return _starter.submit(run).result()
+
+
+_starter = ThreadPoolExecutor(1)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from nymph_vm import accel, build, kernels, root, slots
 from nymph_vm.arch import Arch
 from nymph_vm.endpoint import Endpoint
 from nymph_vm.faults import Fault
-from nymph_vm.host import CHECKOUT, HarnessError, tool
+from nymph_vm.host import CHECKOUT, HarnessError, start, tool
 from nymph_vm.kmsg import is_complaint, parse
 from nymph_vm.slots import Slots
 from nymph_vm.state import State, VMLost, claim, log_tail
@@ -171,13 +171,11 @@ class Machine:
         files = {"ram": self._ram, "agent": agent.fileno(), "qmp": qmp.fileno()}
         try:
             with (self._folder / "qemu.log").open("w") as log:
-                self._qemu = subprocess.Popen(
+                self._qemu = start(
                     self._qemu_command(kernel, disk, accelerator, **files),
-                    stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     pass_fds=tuple(files.values()),
-                    start_new_session=True,
                 )
         finally:
             agent.close()
@@ -228,7 +226,7 @@ class Machine:
                 ("chardev", f"socket,id={name},path={endpoint.socket}"),
                 ("device", _option(_endpoint_device(name, self._slots.buses[name]))),
             ]
-        command = _with_us([tool(self.arch.qemu), "-nodefaults"])
+        command = [tool(self.arch.qemu), "-nodefaults"]
         for option, value in [*options.items(), *several]:
             command += [f"-{option}", value]
         return command
@@ -446,7 +444,7 @@ class Machine:
     def _start_endpoint(self, name: str) -> Endpoint:
         endpoint = Endpoint(
             self._folder, name, ram=self._ram, ram_map=self.arch.ram(self._size), channels=CHANNELS,
-            card_size=CARD_SIZE, faults=self._faults, wrap=_with_us,
+            card_size=CARD_SIZE, faults=self._faults,
         )  # fmt: skip
         self.endpoints[name] = endpoint
         return endpoint
@@ -540,11 +538,6 @@ def _bytes(memory: str) -> int:
 def _in_guest(path: Path) -> str:
     """Where the guest has a file or folder of this checkout."""
     return f"/nymph/repo/{path.relative_to(CHECKOUT)}"
-
-
-def _with_us(command: list[str]) -> list[str]:
-    """A command that is killed when the thread that starts it ends."""
-    return [tool("setpriv"), "--pdeathsig=KILL", *command]
 
 
 def _endpoint_device(name: str, bus: str) -> dict[str, Any]:
