@@ -160,6 +160,7 @@ def test_too_few_points_for_growth() -> None:
         ("CPU time: 2.5 tasks", {"tasks_ns": 1.5, "waited_ns": 1}),
         ("the client", {"client_cpu_ns": 0.95, "tasks_ns": 0.95}),
         ("the engine: it is at work 95%", {"engine_ns": 0.95}),
+        ("nothing: clients and the engine wait for each other", {"client_cpu_ns": 0.4, "engine_ns": 0.6}),
         ("the engine: it failed", {"fallbacks": 1e-6, "tasks_ns": 2}),
     ],
 )

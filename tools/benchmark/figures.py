@@ -311,8 +311,11 @@ def _ran_out(first: dict[str, Any], before: dict[str, Any], row: dict[str, Any],
         return f"the client: each is one task, and runs {row['client_share']:.0%} of the time"
     if at_work >= BUSY:
         return f"the engine: it is at work {at_work:.0%} of the time; {cpu}"
-    clients = f"clients run {row['client_share']:.0%} of the time"
-    return f"not known: {clients}, engines are at work {at_work:.0%} of it; {cpu}"
+    clients = row["client_share"]
+    both = f"clients run {clients:.0%} of the time, the engine is at work {at_work:.0%} of it; {cpu}"
+    if clients and at_work and clients + at_work >= BUSY:
+        return f"nothing: clients and the engine wait for each other: {both}"
+    return f"not known: {both}"
 
 
 def _say(parameters: dict[str, Any]) -> str:
