@@ -192,12 +192,13 @@ def _sizes(report: dict[str, Any]) -> Section:
     for axes, engine in zip(panels, engines, strict=True):
         for what in _distinct(figures, "what"):
             rows = _select(figures, "size", engine=engine, what=what)
-            _line(axes, rows, "bytes", what, lambda value, row: row["parameters"]["bytes"] / value / 1e6)
+            if len(rows) > 1:
+                _line(axes, rows, "bytes", what, lambda value, row: row["parameters"]["bytes"] / value / 1e6)
         axes.set_title(f"on {engine}")
         axes.set_yscale("log")
         _sizes_on(axes, sorted(set(_distinct(figures, "bytes"))))
     panels[0].set_ylabel("MB/s")
-    panels[-1].legend(loc="lower right")
+    section.plot.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     for engine in engines:
         whats = _distinct(_select(figures, "size", engine=engine), "what")
         lines = []
