@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Tells regressions from noise, between two bench.json.
 
-Times of two runs are never compared as they are: each figure is first taken in terms of its run's yardstick,
-a fixed piece of CPU work that was timed beside it. What has nothing to do with the driver, and the same way
-measured twice, tell how far figures stray by themselves; that, and 10 % in any case, are tolerated. Beyond, a
-change counts if a Mann-Whitney test finds it, with Benjamini and Hochberg's correction for so many tests, and
-its interval agrees.
+Times of two runs are never compared as they are: each figure is first taken in terms of a yardstick, a fixed
+piece of CPU work that was timed beside it. A run repeats all in several sessions, and what differs between
+those would differ between two runs of one driver, too. So sessions, not single turns, are the samples of the
+t-tests that find changes (with Benjamini and Hochberg's correction for so many). A change counts if also its
+interval is beyond what is tolerated in any case: 10 %, or more if what has nothing to do with the driver, or
+the same way measured twice, strayed by more.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ TOLERANCE = 1.10
 FALSE_DISCOVERIES = 0.05
 CONFIDENCE = 0.95
 MUST_AGREE = ("accelerator", "cpu", "cpus")
-FEWEST = 4
-"""Samples on both sides: of fewer no test tells anything."""
+PRIOR = 4
+"""So many degrees of freedom has what other figures of the group say about how far one strays by itself: of a
+few sessions of its own alone, that can't be told."""
+LEAST_SPREAD = 0.005
+NEXT_TO_NOTHING = 1e-9
 
 
 class IncomparableError(Exception):
@@ -67,11 +71,12 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
     common = [id for id in before if id in after]
     if not common:
         raise IncomparableError("the two have no figure in common")
-    few = [id for id in common if min(len(before[id]["samples"]), len(after[id]["samples"])) < FEWEST]
-    if few:
-        raise IncomparableError(f"{few[0]} has fewer than {FEWEST} samples: measure more rounds")
+    if old["sessions"] < 2 and new["sessions"] < 2:
+        raise IncomparableError(
+            "both were measured in a single session, which does not tell how far it strays"
+        )
 
-    changes = [_change(before[id], after[id]) for id in common]
+    changes = list(_changes([(before[id], after[id]) for id in common]))
     ours: list[Change] = []
     controls: list[Change] = []
     for change in changes:
@@ -93,33 +98,46 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
 
 
 def _by_id(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Figures, each with what it costs in each session: `logs`, the median logarithms."""
     found = {}
-    ticks: dict[str, list[float]] = {}
+    ticks: dict[tuple[str, int], list[float]] = {}
     for figure in run["figures"]:
-        ticks.setdefault(figure["group"], []).extend(figure.get("yardstick_s", []))
+        for session, tick in zip(figure.get("sessions", []), figure.get("yardstick_s", []), strict=False):
+            ticks.setdefault((figure["group"], session), []).append(tick)
     for figure in run["figures"]:
         if figure["value"] is None:
             continue
-        # Single looks at the yardstick are as noisy as what they are for; those of a group are of one time.
-        yardstick = float(np.median(ticks[figure["group"]])) if ticks[figure["group"]] else 1.0
-        found[figure["id"]] = {**figure, "costs": np.asarray(figure["samples"]) / yardstick}
+        logs = []
+        for session in sorted(set(figure["sessions"])):
+            of_session = zip(figure["samples"], figure["sessions"], strict=True)
+            cost = float(np.median([cost for cost, number in of_session if number == session]))
+            # single looks at it are as noisy as what they are for; those of a group are of one time
+            tick = float(np.median(ticks.get((figure["group"], session), [1.0])))
+            logs.append(math.log(max(cost / tick, NEXT_TO_NOTHING)))
+        found[figure["id"]] = {**figure, "logs": logs}
     return found
 
 
-def _change(before: dict[str, Any], after: dict[str, Any]) -> Change:
-    old, new = before["costs"], after["costs"]
-    ratio = float(np.median(new) / np.median(old))
-    if np.ptp(old) == 0 and np.ptp(new) == 0:  # memory, to the byte
-        return Change(before["id"], ratio, ratio, ratio, 1.0 if ratio == 1 else 0.0)
-
-    def statistic(a: Any, b: Any, axis: int = -1) -> Any:
-        return np.log(np.median(b, axis=axis) / np.median(a, axis=axis))
-
-    interval = stats.bootstrap(
-        (old, new), statistic, confidence_level=CONFIDENCE, method="percentile", n_resamples=2000, rng=1
-    ).confidence_interval
-    p = float(stats.mannwhitneyu(old, new, method="exact" if len(old) < 20 else "auto").pvalue)
-    return Change(before["id"], ratio, math.exp(interval.low), math.exp(interval.high), p)
+def _changes(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[Change]:
+    """A t-test of each pair, with variances moderated by those of its group."""
+    groups: dict[str, list[tuple[float, int]]] = {}
+    spreads = []
+    for before, after in pairs:
+        sides = before["logs"], after["logs"]
+        squares = sum(float(np.var(side)) * len(side) for side in sides)
+        freedom = sum(len(side) - 1 for side in sides)
+        spreads.append((squares, freedom))
+        groups.setdefault(before["group"], []).append((squares, freedom))
+    for (before, after), (squares, freedom) in zip(pairs, spreads, strict=True):
+        group = groups[before["group"]]
+        usual = sum(each for each, _ in group) / max(1, sum(each for _, each in group))
+        variance = max((PRIOR * usual + squares) / (PRIOR + freedom), LEAST_SPREAD**2)
+        error = math.sqrt(variance * (1 / len(before["logs"]) + 1 / len(after["logs"])))
+        change = float(np.mean(after["logs"]) - np.mean(before["logs"]))
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, PRIOR + freedom)) * error
+        p = 2 * float(stats.t.sf(abs(change) / error, PRIOR + freedom))
+        ratio, low, high = (math.exp(each) for each in (change, change - reach, change + reach))
+        yield Change(before["id"], ratio, low, high, p)
 
 
 def _strays(run: dict[str, Any]) -> Iterator[float]:
@@ -130,6 +148,6 @@ def _strays(run: dict[str, Any]) -> Iterator[float]:
 
 
 def _strayed(controls: list[Change]) -> Iterator[float]:
-    """How far figures strayed that the driver has no part in; half of them may be further off by chance."""
+    """How far figures may have strayed that the driver has no part in; half of them further, by chance."""
     if controls:
-        yield float(np.exp(np.median([abs(math.log(change.ratio)) for change in controls])))
+        yield float(np.median([max(change.high, 1 / change.low) for change in controls]))

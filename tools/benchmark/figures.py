@@ -21,7 +21,7 @@ import jsonschema
 import numpy as np
 from scipy import optimize, stats
 
-VERSION = 1
+VERSION = 2
 SCHEMA = Path(__file__).with_name("bench.schema.json")
 WIDE = 0.25
 """An interval that reaches farther than that, of the value, to both sides together is marked."""
@@ -135,6 +135,7 @@ def figure(way: dict[str, Any], cpus: int, no_energy: str | None) -> dict[str, A
         **found.as_json(),
         "because": None,
         "samples": samples,
+        "sessions": [each["session"] for each in rounds],
         "yardstick_s": [each["yardstick_ns"] / 1e9 for each in rounds],
         "operations_per_s": 1 / found.value,
         "bytes_per_s": way["bytes"] / found.value if way["bytes"] else None,
@@ -374,6 +375,7 @@ def make(raw: dict[str, Any]) -> dict[str, Any]:
         "status": "FAIL" if raw["failures"] else "PASS",
         "failures": raw["failures"],
         "mode": raw["mode"],
+        "sessions": raw["sessions"],
         "rounds": raw["rounds"],
         "seconds_each": raw["seconds_each"],
         "measured_s": raw["measured_s"],

@@ -2,7 +2,8 @@
 """What is measured, where the driver is. Statistics come later, and elsewhere: figures.py.
 
 Ways that are to be compared are in one group, and take turns: a round is one turn of each, in an order drawn
-anew. Before each turn the yardstick says how fast the machine is just then.
+anew. Before each turn the yardstick says how fast the machine is just then. All of it is done in several
+sessions, for each of which all clients start anew: what differs between them would differ between runs.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Plan:
     """How much is measured."""
 
     mode: str
+    sessions: int
     rounds: int
+    """Of each session."""
     large_rounds: int
     """Of operations of LARGE bytes and more."""
     seconds: float
@@ -69,7 +72,7 @@ class Plan:
 
 
 QUICK = Plan(
-    "quick", 7, 4, 0.004,
+    "quick", 2, 3, 2, 0.004,
     sizes=(64, 1024, 4096, 65536, 1 << 20, 1 << 24),
     path_sizes=(64, 4096),
     instead_sizes=(4096, 65536, 1 << 20),
@@ -78,13 +81,13 @@ QUICK = Plan(
     infer_rounds=0,
 )  # fmt: skip
 FULL = Plan(
-    "full", 15, 8, 0.06,
+    "full", 3, 5, 3, 0.06,
     sizes=tuple(4**n for n in range(3, 14)),
     path_sizes=(64, 4096, 65536),
     instead_sizes=(4096, 65536, 1 << 20, 1 << 24),
     depths=tuple(4**n for n in range(7)),
     counts=(1, 2, 4, 8, 16),
-    infer_rounds=4,
+    infer_rounds=2,
 )  # fmt: skip
 
 
@@ -319,12 +322,18 @@ class Instruments:
 class Meter:
     """Makes the turns of a way, and keeps what they say."""
 
-    def __init__(self, way: Way, instruments: Instruments, stack: ExitStack) -> None:
+    def __init__(self, way: Way, instruments: Instruments) -> None:
         self.way, self._instruments = way, instruments
-        self._turns = stack.enter_context(way.start())
-        self._turns(0)  # to warm up
+        self._session = -1
+        self._turns: Turns = _not_started
         self.rounds: list[dict[str, Any]] = []
         self._times: list[Any] = []
+
+    def start(self, stack: ExitStack) -> None:
+        """A session, until `stack` ends."""
+        self._turns = stack.enter_context(self.way.start())
+        self._turns(0)  # to warm up
+        self._session += 1
 
     def turn(self, seconds: float) -> None:
         yardstick = self._instruments.yardstick.ns()
@@ -344,6 +353,7 @@ class Meter:
     def _keep(self, done: Turn, counts: dict[str, int], yardstick: int, energy: float | None) -> None:
         self.rounds.append(
             {
+                "session": self._session,
                 "operations": done.operations,
                 "ns": done.ns,
                 "yardstick_ns": yardstick,
@@ -370,12 +380,17 @@ class Meter:
         return {**head, "rounds": self.rounds, "latency": latency}
 
 
+def _not_started(seconds: float) -> Turn:
+    raise AssertionError
+
+
 def run(program: str, plan: Plan, only: tuple[str, ...], console: Console) -> dict[str, Any]:
     """Measure all of the plan, or the groups whose names start with one of `only`."""
     energy = ways.energy_file()
     report = reports.new(
         mode=plan.mode,
-        rounds=plan.rounds,
+        sessions=plan.sessions,
+        rounds=plan.sessions * plan.rounds,
         seconds_each=plan.seconds,
         memory_bytes=ways.meminfo("MemTotal"),
         blake3=None,
@@ -427,19 +442,31 @@ def _measure(
     rings = [] if only and not "memory".startswith(only) else list(suite.memory())
     if not groups and not rings:
         raise ways.WrongError(f"no group is called {' or '.join(only)}")
-    turns = sum(len(found) * (1 + _rounds(found, plan)) for _, found in groups)
-    about = f"{turns} turns in {len(groups)} groups, {_about(groups, plan)}"
+    turns = plan.sessions * sum(len(found) * (1 + _rounds(found, plan)) for _, found in groups)
+    about = f"{turns} turns in {len(groups)} groups and {plan.sessions} sessions, {_about(groups, plan)}"
     console.print(f"{plan.mode}: {about}", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    meters = [(name, [Meter(way, instruments) for way in found]) for name, found in groups]
+    memory: list[dict[str, Any]] = [
+        {"id": _id("memory", named), "group": "memory", "parameters": named, "samples": [], "sessions": []}
+        for named, _ in rings
+    ]
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=turns)
-        for name, found in groups:
-            progress.update(task, description=name)
-            if not console.is_terminal:
-                console.print(f"{name}: {len(found)} ways", highlight=False)
-            report["ways"] += _take_turns(found, plan, instruments, partial(progress.advance, task))
-        progress.update(task, description="memory")
-        report["memory"] = [_memory(plan, named, work) for named, work in rings]
+        for session in range(plan.sessions):
+            for name, those in meters:
+                doing = f"session {session + 1}, {name}"
+                progress.update(task, description=doing)
+                if not console.is_terminal:
+                    console.print(f"{doing}: {len(those)} ways", highlight=False)
+                _take_turns(those, session, plan, partial(progress.advance, task))
+            progress.update(task, description="memory")
+            for each, (_, work) in zip(memory, rings, strict=True):
+                with ways.memory_of_rings(work, RINGS_FOR_MEMORY) as measure:
+                    each["samples"] += [measure() for _ in range(plan.rounds)]
+                each["sessions"] += [session] * plan.rounds
+    report["ways"] = [meter.as_json() for _, those in meters for meter in those]
+    report["memory"] = memory
 
 
 def trace(report: dict[str, Any]) -> None:
@@ -453,33 +480,23 @@ def trace(report: dict[str, Any]) -> None:
         report["failures"].append(f"trace: {error}")
 
 
-def _take_turns(
-    found: list[Way], plan: Plan, instruments: Instruments, step: Callable[[], None]
-) -> list[dict[str, Any]]:
+def _take_turns(meters: list[Meter], session: int, plan: Plan, step: Callable[[], None]) -> None:
     with ExitStack() as stack:
-        meters = []
-        for way in found:
-            meters.append(Meter(way, instruments, stack))
+        for meter in meters:
+            meter.start(stack)
             step()
-        for number in range(_rounds(found, plan)):
+        for number in range(_rounds([meter.way for meter in meters], plan)):
             order = meters[:]
-            random.Random(number).shuffle(order)
+            random.Random(session * plan.rounds + number).shuffle(order)
             for meter in order:
                 meter.turn(plan.seconds)
                 step()
-        return [meter.as_json() for meter in meters]
 
 
 def _rounds(found: list[Way], plan: Plan) -> int:
     if found[0].group == "infer":
         return plan.infer_rounds
     return min(plan.rounds, plan.large_rounds) if found[0].nbytes >= LARGE else plan.rounds
-
-
-def _memory(plan: Plan, named: dict[str, Any], work: Work) -> dict[str, Any]:
-    with ways.memory_of_rings(work, RINGS_FOR_MEMORY) as measure:
-        samples = [measure() for _ in range(plan.rounds)]
-    return {"id": _id("memory", named), "group": "memory", "parameters": named, "samples": samples}
 
 
 def _id(group: str, parameters: dict[str, Any]) -> str:
@@ -496,7 +513,7 @@ def _about(groups: list[tuple[str, list[Way]]], plan: Plan) -> str:
             turn = max(plan.seconds, least) + 0.015
             if way.group == "infer":
                 turn += SECONDS_TO_START
-            seconds += 0.1 + (1 + _rounds(found, plan)) * turn
+            seconds += plan.sessions * (0.1 + (1 + _rounds(found, plan)) * turn)
     return f"about {seconds / 60:.1f} minutes"
 
 
