@@ -43,16 +43,20 @@ def test_modules_load_behind_what_they_need() -> None:
 def test_what_is_started_lives_as_long_as_who_started_it() -> None:
     """Longer than the thread, so that any thread may plug an endpoint; no longer than the process."""
     code = """
-import os, subprocess, threading, time
+import os, subprocess, threading
 from nymph_vm import host
 started = []
-thread = threading.Thread(target=lambda: started.append(host.start(["sleep", "600"])))
+def start():
+    started.append(host.start(["sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE))
+    started[0].stdout.readline()
+thread = threading.Thread(target=start)
 thread.start()
 thread.join()
-time.sleep(0.3)
-assert started[0].poll() is None
-print(started[0].pid, flush=True)
-os._exit(0)
+try:
+    raise SystemExit(f"it ended with status {started[0].wait(0.5)}")
+except subprocess.TimeoutExpired:
+    print(started[0].pid, flush=True)
+    os._exit(0)
 """
     # as its parent, we are told when it ends
     libc = ctypes.CDLL(None, use_errno=True)

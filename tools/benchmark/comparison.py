@@ -71,10 +71,6 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> Verdict:
     common = [id for id in before if id in after]
     if not common:
         raise IncomparableError("the two have no figure in common")
-    if old["sessions"] < 2 and new["sessions"] < 2:
-        raise IncomparableError(
-            "both were measured in a single session, which does not tell how far it strays"
-        )
 
     changes = list(_changes([(before[id], after[id]) for id in common]))
     ours: list[Change] = []
@@ -130,7 +126,7 @@ def _changes(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[Cha
         groups.setdefault(before["group"], []).append((squares, freedom))
     for (before, after), (squares, freedom) in zip(pairs, spreads, strict=True):
         group = groups[before["group"]]
-        usual = sum(each for each, _ in group) / max(1, sum(each for _, each in group))
+        usual = sum(each for each, _ in group) / sum(each for _, each in group)
         variance = max((PRIOR * usual + squares) / (PRIOR + freedom), LEAST_SPREAD**2)
         error = math.sqrt(variance * (1 / len(before["logs"]) + 1 / len(after["logs"])))
         change = float(np.mean(after["logs"]) - np.mean(before["logs"]))

@@ -324,24 +324,24 @@ class Meter:
 
     def __init__(self, way: Way, instruments: Instruments) -> None:
         self.way, self._instruments = way, instruments
-        self._session = -1
-        self._turns: Turns = _not_started
         self.rounds: list[dict[str, Any]] = []
         self._times: list[Any] = []
 
-    def start(self, stack: ExitStack) -> None:
-        """A session, until `stack` ends."""
-        self._turns = stack.enter_context(self.way.start())
-        self._turns(0)  # to warm up
-        self._session += 1
+    def start(self, stack: ExitStack) -> Turns:
+        """What makes the turns of a session, until `stack` ends."""
+        turns = stack.enter_context(self.way.start())
+        turns(0)  # to warm up
+        return turns
 
-    def turn(self, seconds: float) -> None:
+    def turn(self, session: int, turns: Turns, seconds: float) -> None:
         yardstick = self._instruments.yardstick.ns()
         before, joules = self._instruments.counters.now(), self._joules()
-        done = self._turns(seconds)
+        done = turns(seconds)
         after, energy = self._instruments.counters.now(), self._joules() - joules
         counts = {name: after[name] - before[name] for name in before}
-        self._keep(done, counts, yardstick, None if isinstance(self._instruments.energy, str) else energy)
+        self._keep(
+            session, done, counts, yardstick, None if isinstance(self._instruments.energy, str) else energy
+        )
 
     def _joules(self) -> float:
         meter = self._instruments.energy
@@ -350,10 +350,12 @@ class Meter:
         meter.seek(0)
         return int(meter.read()) / 1e6
 
-    def _keep(self, done: Turn, counts: dict[str, int], yardstick: int, energy: float | None) -> None:
+    def _keep(
+        self, session: int, done: Turn, counts: dict[str, int], yardstick: int, energy: float | None
+    ) -> None:
         self.rounds.append(
             {
-                "session": self._session,
+                "session": session,
                 "operations": done.operations,
                 "ns": done.ns,
                 "yardstick_ns": yardstick,
@@ -378,10 +380,6 @@ class Meter:
             latency[f"{name}_ns"] = float(np.quantile(times, share, method="higher")) if known else None
         head = {"id": way.id, "group": way.group, "parameters": way.parameters, "bytes": way.nbytes}
         return {**head, "rounds": self.rounds, "latency": latency}
-
-
-def _not_started(seconds: float) -> Turn:
-    raise AssertionError
 
 
 def run(program: str, plan: Plan, only: tuple[str, ...], console: Console) -> dict[str, Any]:
@@ -482,14 +480,15 @@ def trace(report: dict[str, Any]) -> None:
 
 def _take_turns(meters: list[Meter], session: int, plan: Plan, step: Callable[[], None]) -> None:
     with ExitStack() as stack:
+        started = []
         for meter in meters:
-            meter.start(stack)
+            started.append((meter, meter.start(stack)))
             step()
         for number in range(_rounds([meter.way for meter in meters], plan)):
-            order = meters[:]
+            order = started[:]
             random.Random(session * plan.rounds + number).shuffle(order)
-            for meter in order:
-                meter.turn(plan.seconds)
+            for meter, turns in order:
+                meter.turn(session, turns, plan.seconds)
                 step()
 
 
