@@ -2,11 +2,12 @@
 /*
  * pcie_nymph: DMA rings for user space, with BLAKE3 digests of what they did.
  *
- * This header is the whole contract between the kernel module and user space.
- * docs/abi.md says in prose what every request does in every state.
+ * This header is the contract between the kernel module and user space.
+ * docs/reference/requests.md describes every request in every state.
  *
- * All integers have the byte order of the machine, except where they are
- * hashed: there they are little-endian. All reserved fields are zero.
+ * All integers have the byte order of the machine; the ring hash takes them as
+ * little-endian. All reserved fields are zero. Times are in ns of the caller's
+ * CLOCK_MONOTONIC, also in a time namespace.
  */
 #ifndef _UAPI_PCIE_NYMPH_H
 #define _UAPI_PCIE_NYMPH_H
@@ -20,32 +21,36 @@
 #define NYMPH_DIGEST_SIZE	32
 #define NYMPH_ENGINE_NAME_SIZE	32
 
-/* The deadline that never comes. */
-#define NYMPH_NO_DEADLINE	(~0ULL)
+/*
+ * A deadline that never comes. C, Go and Zig see the macro. bindgen ignores casts
+ * and would make -1 of the macro; it sees the enumerator.
+ */
+__extension__ enum { NYMPH_NO_DEADLINE = ~0ULL };
+#define NYMPH_NO_DEADLINE	((__u64)-1)
 
-/* What an entry asks to be done. */
+/* nymph_entry.opcode: what the driver does with the memory of an entry. */
 #define NYMPH_OP_NOP		0
 #define NYMPH_OP_COPY		1
-#define NYMPH_OP_HASH		2	/* the source, into a record */
-#define NYMPH_OP_FILL		3	/* the destination, with 8 bytes over and over */
-#define NYMPH_OP_COMPARE	4	/* both, differing: -EBADMSG */
+#define NYMPH_OP_HASH		2	/* digest of the source in the record */
+#define NYMPH_OP_FILL		3	/* repeat 8 bytes in the destination */
+#define NYMPH_OP_COMPARE	4	/* -EBADMSG if source and destination differ */
 
-/* How it is done. The first three are the ones the first driver had. */
-#define NYMPH_DMA_FLAG_ZERO_COPY	0x1U	/* pin the memory, no bounce buffer */
-#define NYMPH_DMA_FLAG_VERIFY_HASH	0x2U	/* hash both sides, differing: -EBADMSG */
-#define NYMPH_DMA_FLAG_COMPLETE_SYNC	0x4U	/* the request returns when it is done */
-#define NYMPH_DMA_FLAG_DIGEST_ONLY	0x8U	/* hash the destination, compare nothing */
+/* nymph_entry.flags. The first three are flags of nymph_dma_desc, too. */
+#define NYMPH_DMA_FLAG_ZERO_COPY	0x1U	/* pin the memory; use no bounce buffer */
+#define NYMPH_DMA_FLAG_VERIFY_HASH	0x2U	/* hash both sides; -EBADMSG if they differ */
+#define NYMPH_DMA_FLAG_COMPLETE_SYNC	0x4U	/* the request returns when the entry has ended */
+#define NYMPH_DMA_FLAG_DIGEST_ONLY	0x8U	/* hash the destination; compare nothing */
 #define NYMPH_DMA_FLAG_RECORD		0x10U	/* leave a completion record */
-#define NYMPH_DMA_FLAG_LINK		0x20U	/* if this fails, the next is canceled */
-#define NYMPH_DMA_FLAG_BARRIER		0x40U	/* after all before it, before all behind it */
+#define NYMPH_DMA_FLAG_LINK		0x20U	/* if this entry fails, the next is canceled */
+#define NYMPH_DMA_FLAG_BARRIER		0x40U	/* run after all before it, before all behind it */
 
 /**
- * struct nymph_dma_desc - one copy, as the first driver took it
- * @src_addr: where to read: user virtual address in the calling process
- * @dst_addr: where to write: user virtual address in the calling process
- * @length: bytes to copy, 1 to NYMPH_MAX_LENGTH
+ * struct nymph_dma_desc - descriptor of one copy, as the first driver took it
+ * @src_addr: source: user virtual address in the calling process
+ * @dst_addr: destination: user virtual address in the calling process
+ * @length: number of bytes to copy, 1 to NYMPH_MAX_LENGTH
  * @flags: NYMPH_DMA_FLAG_*
- * @cookie: the caller's own, reported back unchanged
+ * @cookie: any value of the caller's, reported unchanged
  */
 struct nymph_dma_desc {
 	__u64 src_addr;
@@ -56,11 +61,11 @@ struct nymph_dma_desc {
 };
 
 /**
- * struct nymph_fabric_status - what the ring did so far
+ * struct nymph_fabric_status - totals and hash of a ring
  * @dma_bytes: bytes moved by all retired transfers since open or RESET
  * @ring_hash: BLAKE3-256 of the ring, see NYMPH_IOC_SNAPSHOT
- * @ring_size: entries the ring holds, 0 before SETUP
- * @active_descriptors: entries accepted and not yet retired
+ * @ring_size: highest number of entries of the ring, 0 before SETUP
+ * @active_descriptors: number of entries accepted and not yet retired
  */
 struct nymph_fabric_status {
 	__u64 dma_bytes;
@@ -70,12 +75,12 @@ struct nymph_fabric_status {
 };
 
 /**
- * struct nymph_dma_ring - the ring's size and indices
- * @ring_size: entries the ring holds, 1 to NYMPH_MAX_ENTRIES, any number
+ * struct nymph_dma_ring - size and indices of a ring
+ * @ring_size: highest number of entries of the ring, 1 to NYMPH_MAX_ENTRIES
  * @head: producer index, modulo @ring_size; 0 in SETUP_RING
  * @tail: consumer index, modulo @ring_size; 0 in SETUP_RING
  * @reserved: 0
- * @ring_addr: a label of the caller's: hashed and reported, never used as an address
+ * @ring_addr: a label of the caller's, hashed and reported; never used as an address
  */
 struct nymph_dma_ring {
 	__u32 ring_size;
@@ -92,14 +97,14 @@ struct nymph_dma_ring {
  * @flags: NYMPH_DMA_FLAG_*
  * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for NYMPH_OP_NOP
  * @src: user virtual address, or offset into @src_buffer; for NYMPH_OP_FILL
- *	the 8 bytes that fill, the lowest first
+ *	the 8 bytes to repeat, the lowest byte first
  * @dst: user virtual address, or offset into @dst_buffer; 0 for NYMPH_OP_HASH
  * @src_buffer: buffer handle, 0 for none
  * @dst_buffer: buffer handle, 0 for none
- * @cookie: the caller's own, reported back unchanged
+ * @cookie: any value of the caller's, reported unchanged
  * @reserved: 0
  *
- * A nymph_dma_desc is kept as such an entry, so it is hashed as one too.
+ * The driver stores a nymph_dma_desc as such an entry, and hashes it as one.
  */
 struct nymph_entry {
 	__u16 size;
@@ -114,31 +119,31 @@ struct nymph_entry {
 	__u64 reserved[2];
 };
 
-/* Which digests a record carries. */
+/* nymph_record.flags: digests that the record has. */
 #define NYMPH_RECORD_SRC_DIGEST		0x1U
 #define NYMPH_RECORD_DST_DIGEST		0x2U
 
 /**
  * struct nymph_record - completion record
- * @cookie: the entry's
+ * @cookie: cookie of the entry
  * @size: 128
- * @status: 0, or why it failed as a negative errno
+ * @status: 0, or the negative errno that the entry failed with
  * @bytes_done: bytes that reached the destination, from its start on; for
- *	NYMPH_OP_HASH bytes hashed; for NYMPH_OP_COMPARE bytes found equal, so
- *	with -EBADMSG the offset of the first that differs
- * @engine: id of the engine that was last at it, 0 if none was
+ *	NYMPH_OP_HASH bytes hashed; for NYMPH_OP_COMPARE equal bytes, so with
+ *	-EBADMSG the offset of the first byte that differs
+ * @engine: id of the engine that worked on the entry last, 0 if none did
  * @flags: NYMPH_RECORD_*
- * @queued_ns: when the ring accepted it, CLOCK_MONOTONIC
- * @started_ns: when the engine took it, 0 if none did
- * @completed_ns: when it retired
+ * @queued_ns: time at which the ring accepted the entry
+ * @started_ns: time at which the entry was started, 0 if it was not
+ * @completed_ns: time at which the entry retired
  * @src_digest: BLAKE3-256 of the bytes sent, if NYMPH_RECORD_SRC_DIGEST
  * @dst_digest: BLAKE3-256 of the bytes read back, if NYMPH_RECORD_DST_DIGEST
  * @reserved: 0
  *
  * On the default path the source digest is of exactly the bytes that were
  * sent. With ZERO_COPY it is advisory: another thread may change the source
- * between the copy and the hash. Another thread that writes the destination
- * before it is read back causes -EBADMSG on either path.
+ * between the copy and the hash. On either path a thread that writes the
+ * destination before it is read back causes -EBADMSG.
  */
 struct nymph_record {
 	__u64 cookie;
@@ -156,10 +161,10 @@ struct nymph_record {
 };
 
 /**
- * struct nymph_engine_info - an engine there is
+ * struct nymph_engine_info - an engine that a ring can have
  * @size: 40
- * @id: what nymph_record.engine says, from 1 up
- * @name: what nymph_setup2.engine takes, ends with a NUL
+ * @id: number in nymph_record.engine, from 1 up
+ * @name: name for nymph_setup2.engine, ends with a NUL
  */
 struct nymph_engine_info {
 	__u32 size;
@@ -168,27 +173,27 @@ struct nymph_engine_info {
 };
 
 /* nymph_query.features */
-#define NYMPH_FEATURE_POLL	0x1ULL	/* poll(): EPOLLIN unread records, EPOLLOUT room */
+#define NYMPH_FEATURE_POLL	0x1ULL	/* poll(): EPOLLIN: unread records; EPOLLOUT: room */
 #define NYMPH_FEATURE_READ	0x2ULL	/* read(): completion records */
-#define NYMPH_FEATURE_ALLOC	0x4ULL	/* NYMPH_BUFFER_ALLOC, and mmap() of them */
+#define NYMPH_FEATURE_ALLOC	0x4ULL	/* NYMPH_BUFFER_ALLOC, mmap() */
 #define NYMPH_FEATURE_REGISTER	0x8ULL	/* NYMPH_BUFFER_REGISTER */
 #define NYMPH_FEATURE_CARD	0x10ULL	/* NYMPH_BUFFER_CARD */
 #define NYMPH_FEATURE_DMABUF	0x20ULL	/* NYMPH_BUFFER_IMPORT, NYMPH_BUFFER_EXPORT */
 
 /**
- * struct nymph_query - what this driver can do
+ * struct nymph_query - version, features and limits of the driver
  * @size: in: bytes of this struct
  * @version: out: NYMPH_ABI_VERSION of the driver
  * @features: out: NYMPH_FEATURE_*
- * @requests: out: bit n is set if request number n is served
- * @opcodes: out: bit n is set if opcode n is served
- * @entry_flags: out: the NYMPH_DMA_FLAG_* that are served
- * @max_length: out: the longest transfer in bytes
- * @max_entries: out: the largest ring
- * @setup_flags: out: the NYMPH_SETUP_* that are served
+ * @requests: out: bit n is set if the driver serves request number n
+ * @opcodes: out: bit n is set if the driver serves opcode n
+ * @entry_flags: out: the NYMPH_DMA_FLAG_* that the driver serves
+ * @max_length: out: longest transfer in bytes
+ * @max_entries: out: highest number of entries of a ring
+ * @setup_flags: out: the NYMPH_SETUP_* that the driver serves
  * @engines: in: address of an array of struct nymph_engine_info, or 0
- * @max_engines: in: elements in that array
- * @num_engines: out: engines there are; the first @max_engines are written
+ * @max_engines: in: number of elements of that array
+ * @num_engines: out: number of engines; the first @max_engines are written
  */
 struct nymph_query {
 	__u32 size;
@@ -213,7 +218,7 @@ struct nymph_query {
  * @size: bytes of this struct
  * @flags: NYMPH_SETUP_*
  * @entries: 1 to NYMPH_MAX_ENTRIES
- * @records: out: how many records can be reserved or unread, twice @entries
+ * @records: out: highest number of reserved and unread records, twice @entries
  * @ring_addr: label, as in struct nymph_dma_ring
  * @engine: name of an engine; "auto" or "" lets the driver choose
  */
@@ -227,22 +232,22 @@ struct nymph_setup2 {
 };
 
 /**
- * struct nymph_enter - submit entries, wait, collect records
+ * struct nymph_enter - submission of entries, and collection of records
  * @size: bytes of this struct
  * @flags: 0
  * @entries: address of an array of struct nymph_entry
  * @records: address of an array of struct nymph_record
- * @to_submit: elements in @entries
- * @max_records: elements in @records
- * @min_records: wait until this many records are written, at most @max_records
- * @submitted: out: entries accepted, always a prefix; also what ioctl() returns
- * @reaped: out: records written
- * @error: out: why less was done than asked: the negative errno of the first
- *	entry refused, else of the wait; 0 if all was done
- * @deadline_ns: when to stop waiting, CLOCK_MONOTONIC; 0 never waits,
- *	NYMPH_NO_DEADLINE waits for ever
+ * @to_submit: number of elements of @entries
+ * @max_records: number of elements of @records
+ * @min_records: number of records to wait for, at most @max_records
+ * @submitted: out: number of entries accepted, the first ones; ioctl() returns it
+ * @reaped: out: number of records written
+ * @error: out: 0 if all was done; else the negative errno of the first entry that
+ *	was refused, or of the wait
+ * @deadline_ns: time at which the wait ends; 0 does not wait, NYMPH_NO_DEADLINE
+ *	waits without a limit
  *
- * ioctl() fails with @error only if nothing was accepted and nothing reaped.
+ * ioctl() fails with @error only if no entry was accepted and no record written.
  */
 struct nymph_enter {
 	__u32 size;
@@ -262,26 +267,27 @@ struct nymph_enter {
 #define NYMPH_STATE_PAUSED	0x1U
 
 /**
- * struct nymph_snapshot - the ring at one moment
+ * struct nymph_snapshot - state of a ring at one moment
  * @size: bytes of this struct
  * @flags: 0
- * @ring: out: as GET_RING gives it, zeros before SETUP
- * @dma_bytes: out: as GET_STATUS gives it
- * @ring_hash: out: as GET_STATUS gives it
- * @active_descriptors: out: entries accepted and not yet retired
- * @unread_records: out: completion records nobody has collected
+ * @ring: out: as in GET_RING; zeros before SETUP
+ * @dma_bytes: out: as in GET_STATUS
+ * @ring_hash: out: as in GET_STATUS
+ * @active_descriptors: out: number of entries accepted and not yet retired
+ * @unread_records: out: number of completion records not yet collected
  * @entries: in: address of an array of struct nymph_entry, or 0: active
  *	entries are written here from tail on
- * @max_entries: in: elements in that array; -ENOSPC if more are active
+ * @max_entries: in: number of elements of that array; -ENOSPC if more entries are
+ *	active
  * @first_error: out: status of the first failure that left no record, or 0
- * @errors: out: how many failures left no record
+ * @errors: out: number of failures that left no record
  * @state: out: NYMPH_STATE_*
  * @engine: out: id of the ring's engine, 0 before SETUP
  *
  * @ring_hash is BLAKE3-256 over the 24 bytes of @ring, then the active
  * entries from tail on, 64 bytes each, then @dma_bytes as u64, all of them
- * little-endian. Everything here is of one and the same moment, so it can be
- * computed again.
+ * little-endian. All fields are of the same moment, so the caller can compute the
+ * hash again.
  */
 struct nymph_snapshot {
 	__u32 size;
@@ -300,12 +306,12 @@ struct nymph_snapshot {
 };
 
 /**
- * struct nymph_cancel - end entries early
+ * struct nymph_cancel - cancellation of entries
  * @size: bytes of this struct
  * @flags: 0
- * @cookie: which: every active entry with this cookie
- * @canceled: out: how many there were; they end with -ECANCELED in their turn,
- *	unless they are done before
+ * @cookie: cookie of the entries to cancel
+ * @canceled: out: number of active entries with this cookie. Each ends with
+ *	-ECANCELED in its turn, unless it ends before
  * @reserved: 0
  */
 struct nymph_cancel {
@@ -317,36 +323,36 @@ struct nymph_cancel {
 };
 
 /* nymph_buffer.op */
-#define NYMPH_BUFFER_ALLOC	1	/* zeroed memory of the driver's, to mmap() */
-#define NYMPH_BUFFER_REGISTER	2	/* memory of the caller's, pinned */
-#define NYMPH_BUFFER_IMPORT	3	/* a dma-buf, of whoever exports one */
-#define NYMPH_BUFFER_FREE	4	/* give up a handle */
-#define NYMPH_BUFFER_CARD	5	/* zeroed memory of the ring's engine's device */
-#define NYMPH_BUFFER_EXPORT	6	/* memory of an ALLOC as a dma-buf */
+#define NYMPH_BUFFER_ALLOC	1	/* allocate zeroed driver memory for mmap() */
+#define NYMPH_BUFFER_REGISTER	2	/* pin memory of the caller */
+#define NYMPH_BUFFER_IMPORT	3	/* import a dma-buf */
+#define NYMPH_BUFFER_FREE	4	/* free a handle */
+#define NYMPH_BUFFER_CARD	5	/* allocate zeroed memory of the engine's device */
+#define NYMPH_BUFFER_EXPORT	6	/* export memory of an ALLOC as a dma-buf */
 
 /* nymph_buffer.flags */
 #define NYMPH_BUFFER_READ_ONLY	0x1U	/* REGISTER, IMPORT: never a destination */
 
 /**
  * struct nymph_buffer - memory that entries name by a handle
- * @size: bytes of this struct; 40 will do but for IMPORT and EXPORT
+ * @size: bytes of this struct; at least 40, and all for IMPORT and EXPORT
  * @op: NYMPH_BUFFER_*
  * @flags: NYMPH_BUFFER_READ_ONLY
  * @handle: in for FREE and EXPORT, else out: from 1 up
  * @addr: REGISTER: user virtual address; else 0
- * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for FREE and EXPORT; IMPORT: 0, out: all
- *	the dma-buf has
- * @mmap_offset: ALLOC, out: where mmap() of the file finds the memory
- * @fd: IMPORT: a file descriptor of a dma-buf; EXPORT, out: one, the caller's to
- *	close; else 0
+ * @length: bytes, 1 to NYMPH_MAX_LENGTH; 0 for FREE and EXPORT; IMPORT: in 0, out
+ *	bytes of the dma-buf
+ * @mmap_offset: ALLOC: out: offset of the memory for mmap() of the file
+ * @fd: IMPORT: in: file descriptor of a dma-buf; EXPORT: out: a new file descriptor,
+ *	which the caller closes; else 0
  * @reserved: 0
  *
- * Memory of a CARD has no addresses in user space: bytes come and go by entries.
- * It goes when the device does; then its entries end with -EFAULT.
+ * Memory of a CARD has no addresses in user space: only entries move its bytes. If
+ * the device is removed, entries with such memory end with -EFAULT.
  *
- * The memory is the ring's: RESET and close() give up all handles. Entries
- * accepted before a handle is given up go on with its memory, which is freed,
- * or unpinned, when the last of them has retired and nobody maps it.
+ * The memory belongs to the ring: RESET and close() free all handles. Entries
+ * accepted before a handle is freed keep its memory. The driver frees or unpins the
+ * memory when the last of these entries has retired and no process maps it.
  */
 struct nymph_buffer {
 	__u32 size;
@@ -361,10 +367,10 @@ struct nymph_buffer {
 };
 
 /**
- * struct nymph_eventfd - be told of completion records
+ * struct nymph_eventfd - eventfd that announces completion records
  * @size: bytes of this struct
  * @flags: 0
- * @fd: an eventfd, raised by 1 for every record; -1 for none any more
+ * @fd: eventfd that the driver raises by 1 for every record; -1 removes it
  * @reserved: 0
  */
 struct nymph_eventfd {
@@ -375,19 +381,19 @@ struct nymph_eventfd {
 };
 
 /*
- * Times are counted in buckets, 8 for every power of two: time t in ns is in
- * bucket t if t < 8, else, with e = floor(log2(t)), in 8 * (e - 2) + the 3 bits
- * behind the first of t.
+ * Every power of two has 8 buckets. A time of t ns is in bucket t if t < 8; else in
+ * bucket 8 * (e - 2) + b, where e is floor(log2(t)) and b the 3 bits of t behind its
+ * first.
  */
 #define NYMPH_LATENCY_BUCKETS	496
 
 /**
- * struct nymph_latency - how long entries took, from submit to retirement
+ * struct nymph_latency - times of entries, from submission to retirement
  * @size: bytes of this struct
  * @flags: 0
- * @count: out: entries counted: all that some engine ran to its end
- * @sum_ns: out: their times together
- * @max_ns: out: the longest
+ * @count: out: number of entries that were started and not canceled
+ * @sum_ns: out: sum of their times
+ * @max_ns: out: longest of their times
  * @buckets: in: address of NYMPH_LATENCY_BUCKETS times __u64, or 0: the number
  *	of entries in each bucket is written here
  */
@@ -402,7 +408,7 @@ struct nymph_latency {
 
 #define NYMPH_IOC_MAGIC		'N'
 
-/* The five requests of the first driver: fixed, bit for bit. */
+/* The five requests of the first driver; these never change. */
 #define NYMPH_IOC_SUBMIT_DMA	_IOWR(NYMPH_IOC_MAGIC, 1, struct nymph_dma_desc)
 #define NYMPH_IOC_GET_STATUS	_IOR(NYMPH_IOC_MAGIC, 2, struct nymph_fabric_status)
 #define NYMPH_IOC_SETUP_RING	_IOW(NYMPH_IOC_MAGIC, 3, struct nymph_dma_ring)
@@ -410,9 +416,9 @@ struct nymph_latency {
 #define NYMPH_IOC_RESET		_IO(NYMPH_IOC_MAGIC, 5)
 
 /*
- * The requests since. Their structs may grow: the driver goes by the struct's
- * own size, takes a longer one if what it does not know is zero (else
- * -E2BIG), and fills no more than it was given.
+ * Later requests, whose structs may grow. The first member tells the driver the
+ * caller's size. The driver accepts a longer struct if the bytes it does not know
+ * are zero (else -E2BIG), and writes no more bytes than the caller's struct has.
  */
 #define NYMPH_IOC_QUERY		_IOWR(NYMPH_IOC_MAGIC, 6, struct nymph_query)
 #define NYMPH_IOC_SETUP2	_IOWR(NYMPH_IOC_MAGIC, 7, struct nymph_setup2)
@@ -423,5 +429,26 @@ struct nymph_latency {
 #define NYMPH_IOC_BUFFER	_IOWR(NYMPH_IOC_MAGIC, 12, struct nymph_buffer)
 #define NYMPH_IOC_EVENTFD	_IOW(NYMPH_IOC_MAGIC, 13, struct nymph_eventfd)
 #define NYMPH_IOC_LATENCY	_IOWR(NYMPH_IOC_MAGIC, 14, struct nymph_latency)
+
+/*
+ * The same numbers for generators of bindings that do not expand macros with
+ * arguments, such as bindgen.
+ */
+__extension__ enum nymph_request {
+	NYMPH_REQUEST_SUBMIT_DMA = NYMPH_IOC_SUBMIT_DMA,
+	NYMPH_REQUEST_GET_STATUS = NYMPH_IOC_GET_STATUS,
+	NYMPH_REQUEST_SETUP_RING = NYMPH_IOC_SETUP_RING,
+	NYMPH_REQUEST_GET_RING = NYMPH_IOC_GET_RING,
+	NYMPH_REQUEST_RESET = NYMPH_IOC_RESET,
+	NYMPH_REQUEST_QUERY = NYMPH_IOC_QUERY,
+	NYMPH_REQUEST_SETUP2 = NYMPH_IOC_SETUP2,
+	NYMPH_REQUEST_ENABLE = NYMPH_IOC_ENABLE,
+	NYMPH_REQUEST_ENTER = NYMPH_IOC_ENTER,
+	NYMPH_REQUEST_SNAPSHOT = NYMPH_IOC_SNAPSHOT,
+	NYMPH_REQUEST_CANCEL = NYMPH_IOC_CANCEL,
+	NYMPH_REQUEST_BUFFER = NYMPH_IOC_BUFFER,
+	NYMPH_REQUEST_EVENTFD = NYMPH_IOC_EVENTFD,
+	NYMPH_REQUEST_LATENCY = NYMPH_IOC_LATENCY,
+};
 
 #endif /* _UAPI_PCIE_NYMPH_H */

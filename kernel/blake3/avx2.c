@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3 for CPUs with AVX2.
+ * BLAKE3: variant for CPUs with AVX2.
  */
 #define HAS_8
 #define FEW_REGISTERS

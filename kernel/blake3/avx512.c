@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3 for CPUs with AVX-512 F and VL.
+ * BLAKE3: variant for CPUs with AVX-512 F and VL.
  */
 #define HAS_8
 #define HAS_16

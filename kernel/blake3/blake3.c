@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3, for the kernel and for user space alike.
+ * BLAKE3 for the kernel and for user space.
  *
- * The input is cut into chunks of 1 KiB, which are the leaves of a binary
- * tree. Leaves and parents are made many at a time, by portable C or by a
- * variant for what the CPU has.
+ * The input is cut into the leaves of a binary tree, 1 KiB each. BLAKE3's
+ * specification calls a leaf a chunk. Portable C, or a variant for the CPU's SIMD
+ * instructions, hashes many leaves or parents at a time.
+ *
+ * The file is long because the tree, the parts of it and the portable variant share
+ * private functions that the compiler has to inline.
  */
 #ifdef __KERNEL__
 #include <linux/bitops.h>
 #include <linux/string.h>
 #include <asm/byteorder.h>
 #include <asm/simd.h>
-#ifdef CONFIG_X86
+#ifdef CONFIG_X86_64
 #include <asm/fpu/api.h>
 #endif
 #ifdef NYMPH_BLAKE3_NEON
@@ -38,13 +41,13 @@ static inline u32 ror32(u32 word, unsigned int shift)
 
 #define BLOCK		NYMPH_BLAKE3_BLOCK_SIZE
 #define CV		NYMPH_BLAKE3_OUT_SIZE
-#define CHUNK		NYMPH_BLAKE3_CHUNK_SIZE
-#define CHUNK_BLOCKS	(CHUNK / BLOCK)
+#define LEAF		NYMPH_BLAKE3_LEAF_SIZE
+#define LEAF_BLOCKS	(LEAF / BLOCK)
 
 #define MANY		NYMPH_BLAKE3_MANY
 #define LOG2_MANY	4
 
-/* Less than that is not worth a section in which SIMD may be used. */
+/* For fewer bytes a section in which SIMD may be used costs more than it saves. */
 #ifdef __KERNEL__
 #define SIMD_MIN	(2 * BLOCK)
 #else
@@ -91,7 +94,7 @@ static __always_inline void mix(u32 v[16], int a, int b, int c, int d,
 	v[b] = ror32(v[b] ^ v[c], 7);
 }
 
-/* Always inlined with a constant @s, so that no index is left at run time. */
+/* Always inlined with a constant @s: no index is computed at run time. */
 static __always_inline void mix_round(u32 v[16], const u32 m[16],
 				      const u8 s[16])
 {
@@ -195,8 +198,8 @@ static const struct nymph_blake3_variant nymph_blake3_portable = {
 };
 
 /**
- * nymph_blake3_use() - have hashes made by a variant from now on
- * @variant: which; NULL for portable C
+ * nymph_blake3_use() - Set the variant that hashes from now on
+ * @variant: the variant, or NULL for portable C
  */
 void nymph_blake3_use(const struct nymph_blake3_variant *variant)
 {
@@ -204,11 +207,12 @@ void nymph_blake3_use(const struct nymph_blake3_variant *variant)
 }
 
 /**
- * nymph_blake3_simd_begin() - begin to hash
- * @len: how many bytes
+ * nymph_blake3_simd_begin() - Begin a section that hashes, with SIMD if possible
+ * @len: bytes to hash in the section, at most 16 KiB
  *
- * Return: what to do it with until nymph_blake3_simd_end(): no sleep, no fault,
- * and no more than 16 KiB.
+ * Until nymph_blake3_simd_end() the caller neither sleeps nor faults.
+ *
+ * Return: the variant to hash with.
  */
 const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
 {
@@ -220,7 +224,7 @@ const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
 #ifdef __KERNEL__
 	if (!may_use_simd())
 		return &nymph_blake3_portable;
-#if defined(CONFIG_X86)
+#if defined(CONFIG_X86_64)
 	kernel_fpu_begin();
 #elif defined(NYMPH_BLAKE3_NEON)
 	kernel_neon_begin();
@@ -230,14 +234,14 @@ const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
 }
 
 /**
- * nymph_blake3_simd_end() - end what nymph_blake3_simd_begin() began
- * @variant: what it returned
+ * nymph_blake3_simd_end() - End a section that hashes
+ * @variant: return value of nymph_blake3_simd_begin()
  */
 void nymph_blake3_simd_end(const struct nymph_blake3_variant *variant)
 {
 	if (variant == &nymph_blake3_portable)
 		return;
-#if defined(__KERNEL__) && defined(CONFIG_X86)
+#if defined(__KERNEL__) && defined(CONFIG_X86_64)
 	kernel_fpu_end();
 #elif defined(__KERNEL__) && defined(NYMPH_BLAKE3_NEON)
 	kernel_neon_end();
@@ -256,7 +260,7 @@ static void start(struct nymph_blake3 *b, const u32 key[8], u32 flags)
 }
 
 /**
- * nymph_blake3_init() - begin a hash
+ * nymph_blake3_init() - Start a hash
  * @b: state
  */
 void nymph_blake3_init(struct nymph_blake3 *b)
@@ -265,7 +269,7 @@ void nymph_blake3_init(struct nymph_blake3 *b)
 }
 
 /**
- * nymph_blake3_init_keyed() - begin a keyed hash (MAC)
+ * nymph_blake3_init_keyed() - Start a keyed hash (MAC)
  * @b: state
  * @key: 32 bytes
  */
@@ -279,9 +283,9 @@ void nymph_blake3_init_keyed(struct nymph_blake3 *b,
 }
 
 /**
- * nymph_blake3_init_derive_key() - begin to derive a key
- * @b: state; the key material goes in by nymph_blake3_update()
- * @context: what the key is for: a constant, globally unique
+ * nymph_blake3_init_derive_key() - Start to derive a key
+ * @b: state; nymph_blake3_update() adds the key material
+ * @context: purpose of the key: a constant, globally unique string
  * @len: bytes of @context
  */
 void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
@@ -297,20 +301,20 @@ void nymph_blake3_init_derive_key(struct nymph_blake3 *b, const void *context,
 	start(b, words, DERIVE_KEY_MATERIAL);
 }
 
-static u32 chunk_start_flag(const struct nymph_blake3 *b)
+static u32 leaf_start_flag(const struct nymph_blake3 *b)
 {
 	return b->blocks ? 0 : CHUNK_START;
 }
 
-/* Goes on with the chunk being filled by @n whole blocks, not its last. */
-static void chunk_blocks(const struct nymph_blake3_variant *variant,
-			 struct nymph_blake3 *b, const u8 *in, size_t n)
+/* Adds @n whole blocks, not the last of the leaf, to the leaf being filled. */
+static void leaf_blocks(const struct nymph_blake3_variant *variant,
+			struct nymph_blake3 *b, const u8 *in, size_t n)
 {
 	struct nymph_blake3_task task = {
 		.counter = b->counter,
 		.blocks = n,
 		.flags = b->flags,
-		.first = chunk_start_flag(b),
+		.first = leaf_start_flag(b),
 	};
 	u8 cv[CV];
 
@@ -320,8 +324,8 @@ static void chunk_blocks(const struct nymph_blake3_variant *variant,
 	b->blocks += n;
 }
 
-/* The last block stays in the buffer: it may turn out to end the chunk. */
-static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
+/* Adds bytes to a leaf. The last block stays in @b, because it may end the leaf. */
+static void leaf_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 {
 	const struct nymph_blake3_variant *variant;
 	size_t n = 0;
@@ -341,10 +345,10 @@ static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 	if (n || len > BLOCK) {
 		variant = nymph_blake3_simd_begin(n * BLOCK + len);
 		if (n)
-			chunk_blocks(variant, b, b->block, 1);
+			leaf_blocks(variant, b, b->block, 1);
 		n = (len - 1) / BLOCK;
 		if (n)
-			chunk_blocks(variant, b, in, n);
+			leaf_blocks(variant, b, in, n);
 		nymph_blake3_simd_end(variant);
 		in += n * BLOCK;
 		len -= n * BLOCK;
@@ -353,7 +357,7 @@ static void chunk_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 	b->block_len = len;
 }
 
-/* Replaces @n pairs of chaining values by those of their parents. */
+/* Replaces @n pairs of chaining values with the chaining values of their parents. */
 static void hash_parents(const struct nymph_blake3_variant *variant,
 			 const struct nymph_blake3 *b, u8 *cvs, size_t n)
 {
@@ -370,37 +374,37 @@ static void hash_parents(const struct nymph_blake3_variant *variant,
 	variant->hash(pairs, n, &task, cvs);
 }
 
-static void hash_chunks(const struct nymph_blake3_variant *variant,
+static void hash_leaves(const struct nymph_blake3_variant *variant,
 			const struct nymph_blake3 *b, u64 first, const u8 *in,
 			size_t n, const size_t ahead[2], u8 *cvs)
 {
 	struct nymph_blake3_task task = {
 		.counter = first,
 		.counts = true,
-		.blocks = CHUNK_BLOCKS,
+		.blocks = LEAF_BLOCKS,
 		.flags = b->flags,
 		.first = CHUNK_START,
 		.last = CHUNK_END,
 		.ahead = { ahead[0], ahead[1] },
 	};
-	const u8 *chunks[MANY];
+	const u8 *leaves[MANY];
 	size_t i;
 
 	memcpy(task.key, b->key, sizeof(task.key));
 	for (i = 0; i < n; i++)
-		chunks[i] = in + CHUNK * i;
-	variant->hash(chunks, n, &task, cvs);
+		leaves[i] = in + LEAF * i;
+	variant->hash(leaves, n, &task, cvs);
 }
 
 /*
- * Merge subtrees of equal size. Done late, when more input is known to follow
- * the first @chunks chunks: the last merge of all makes the root, and that is
- * for nymph_blake3_final_xof() to do.
+ * Merges subtrees of equal size. The caller knows that more input follows the first
+ * @leaves leaves: the last merge of a tree makes the root, and only
+ * nymph_blake3_final_xof() makes that.
  */
-static void merge(struct nymph_blake3 *b, u64 chunks)
+static void merge(struct nymph_blake3 *b, u64 leaves)
 {
 	const struct nymph_blake3_variant *variant;
-	unsigned int left = hweight64(chunks);
+	unsigned int left = hweight64(leaves);
 
 	if (b->depth <= left)
 		return;
@@ -410,15 +414,15 @@ static void merge(struct nymph_blake3 *b, u64 chunks)
 	nymph_blake3_simd_end(variant);
 }
 
-/* Add the subtree that begins with chunk number @chunks. */
-static void push(struct nymph_blake3 *b, const u8 cv[CV], u64 chunks)
+/* Adds the subtree that starts with leaf number @leaves. */
+static void push(struct nymph_blake3 *b, const u8 cv[CV], u64 leaves)
 {
-	merge(b, chunks);
+	merge(b, leaves);
 	memmove(b->stack[b->depth++], cv, CV);
 }
 
-/* Add the chunk that was being filled: it is whole, and not the last. */
-static void push_chunk(struct nymph_blake3 *b)
+/* Adds the leaf that was being filled: it is whole, and more input follows. */
+static void push_leaf(struct nymph_blake3 *b)
 {
 	u32 out[16];
 	u8 cv[CV];
@@ -432,16 +436,16 @@ static void push_chunk(struct nymph_blake3 *b)
 	b->block_len = 0;
 }
 
-/* Where to find @n bytes of @in: at @dst, if they are to be copied. */
+/* Copies @n bytes to @dst, if that is not NULL. Returns where to hash them. */
 static const u8 *copied(const u8 *in, u8 *dst, size_t n)
 {
 	return dst ? memcpy(dst, in, n) : in;
 }
 
 /*
- * Makes the chaining values of MANY subtrees of @size chunks each, a power of 2,
- * so that all lanes are in use for parents too. @len bytes are at @in, of which
- * the next are fetched while those before are hashed.
+ * Computes the chaining values of MANY subtrees of @size leaves each, a power of 2,
+ * so that parents use all lanes too. @in has @len bytes: the next ones are
+ * prefetched while some are hashed.
  */
 static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 			  size_t len, u8 *dst, size_t size, u8 *cvs)
@@ -450,25 +454,25 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 	size_t done, pairs;
 
 	for (done = 1; done <= size; done++) {
-		const u8 *at = copied(in, dst, MANY * CHUNK);
+		const u8 *at = copied(in, dst, MANY * LEAF);
 
 		size_t ahead[2] = {};
 
-		if (len >= 2 * MANY * CHUNK) {
-			ahead[0] = MANY * CHUNK;
+		if (len >= 2 * MANY * LEAF) {
+			ahead[0] = MANY * LEAF;
 			if (dst)
-				ahead[1] = in - at + MANY * CHUNK;
+				ahead[1] = in - at + MANY * LEAF;
 		}
-		variant = nymph_blake3_simd_begin(MANY * CHUNK);
-		hash_chunks(variant, b, b->counter + MANY * (done - 1), at,
+		variant = nymph_blake3_simd_begin(MANY * LEAF);
+		hash_leaves(variant, b, b->counter + MANY * (done - 1), at,
 			    MANY, ahead, cvs);
 		nymph_blake3_simd_end(variant);
-		in += MANY * CHUNK;
+		in += MANY * LEAF;
 		if (dst)
-			dst += MANY * CHUNK;
-		len -= MANY * CHUNK;
+			dst += MANY * LEAF;
+		len -= MANY * LEAF;
 		cvs += MANY * CV;
-		/* as two numbers of that many bits carry when one is added */
+		/* each carry of done, as a binary counter, completes parents */
 		for (pairs = done; !(pairs & 1); pairs /= 2) {
 			cvs -= MANY * CV;
 			variant = nymph_blake3_simd_begin(MANY * BLOCK);
@@ -479,24 +483,25 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 }
 
 /*
- * Add as many whole chunks as can be hashed side by side, but a lone first one
- * only if more follows: as two subtrees at least, since the parent of the last
- * two may be the root. Return the bytes taken.
+ * Adds as many whole leaves as can be hashed side by side, and returns their bytes.
+ * The first leaf of all is added alone only if more input follows. Several leaves
+ * are added as at least two subtrees, because the parent of the last two may be the
+ * root.
  */
-static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
+static size_t push_leaves(struct nymph_blake3 *b, const u8 *in, size_t len,
 			  u8 *dst)
 {
 	const struct nymph_blake3_variant *variant;
-	size_t max = len / CHUNK, size = 1, left[LOG2_MANY], nr_left = 0;
+	size_t max = len / LEAF, size = 1, left[LOG2_MANY], nr_left = 0;
 	const size_t none[2] = {};
 	size_t n, last, i;
 	u8 *cvs;
 
-	/* the stack has room for all that is made here */
+	/* the stack has room for everything that is computed here */
 	merge(b, b->counter);
 	cvs = b->stack[b->depth];
 
-	/* a subtree begins at a multiple of its size */
+	/* a subtree starts at a multiple of its size */
 	if (b->counter && max > (b->counter & -b->counter))
 		max = b->counter & -b->counter;
 	n = max < MANY ? max : MANY;
@@ -505,12 +510,12 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
 	if (n == MANY) {
 		hash_subtrees(b, in, len, dst, size, cvs);
 	} else {
-		in = copied(in, dst, n * CHUNK);
-		variant = nymph_blake3_simd_begin(n * CHUNK);
-		hash_chunks(variant, b, b->counter, in, n, none, cvs);
+		in = copied(in, dst, n * LEAF);
+		variant = nymph_blake3_simd_begin(n * LEAF);
+		hash_leaves(variant, b, b->counter, in, n, none, cvs);
 		nymph_blake3_simd_end(variant);
 	}
-	len = n * size * CHUNK;
+	len = n * size * LEAF;
 
 	last = n & (n - 1) ? 1 : 2;
 	for (; n > last; n /= 2, size *= 2) {
@@ -524,7 +529,7 @@ static size_t push_chunks(struct nymph_blake3 *b, const u8 *in, size_t len,
 		push(b, cvs + CV * i, b->counter);
 		b->counter += size;
 	}
-	/* those without a pair, the largest first */
+	/* subtrees without a sibling, the largest first */
 	while (nr_left--) {
 		size /= 2;
 		if (left[nr_left]) {
@@ -542,20 +547,20 @@ static void update(struct nymph_blake3 *b, const u8 *in, size_t len, u8 *dst)
 	if (!len)
 		return;
 	if (b->block_len) {
-		n = CHUNK - b->blocks * BLOCK - b->block_len;
+		n = LEAF - b->blocks * BLOCK - b->block_len;
 		if (n > len)
 			n = len;
-		chunk_update(b, copied(in, dst, n), n);
+		leaf_update(b, copied(in, dst, n), n);
 		in += n;
 		if (dst)
 			dst += n;
 		len -= n;
 		if (!len)
 			return;
-		push_chunk(b);
+		push_leaf(b);
 	}
-	while (len > CHUNK || (len == CHUNK && b->counter)) {
-		n = push_chunks(b, in, len, dst);
+	while (len > LEAF || (len == LEAF && b->counter)) {
+		n = push_leaves(b, in, len, dst);
 		in += n;
 		if (dst)
 			dst += n;
@@ -563,18 +568,18 @@ static void update(struct nymph_blake3 *b, const u8 *in, size_t len, u8 *dst)
 	}
 	if (len) {
 		merge(b, b->counter);
-		chunk_update(b, copied(in, dst, len), len);
+		leaf_update(b, copied(in, dst, len), len);
 	}
 }
 
 /**
- * nymph_blake3_update() - add bytes to a hash
+ * nymph_blake3_update() - Add bytes to a hash
  * @b: state
- * @data: the bytes, at any alignment
- * @len: how many, 0 too
+ * @data: bytes, at any alignment
+ * @len: number of bytes, possibly 0
  *
- * Fastest with pieces of 128 KiB and more, nearly so from 16 KiB on, and least
- * so with pieces of less than 1 KiB, which go through a buffer.
+ * Calls with 128 KiB or more are the fastest, and with 16 KiB or more almost as
+ * fast. Calls with less than 1 KiB are the slowest: the bytes go through a buffer.
  */
 void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len)
 {
@@ -582,15 +587,14 @@ void nymph_blake3_update(struct nymph_blake3 *b, const void *data, size_t len)
 }
 
 /**
- * nymph_blake3_update_copy() - copy bytes and add them to a hash
+ * nymph_blake3_update_copy() - Copy bytes and add them to a hash
  * @b: state
- * @dst: where the bytes go; not where they overlap
- * @src: the bytes
- * @len: how many, 0 too
+ * @dst: destination; does not overlap @src
+ * @src: bytes, at any alignment
+ * @len: number of bytes, possibly 0
  *
- * Piece by piece, so that memory is read once. Each byte of @src is loaded once,
- * and it is the copy that is hashed: what is at @dst, whatever becomes of @src
- * meanwhile.
+ * The function loads each byte of @src once and hashes the copy. The hash is of the
+ * bytes at @dst, even if @src changes during the call.
  */
 void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
 			      const void *src, size_t len)
@@ -599,38 +603,38 @@ void nymph_blake3_update_copy(struct nymph_blake3 *b, void *dst,
 }
 
 /**
- * nymph_blake3_len() - how much was added to a hash
+ * nymph_blake3_len() - Get the number of bytes that were added to a hash
  * @b: state
  *
- * Return: bytes.
+ * Return: number of bytes.
  */
 u64 nymph_blake3_len(const struct nymph_blake3 *b)
 {
-	return b->counter * CHUNK + b->blocks * BLOCK + b->block_len;
+	return b->counter * LEAF + b->blocks * BLOCK + b->block_len;
 }
 
 /**
- * nymph_blake3_fork() - begin a part of a hash, to be made beside others
- * @part: state, for nymph_blake3_update() or nymph_blake3_update_copy() of all
- *	bytes of the part, and then nymph_blake3_join()
- * @b: what it is part of; only read, so many parts can be made at once
- * @at: where it begins: how many bytes come before it, a multiple of its size
+ * nymph_blake3_fork() - Start a part of a hash, which can be hashed beside others
+ * @part: state of the part. nymph_blake3_update() or nymph_blake3_update_copy() adds
+ *	all bytes of the part; nymph_blake3_join() adds the part to the hash
+ * @b: state of the whole hash; only read, so many parts can be hashed at once
+ * @at: number of bytes before the part, a multiple of its size
  *
- * The size of a part is a power of two, from 2 KiB on.
+ * The size of a part is a power of two, and at least 2 KiB.
  */
 void nymph_blake3_fork(struct nymph_blake3 *part, const struct nymph_blake3 *b,
 		       u64 at)
 {
 	start(part, b->key, b->flags);
-	part->counter = at / CHUNK;
-	/* what comes before it is not here, but has its place in the stack */
+	part->counter = at / LEAF;
+	/* subtrees before the part are not known here, but take their place */
 	part->depth = hweight64(part->counter);
 }
 
 /**
- * nymph_blake3_join() - add a part to a hash
- * @b: state, to which all that comes before the part was added
- * @part: all of the part
+ * nymph_blake3_join() - Add a part to a hash
+ * @b: state, to which all bytes before the part were added
+ * @part: state, to which all bytes of the part were added
  */
 void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part)
 {
@@ -638,13 +642,13 @@ void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part)
 	unsigned int below;
 	u64 half;
 
-	/* more follows behind what fills the last block of either */
+	/* more input follows the last block of each */
 	if (b->block_len)
-		push_chunk(b);
+		push_leaf(b);
 	if (part->block_len)
-		push_chunk(part);
+		push_leaf(part);
 
-	/* as two subtrees, since their parent may be the root */
+	/* added as two subtrees, because their parent may be the root */
 	below = hweight64(b->counter);
 	variant = nymph_blake3_simd_begin((part->depth - below) * BLOCK);
 	for (; part->depth > below + 2; part->depth--)
@@ -658,11 +662,11 @@ void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part)
 }
 
 /**
- * nymph_blake3_final_xof() - read any part of a hash's output
- * @b: state; it is left as it is, so that more can be added
- * @seek: where in the endless output to begin, in bytes
- * @out: where the output goes
- * @len: bytes of output
+ * nymph_blake3_final_xof() - Read any part of a hash's output
+ * @b: state; not changed, so more input can be added
+ * @seek: offset into the output, which has no end, in bytes
+ * @out: destination, @len bytes
+ * @len: number of bytes to read
  */
 void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 			    size_t len)
@@ -675,13 +679,13 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 	u32 cv[8];
 	u32 v[16];
 
-	/* The right edge of the tree: the chunk begun, or the last parent */
+	/* the right edge of the tree: the leaf being filled, or the last parent */
 	if (b->block_len || !depth) {
 		memcpy(cv, b->cv, sizeof(cv));
 		memcpy(block, b->block, b->block_len);
 		block_len = b->block_len;
 		counter = b->counter;
-		flags = b->flags | chunk_start_flag(b) | CHUNK_END;
+		flags = b->flags | leaf_start_flag(b) | CHUNK_END;
 	} else {
 		depth -= 2;
 		memcpy(cv, b->key, sizeof(cv));
@@ -691,7 +695,7 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 		flags = b->flags | PARENT;
 	}
 	variant = nymph_blake3_simd_begin((depth + 1) * BLOCK);
-	/* and from there up to the root */
+	/* from there up to the root */
 	while (depth) {
 		variant->compress(cv, block, block_len, counter, flags, v);
 		memcpy(block, b->stack[--depth], CV);
@@ -725,9 +729,9 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 }
 
 /**
- * nymph_blake3_final() - read a hash's 32 bytes
- * @b: state; it is left as it is, so that more can be added
- * @out: where they go
+ * nymph_blake3_final() - Read the 32 bytes of a digest
+ * @b: state; not changed, so more input can be added
+ * @out: destination, 32 bytes
  */
 void nymph_blake3_final(const struct nymph_blake3 *b,
 			u8 out[NYMPH_BLAKE3_OUT_SIZE])

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3, for the kernel and for user space alike.
+ * BLAKE3 for the kernel and for user space.
  */
 #ifndef _NYMPH_BLAKE3_H
 #define _NYMPH_BLAKE3_H
@@ -19,31 +19,31 @@ typedef __u64 u64;
 #define NYMPH_BLAKE3_KEY_SIZE	32
 #define NYMPH_BLAKE3_BLOCK_SIZE	64
 
-/* Chunks of the largest subtree that is made at a time. */
+/* Leaves of the largest subtree that is hashed at a time. */
 #define NYMPH_BLAKE3_SUBTREE	128
 
 /*
- * 2^64 bytes are 2^54 chunks, so that at most 54 subtrees are complete; behind at
- * most 54 - 7 of them begins one of 2^7 chunks. Making it takes 16 chaining values
- * for each doubling from 16 chunks on, and 16 for their siblings.
+ * 2^64 bytes are 2^54 leaves, so at most 54 subtrees are complete. A subtree of 2^7
+ * leaves starts behind at most 54 - 7 of them. Hashing it takes 16 chaining values
+ * for each doubling from 16 leaves on, and 16 for their siblings.
  */
 #define NYMPH_BLAKE3_STACK	(54 - 7 + 16 * (7 - 4 + 1))
 
 /**
- * struct nymph_blake3 - a hash in the making
- * @key: chaining value that every chunk and parent starts from
- * @cv: chaining value of the chunk being filled
- * @counter: whole chunks before the chunk being filled
+ * struct nymph_blake3 - state of a hash to which input is added
+ * @key: chaining value that every leaf and parent starts from
+ * @cv: chaining value of the leaf being filled
+ * @counter: whole leaves before the leaf being filled
  * @flags: mode, part of every compression
- * @blocks: blocks of the chunk being filled that are in @cv
+ * @blocks: number of blocks of the leaf being filled that @cv contains
  * @block_len: bytes in @block
- * @depth: subtrees in @stack
- * @block: the chunk's last bytes; never empty once the chunk has any
- * @stack: chaining values of whole subtrees, oldest and largest first; and where
- *	those of more are made
+ * @depth: number of subtrees in @stack
+ * @block: last bytes of the leaf being filled; empty only if the leaf is
+ * @stack: chaining values of whole subtrees, oldest and largest first. The room
+ *	behind them is where more are computed
  *
- * Close to 4 KiB: not for the kernel's stack. With a secret key the caller
- * wipes it.
+ * The struct has almost 4 KiB: too much for the kernel's stack. If the key is
+ * secret, the caller wipes the struct.
  */
 struct nymph_blake3 {
 	u32 key[8];
@@ -58,9 +58,9 @@ struct nymph_blake3 {
 };
 
 /**
- * struct nymph_blake3_input - one of many
- * @data: at any alignment
- * @len: bytes of it
+ * struct nymph_blake3_input - one input of nymph_blake3_hash_many()
+ * @data: bytes, at any alignment
+ * @len: number of bytes
  */
 struct nymph_blake3_input {
 	const void *data;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3's constants, for code that unrolls over them: static, so that the
- * compiler sees their values.
+ * BLAKE3: constants. They are static, so that the compiler sees their values where
+ * it unrolls a loop over them.
  */
 #ifndef _NYMPH_BLAKE3_CONSTANTS_H
 #define _NYMPH_BLAKE3_CONSTANTS_H
@@ -13,7 +13,7 @@ static const u32 nymph_blake3_iv[8] = {
 	0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
 };
 
-/* Message words in the order each round takes them. */
+/* The order in which each round takes the words of a block. */
 static const u8 nymph_blake3_schedule[7][16] = {
 	{ 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 },
 	{ 2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8 },

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3 of many small inputs side by side. What one of them has too few chunks
- * or parents for, all of them together have enough of: the lanes of a variant
- * are filled with those of any input.
+ * BLAKE3 of many small inputs side by side. One small input has too few leaves and
+ * parents for the lanes of a variant; leaves and parents of several inputs fill
+ * them.
  */
 #ifdef __KERNEL__
 #include <linux/string.h>
@@ -13,28 +13,29 @@
 #include "variant.h"
 
 #define BLOCK		NYMPH_BLAKE3_BLOCK_SIZE
-#define CHUNK		NYMPH_BLAKE3_CHUNK_SIZE
+#define LEAF		NYMPH_BLAKE3_LEAF_SIZE
 #define CV		NYMPH_BLAKE3_OUT_SIZE
 #define MANY		NYMPH_BLAKE3_MANY
 
-/* Inputs of more chunks have enough of their own. */
-#define CHUNKS_EACH	16
+/* An input of more leaves fills the lanes alone. */
+#define LEAVES_EACH	16
 
-/* Chunks of all inputs that are looked at together. */
-#define CHUNKS		128
+/* Highest number of leaves of all inputs that are hashed together. */
+#define LEAVES		128
 
 /**
- * struct nymph_blake3_batch - what nymph_blake3_hash_many() works with
- * @alone: for an input that is large
- * @jobs: what the lanes are to do
- * @outs: where the chaining values of @jobs are to go
- * @nr_jobs: how many
- * @made: the chaining values of @jobs
- * @ends: last blocks of @jobs that are not whole, with zeros
- * @cvs: of each chunk, then of each parent, those of an input side by side
- * @first: which of @cvs are the first of each input
- * @nodes: how many each input has, until there is one
- * @short_chunks: last chunks of few blocks, by input, fewest last
+ * struct nymph_blake3_batch - working memory of nymph_blake3_hash_many()
+ * @alone: state for an input that is large
+ * @jobs: jobs that the lanes run next
+ * @outs: destinations of the chaining values of @jobs
+ * @nr_jobs: number of @jobs
+ * @made: chaining values of @jobs
+ * @ends: last blocks of @jobs that are not whole, filled up with zeros
+ * @cvs: chaining values of leaves, later of parents; those of an input are
+ *	neighbours
+ * @first: index in @cvs of the first chaining value of each input
+ * @nodes: number of chaining values that each input has; 1 in the end
+ * @short_leaves: inputs whose last leaf is not whole, fewest blocks last
  */
 struct nymph_blake3_batch {
 	struct nymph_blake3 alone;
@@ -43,12 +44,13 @@ struct nymph_blake3_batch {
 	size_t nr_jobs;
 	u8 made[MANY * CV];
 	u8 ends[MANY][BLOCK];
-	u8 cvs[CHUNKS][CV];
-	u8 first[CHUNKS];
-	u8 nodes[CHUNKS];
-	u8 short_chunks[CHUNKS];
+	u8 cvs[LEAVES][CV];
+	u8 first[LEAVES];
+	u8 nodes[LEAVES];
+	u8 short_leaves[LEAVES];
 };
 
+/* Runs the jobs. */
 static void flush(struct nymph_blake3_batch *batch)
 {
 	const struct nymph_blake3_variant *variant;
@@ -56,7 +58,7 @@ static void flush(struct nymph_blake3_batch *batch)
 
 	if (!batch->nr_jobs)
 		return;
-	variant = nymph_blake3_simd_begin(batch->nr_jobs * CHUNK);
+	variant = nymph_blake3_simd_begin(batch->nr_jobs * LEAF);
 	variant->many(batch->jobs, batch->nr_jobs, batch->made);
 	nymph_blake3_simd_end(variant);
 	for (i = 0; i < batch->nr_jobs; i++)
@@ -64,7 +66,7 @@ static void flush(struct nymph_blake3_batch *batch)
 	batch->nr_jobs = 0;
 }
 
-/* A job, whose fields but for in and end are zeros. */
+/* Returns a new job; the caller sets in, end, blocks and len. The rest is zeros. */
 static struct nymph_blake3_job *add_job(struct nymph_blake3_batch *batch,
 					u8 *out)
 {
@@ -80,29 +82,29 @@ static struct nymph_blake3_job *add_job(struct nymph_blake3_batch *batch,
 	return job;
 }
 
-static size_t nr_chunks(size_t len)
+static size_t nr_leaves(size_t len)
 {
-	return len ? (len - 1) / CHUNK + 1 : 1;
+	return len ? (len - 1) / LEAF + 1 : 1;
 }
 
-/* Blocks of the last chunk. */
+/* Returns the number of blocks of the last leaf. */
 static size_t blocks_at_end(size_t len)
 {
-	return len ? ((len - 1) % CHUNK) / BLOCK + 1 : 1;
+	return len ? ((len - 1) % LEAF) / BLOCK + 1 : 1;
 }
 
-static void add_chunk(struct nymph_blake3_batch *batch,
-		      const struct nymph_blake3_input *in, size_t counter,
-		      u8 *out)
+static void add_leaf(struct nymph_blake3_batch *batch,
+		     const struct nymph_blake3_input *in, size_t counter,
+		     u8 *out)
 {
 	struct nymph_blake3_job *job = add_job(batch, out);
-	size_t len = in->len - counter * CHUNK;
+	size_t len = in->len - counter * LEAF;
 
-	if (len > CHUNK)
-		len = CHUNK;
+	if (len > LEAF)
+		len = LEAF;
 	job->in = in->data;
 	if (counter)
-		job->in += counter * CHUNK;
+		job->in += counter * LEAF;
 	job->blocks = blocks_at_end(len);
 	job->len = len - BLOCK * (job->blocks - 1);
 	if (job->len < BLOCK) {
@@ -118,7 +120,7 @@ static void add_chunk(struct nymph_blake3_batch *batch,
 	}
 	job->counter = counter;
 	job->first = CHUNK_START;
-	job->last = CHUNK_END | (in->len <= CHUNK ? ROOT : 0);
+	job->last = CHUNK_END | (in->len <= LEAF ? ROOT : 0);
 }
 
 static void add_parent(struct nymph_blake3_batch *batch, const u8 *pair,
@@ -133,50 +135,50 @@ static void add_parent(struct nymph_blake3_batch *batch, const u8 *pair,
 	job->last = PARENT | (is_root ? ROOT : 0);
 }
 
-/* Those of whole chunks first, and then those of less, by their length. */
-static void hash_chunks(struct nymph_blake3_batch *batch,
+/* Hashes whole leaves first, then the others from many blocks to few. */
+static void hash_leaves(struct nymph_blake3_batch *batch,
 			const struct nymph_blake3_input *in, size_t n,
 			u8 out[][CV])
 {
-	size_t begin[CHUNK / BLOCK + 1] = {};
+	size_t begin[LEAF / BLOCK + 1] = {};
 	size_t blocks, i, k, used = 0;
 
 	for (i = 0; i < n; i++) {
-		size_t last = nr_chunks(in[i].len) - 1;
+		size_t last = nr_leaves(in[i].len) - 1;
 
 		batch->first[i] = used;
 		batch->nodes[i] = last + 1;
 		used += last + 1;
 		blocks = blocks_at_end(in[i].len);
-		begin[CHUNK / BLOCK - blocks + 1]++;
-		for (k = 0; k < last + (blocks == CHUNK / BLOCK); k++)
-			add_chunk(batch, &in[i], k, last ?
+		begin[LEAF / BLOCK - blocks + 1]++;
+		for (k = 0; k < last + (blocks == LEAF / BLOCK); k++)
+			add_leaf(batch, &in[i], k, last ?
 				  batch->cvs[batch->first[i] + k] : out[i]);
 	}
-	/* what is left to do, sorted by counting */
+	/* leaves that are not whole, sorted by counting */
 	begin[1] = 0;
-	for (i = 2; i <= CHUNK / BLOCK; i++)
+	for (i = 2; i <= LEAF / BLOCK; i++)
 		begin[i] += begin[i - 1];
-	used = begin[CHUNK / BLOCK];
+	used = begin[LEAF / BLOCK];
 	for (i = 0; i < n; i++) {
 		blocks = blocks_at_end(in[i].len);
-		if (blocks < CHUNK / BLOCK) {
-			k = begin[CHUNK / BLOCK - blocks]++;
-			batch->short_chunks[k] = i;
+		if (blocks < LEAF / BLOCK) {
+			k = begin[LEAF / BLOCK - blocks]++;
+			batch->short_leaves[k] = i;
 		}
 	}
 	for (k = 0; k < used; k++) {
 		size_t last;
 
-		i = batch->short_chunks[k];
+		i = batch->short_leaves[k];
 		last = batch->nodes[i] - 1;
-		add_chunk(batch, &in[i], last, last ?
+		add_leaf(batch, &in[i], last, last ?
 			  batch->cvs[batch->first[i] + last] : out[i]);
 	}
 	flush(batch);
 }
 
-/* Those of all inputs, from the leaves on, level by level. */
+/* Hashes the parents of all inputs, level by level from the leaves up. */
 static void hash_parents(struct nymph_blake3_batch *batch, size_t n,
 			 u8 out[][CV])
 {
@@ -197,7 +199,7 @@ static void hash_parents(struct nymph_blake3_batch *batch, size_t n,
 			u8 (*cvs)[CV] = batch->cvs + batch->first[i];
 			size_t pairs = batch->nodes[i] / 2;
 
-			/* one that has no sibling goes up as it is */
+			/* a node without a sibling moves up unchanged */
 			if (pairs && batch->nodes[i] % 2) {
 				memcpy(cvs[pairs], cvs[2 * pairs], CV);
 				batch->nodes[i] = pairs + 1;
@@ -210,10 +212,12 @@ static void hash_parents(struct nymph_blake3_batch *batch, size_t n,
 }
 
 /**
- * nymph_blake3_batch_size() - size of what nymph_blake3_hash_many() works with
+ * nymph_blake3_batch_size() - Get the size of a struct nymph_blake3_batch
  *
- * Return: how much memory to allocate for a struct nymph_blake3_batch, of any
- * content and of the alignment that kmalloc() and malloc() give.
+ * Its memory may have any content, and needs the alignment that kmalloc() and
+ * malloc() give.
+ *
+ * Return: number of bytes.
  */
 size_t nymph_blake3_batch_size(void)
 {
@@ -221,14 +225,13 @@ size_t nymph_blake3_batch_size(void)
 }
 
 /**
- * nymph_blake3_hash_many() - hashes of many inputs
- * @batch: to work with
- * @in: the inputs, each of any length
- * @n: how many
- * @out: where their hashes go; not among the inputs
+ * nymph_blake3_hash_many() - Hash many inputs without a key
+ * @batch: working memory, nymph_blake3_batch_size() bytes
+ * @in: inputs, each of any length
+ * @n: number of inputs
+ * @out: destination of the digests, 32 bytes each; does not overlap an input
  *
- * The same hashes as one by one, without a key, but with inputs of less than
- * 16 KiB side by side. No input may fault.
+ * Inputs of at most 16 KiB are hashed side by side. Reading an input must not fault.
  */
 void nymph_blake3_hash_many(struct nymph_blake3_batch *batch,
 			    const struct nymph_blake3_input *in, size_t n,
@@ -236,22 +239,22 @@ void nymph_blake3_hash_many(struct nymph_blake3_batch *batch,
 {
 	batch->nr_jobs = 0;
 	while (n) {
-		size_t i, chunks = 0;
+		size_t i, leaves = 0;
 
-		if (in->len > CHUNKS_EACH * CHUNK) {
+		if (in->len > LEAVES_EACH * LEAF) {
 			nymph_blake3_init(&batch->alone);
 			nymph_blake3_update(&batch->alone, in->data, in->len);
 			nymph_blake3_final(&batch->alone, *out);
 			i = 1;
 		} else {
 			for (i = 0; i < n; i++) {
-				if (in[i].len > CHUNKS_EACH * CHUNK)
+				if (in[i].len > LEAVES_EACH * LEAF)
 					break;
-				chunks += nr_chunks(in[i].len);
-				if (chunks > CHUNKS)
+				leaves += nr_leaves(in[i].len);
+				if (leaves > LEAVES)
 					break;
 			}
-			hash_chunks(batch, in, i, out);
+			hash_leaves(batch, in, i, out);
 			hash_parents(batch, i, out);
 		}
 		in += i;

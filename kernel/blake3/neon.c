@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3 for 64-bit ARM, little-endian.
+ * BLAKE3: variant for little-endian 64-bit ARM.
  */
 #define NAME		nymph_blake3_neon
 #define NAME_TEXT	"neon"

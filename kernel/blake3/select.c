@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3: which variant this CPU is to run.
+ * BLAKE3: choice of the variant that this CPU runs.
  */
 #include <linux/kernel.h>
 #include <linux/ktime.h>
@@ -11,10 +11,12 @@
 #include <linux/slab.h>
 #include <linux/string.h>
 
-#ifdef CONFIG_X86
+#ifdef CONFIG_X86_64
 #include <asm/cpufeature.h>
+#ifndef CONFIG_UML
 #include <asm/fpu/api.h>
 #include <asm/fpu/xcr.h>
+#endif
 #endif
 #ifdef NYMPH_BLAKE3_NEON
 #include <asm/cpufeature.h>
@@ -28,7 +30,16 @@ struct nymph_blake3_candidate {
 	bool (*is_usable)(void);
 };
 
-#ifdef CONFIG_X86
+#ifdef CONFIG_X86_64
+#ifdef CONFIG_UML
+/* the CPU's flags are the host's, and a program of the host can use all it has */
+#define HAS_YMM	true
+#define HAS_ZMM	true
+#else
+#define HAS_YMM	cpu_has_xfeatures(XFEATURE_MASK_SSE | XFEATURE_MASK_YMM, NULL)
+#define HAS_ZMM	cpu_has_xfeatures(XFEATURE_MASK_AVX512, NULL)
+#endif
+
 static bool has_sse41(void)
 {
 	return boot_cpu_has(X86_FEATURE_XMM4_1);
@@ -37,14 +48,13 @@ static bool has_sse41(void)
 static bool has_avx2(void)
 {
 	return boot_cpu_has(X86_FEATURE_AVX2) && boot_cpu_has(X86_FEATURE_AVX) &&
-	       cpu_has_xfeatures(XFEATURE_MASK_SSE | XFEATURE_MASK_YMM, NULL);
+	       HAS_YMM;
 }
 
 static bool has_avx512(void)
 {
 	return has_avx2() && boot_cpu_has(X86_FEATURE_AVX512F) &&
-	       boot_cpu_has(X86_FEATURE_AVX512VL) &&
-	       cpu_has_xfeatures(XFEATURE_MASK_AVX512, NULL);
+	       boot_cpu_has(X86_FEATURE_AVX512VL) && HAS_ZMM;
 }
 #endif
 
@@ -56,7 +66,7 @@ static bool has_neon(void)
 #endif
 
 static const struct nymph_blake3_candidate candidates[] = {
-#ifdef CONFIG_X86
+#ifdef CONFIG_X86_64
 	{ &nymph_blake3_avx512, has_avx512 },
 	{ &nymph_blake3_avx2, has_avx2 },
 	{ &nymph_blake3_sse41, has_sse41 },
@@ -69,13 +79,13 @@ static const struct nymph_blake3_candidate candidates[] = {
 
 #define TEST_MAX	66560
 
-/* Lengths about every edge: blocks, chunks, subtrees, and the widths of vectors. */
+/* Lengths at the edges of blocks, leaves, subtrees and the widths of vectors. */
 static const size_t test_lens[] = {
 	0, 1, 64, 65, 128, 192, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 4097,
 	5120, 7168, 8192, 8193, 12288, 15360, 16384, 16385, 31744, TEST_MAX,
 };
 
-/* What the self-test works with. */
+/* Memory of the self-test. */
 struct nymph_blake3_bench {
 	struct nymph_blake3 hash;
 	struct nymph_blake3_input inputs[ARRAY_SIZE(test_lens)];
@@ -83,11 +93,11 @@ struct nymph_blake3_bench {
 	u8 made[ARRAY_SIZE(test_lens)][NYMPH_BLAKE3_OUT_SIZE];
 	u8 input[TEST_MAX + 1];
 	u8 copy[TEST_MAX + 1];
-	/* this is of nymph_blake3_batch_size(), and last */
+	/* the last member: nymph_blake3_batch_size() bytes */
 	u8 batch[] __aligned(sizeof(u64));
 };
 
-/* What portable C makes, and what it is made of. */
+/* Fills the inputs, and computes their digests with portable C. */
 static void prepare(struct nymph_blake3_bench *bench)
 {
 	size_t i;
@@ -105,7 +115,7 @@ static void prepare(struct nymph_blake3_bench *bench)
 	}
 }
 
-/* Whether the variant makes the digests that portable C does, in every way. */
+/* Tells whether the variant computes the same digests as portable C. */
 static bool is_right(struct nymph_blake3_bench *bench,
 		     const struct nymph_blake3_variant *variant)
 {
@@ -129,7 +139,7 @@ static bool is_right(struct nymph_blake3_bench *bench,
 	return !memcmp(bench->made, bench->right, sizeof(bench->right));
 }
 
-/* How long the variant takes for 16 KiB, in ns, if nothing comes between. */
+/* Returns the shortest time in ns that the variant took for 16 KiB. */
 static u64 measure(struct nymph_blake3_bench *bench,
 		   const struct nymph_blake3_variant *variant)
 {
@@ -160,7 +170,7 @@ static const char *choose(struct nymph_blake3_bench *bench, const char *wanted)
 		if ((*wanted && strcmp(wanted, name)) || !each->is_usable())
 			continue;
 		if (!is_right(bench, each->variant)) {
-			pr_err("pcie_nymph: BLAKE3 with %s fails its self-test, and is not used\n",
+			pr_err("pcie_nymph: BLAKE3 with %s fails its self-test and is not used\n",
 			       name);
 			continue;
 		}
@@ -180,14 +190,16 @@ static const char *choose(struct nymph_blake3_bench *bench, const char *wanted)
 }
 
 /**
- * nymph_blake3_select() - choose what makes hashes from now on
- * @wanted: name of a variant, "portable", or "" for the fastest there is: an
- *	emulated CPU can be slow at what a real one is good at
+ * nymph_blake3_select() - Choose the variant that hashes from now on
+ * @wanted: name of a variant, "portable", or "" for the variant that is measured
+ *	as the fastest; on an emulated CPU the widest vectors can be slow
  *
- * Before there is any hash. A variant that this CPU does not have, or that makes
- * wrong digests, is never used.
+ * Context: Before any hash is started.
  *
- * Return: the name of what was chosen.
+ * The function never chooses a variant that this CPU does not have, or that fails
+ * the self-test.
+ *
+ * Return: name of the variant.
  */
 const char *nymph_blake3_select(const char *wanted)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3: which variant this CPU is to run.
+ * BLAKE3: choice of the variant that this CPU runs.
  */
 #ifndef _NYMPH_BLAKE3_SELECT_H
 #define _NYMPH_BLAKE3_SELECT_H

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3 in vectors, for the compiler to make of them what the CPU has. A
- * variant defines NAME and NAME_TEXT, its widths HAS_8 and HAS_16 beside 4, and
- * HAS_ROTATE if the CPU can rotate, or SHUFFLE_BYTES(v, by), which moves the
- * bytes of every 128 bits; KEEP(v), after which the compiler takes @v as it is;
- * and FEW_REGISTERS if there are but 16. Then it includes this.
+ * BLAKE3 in vectors, which the compiler turns into the CPU's instructions. A
+ * variant includes this file, and defines before that
+ *
+ * NAME, NAME_TEXT: name of the struct, and of the instruction set
+ * HAS_8, HAS_16: if the CPU has vectors of 8 and of 16 words beside those of 4
+ * HAS_ROTATE: if the CPU rotates words; else SHUFFLE_BYTES(v, by), which moves the
+ *	bytes of every 128 bits
+ * KEEP(v): a barrier that keeps the compiler from reordering the making of @v
+ * FEW_REGISTERS: if the CPU has only 16 vector registers
  */
 #ifdef __KERNEL__
 #include <linux/string.h>
@@ -16,7 +20,7 @@
 #include "constants.h"
 #include "variant.h"
 
-/* which does not know vectors */
+/* sparse does not know vectors */
 #ifndef __CHECKER__
 
 typedef u32 quad __attribute__((vector_size(16)));
@@ -58,7 +62,8 @@ static __always_inline oct join_quads(quad a, quad b)
 
 #ifdef HAS_8
 /*
- * From memory, which takes no unit that shuffles, as gcc 12 would have it do.
+ * Loads the second half from memory: that needs no shuffle unit, unlike the code of
+ * gcc 12.
  */
 static __always_inline oct load_quads_2(const u8 *a, const u8 *b)
 {
@@ -71,7 +76,7 @@ static __always_inline oct load_quads_2(const u8 *a, const u8 *b)
 }
 #endif
 
-/* Of two vectors of LANES words, the first 128 bits of each. */
+/* Indices into two vectors of LANES words: of the first 128 bits of each. */
 #define WORD_0	0
 #define WORD_1	1
 #define WORD_2	2
@@ -166,7 +171,7 @@ static __always_inline hex load_quads_4(const u8 *a, const u8 *b, const u8 *c,
 #undef LANES
 #undef WIDE
 
-/* One block, and all that comes out of it. */
+/* Compresses one block; implements nymph_blake3_variant.compress. */
 static void compress(const u32 cv[8], const u8 block[NYMPH_BLAKE3_BLOCK_SIZE],
 		     u32 len, u64 counter, u32 flags, u32 out[16])
 {
@@ -216,7 +221,7 @@ static void hash_2(const u8 *const *in, const struct nymph_blake3_task *task,
 #endif
 }
 
-/* All four of @in are read, and the outputs of the first @n are written. */
+/* Reads all four of @in, and writes the outputs of the first @n. */
 static void hash_3_or_4(const u8 *const *in, size_t n,
 			const struct nymph_blake3_task *task, u8 *out)
 {
@@ -230,8 +235,8 @@ static void hash_3_or_4(const u8 *const *in, size_t n,
 }
 
 /*
- * The narrowest that takes all @n inputs; lanes that are left over do the last
- * one's again.
+ * Implements nymph_blake3_variant.hash, with the narrowest vectors that take all @n
+ * inputs. Lanes that are left over hash the last input again.
  */
 static void hash(const u8 *const *in, size_t n,
 		 const struct nymph_blake3_task *task, u8 *out)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * BLAKE3 for CPUs with SSE4.1.
+ * BLAKE3: variant for CPUs with SSE4.1.
  */
 #define FEW_REGISTERS
 #define NAME		nymph_blake3_sse41

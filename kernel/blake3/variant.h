@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3: what its variants for SIMD have in common with the rest of it.
+ * BLAKE3: interface between the variants for SIMD and the code that uses them.
  */
 #ifndef _NYMPH_BLAKE3_VARIANT_H
 #define _NYMPH_BLAKE3_VARIANT_H
@@ -16,7 +16,7 @@
 
 #include "blake3.h"
 
-/* What a compression is part of. */
+/* Flags of a compression, named as in BLAKE3's specification. A chunk is a leaf. */
 enum {
 	CHUNK_START = 0x01,
 	CHUNK_END = 0x02,
@@ -27,21 +27,21 @@ enum {
 	DERIVE_KEY_MATERIAL = 0x40,
 };
 
-#define NYMPH_BLAKE3_CHUNK_SIZE	1024
+#define NYMPH_BLAKE3_LEAF_SIZE	1024
 
-/* The most inputs a variant is given at a time. */
+/* Highest number of inputs that a variant is given at a time. */
 #define NYMPH_BLAKE3_MANY	16
 
 /**
- * struct nymph_blake3_task - what inputs of one kind have in common
+ * struct nymph_blake3_task - parameters that several leaves or parents share
  * @key: chaining value that each starts from
- * @counter: chunk number of the first, or 0
- * @counts: the others' are one more each
- * @blocks: blocks of 64 bytes each has
- * @flags: of all blocks
- * @first: more flags, of the first block
- * @last: more flags, of the last block
- * @ahead: how far from each input what is wanted next is, or 0
+ * @counter: leaf number of the first input, or 0
+ * @counts: whether the leaf number of each other input is one more
+ * @blocks: number of blocks of 64 bytes that each input has
+ * @flags: flags of all blocks
+ * @first: additional flags of the first block
+ * @last: additional flags of the last block
+ * @ahead: distance in bytes from each input to the bytes to prefetch; 0 for none
  */
 struct nymph_blake3_task {
 	u32 key[8];
@@ -62,12 +62,12 @@ static inline u32 nymph_blake3_flags(const struct nymph_blake3_task *task,
 }
 
 /**
- * struct nymph_blake3_job - a chunk or a parent, of any input
- * @in: where its blocks are, but for the last
- * @end: where the last is: 64 bytes
- * @blocks: how many
- * @len: bytes that the last has; the others are zeros
- * @counter: chunk number, or 0
+ * struct nymph_blake3_job - a leaf or a parent of any input
+ * @in: all blocks but the last
+ * @end: the last block, 64 bytes
+ * @blocks: number of blocks
+ * @len: bytes of input in the last block; zeros follow them
+ * @counter: leaf number, or 0
  * @first: flags of the first block
  * @last: flags of the last block
  */
@@ -82,15 +82,17 @@ struct nymph_blake3_job {
 };
 
 /**
- * struct nymph_blake3_variant - code for some kind of CPU
- * @name: of the instruction set
- * @hash: of @n inputs, 1 to NYMPH_BLAKE3_MANY, writes a chaining value of 32 bytes
- *	each to @out
- * @compress: one block of @len bytes and zeros, started from @cv, to all of @out
- * @many: of @n jobs that have no key, 1 to NYMPH_BLAKE3_MANY, as @hash; fastest if
- *	they have as many blocks each
+ * struct nymph_blake3_variant - code for one instruction set
+ * @name: name of the instruction set
+ * @hash: hashes @n inputs, 1 to NYMPH_BLAKE3_MANY, and writes a chaining value of 32
+ *	bytes for each to @out
+ * @compress: compresses a block of @len bytes, with zeros behind, from @cv to all
+ *	words of @out
+ * @many: hashes @n jobs without a key, 1 to NYMPH_BLAKE3_MANY, as @hash does;
+ *	fastest if all have the same number of blocks
  *
- * In the kernel they are called where SIMD may be used.
+ * The kernel calls these between nymph_blake3_simd_begin() and
+ * nymph_blake3_simd_end().
  */
 struct nymph_blake3_variant {
 	const char *name;

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * BLAKE3 in vectors of LANES words. Included once for every width that a
- * variant has; WIDE(name) makes the names its own. There are two ways: one
- * input in each lane, which is the fastest when there are as many; and four
- * words of a state in each 128 bits, for few inputs. Loops are unrolled early,
- * so that arrays of vectors become registers.
+ * BLAKE3 in vectors of LANES words. simd.h includes this file once for every width
+ * that a variant has; WIDE(name) makes a name of that width. The code hashes
+ *
+ * - with one input in each lane, which is the fastest if there are enough inputs;
+ * - with four words of an input's state in each 128 bits, for few inputs.
+ *
+ * Loops are unrolled early, so that arrays of vectors become registers.
  */
 
 #define vec	WIDE(vec)
@@ -16,10 +18,11 @@ typedef u64 longs __attribute__((vector_size(4 * LANES)));
 typedef u8 bytes __attribute__((vector_size(4 * LANES)));
 
 /*
- * The same shuffle in every 128 bits of two vectors: of words, of which 4 and
- * up are @b's, and of 64-bit words, of which 2 and up are @b's. To gcc 12, not
- * all vectors are the same: it sees that words go in pairs, or that two are of @a
- * and two of @b, only if they are 64-bit words, or floats.
+ * PICK() shuffles the words of every 128 bits of two vectors; words 4 and up are
+ * those of @b. PICK64() does so with 64-bit words; 2 and up are those of @b.
+ * PICK_2_2() is PICK() with two words of each. gcc 12 sees that words move in pairs
+ * only if they are 64-bit words, and that two come from each vector only if they are
+ * floats.
  */
 #if LANES == 4
 #define PICK(a, b, i, j, k, l) \
@@ -92,7 +95,7 @@ static __always_inline vec WIDE(count)(void)
 #endif
 }
 
-/* The same in every 128 bits. */
+/* Returns @q in every 128 bits. */
 static __always_inline vec WIDE(repeat)(quad q)
 {
 #if LANES == 4
@@ -104,7 +107,7 @@ static __always_inline vec WIDE(repeat)(quad q)
 #endif
 }
 
-/* 16 bytes at @at of each of LANES / 4 inputs, @step apart in @in. */
+/* Loads 16 bytes at @at from each of LANES / 4 inputs, @step apart in @in. */
 static __always_inline vec WIDE(load)(const u8 *const *in, size_t step,
 				      size_t at)
 {
@@ -119,11 +122,11 @@ static __always_inline vec WIDE(load)(const u8 *const *in, size_t step,
 #endif
 }
 
-/* --- an input in each lane --- */
+/* --- one input in each lane --- */
 
 #ifndef ROWS_ONLY
 
-/* Transposes the squares of 4 by 4 words that each 128 bits of @x have. */
+/* Transposes the squares of 4 by 4 words in each 128 bits of @x. */
 static __always_inline void WIDE(transpose)(vec x[4])
 {
 	vec a = PICK(x[0], x[1], 0, 4, 1, 5);
@@ -137,7 +140,7 @@ static __always_inline void WIDE(transpose)(vec x[4])
 	x[3] = PICK64(b, d, 1, 3);
 }
 
-/* 8 words at @at of every input, lane by lane. */
+/* Loads 8 words at @at from every input, one input in each lane. */
 static __always_inline void WIDE(load_8)(vec m[8], const u8 *const *in,
 					 size_t at)
 {
@@ -157,7 +160,7 @@ static __always_inline void WIDE(load_8)(vec m[8], const u8 *const *in,
 	for (i = 0; i < 4; i++) {
 		longs a = (longs)x[i], b = (longs)x[i + 4];
 
-		/* each one's 128 bits of even numbers, and of odd ones */
+		/* the even 128 bits of each, and the odd ones */
 		m[i] = (vec)__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12,
 						    13);
 		m[i + 4] = (vec)__builtin_shufflevector(a, b, 2, 3, 6, 7, 10,
@@ -176,8 +179,8 @@ static __always_inline void WIDE(load_8)(vec m[8], const u8 *const *in,
 }
 
 /*
- * Half of the mixes of four columns, or, with @turn 1, of four diagonals: step by
- * step side by side, so that their latencies overlap.
+ * Does half a mix of the four columns, or of the four diagonals if @turn is 1. The
+ * four run side by side, step by step, so that their latencies overlap.
  */
 static __always_inline void WIDE(mix)(vec v[16], const vec m[16], const u8 *s,
 				      int turn, bool second)
@@ -194,7 +197,7 @@ static __always_inline void WIDE(mix)(vec v[16], const vec m[16], const u8 *s,
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++)
 		a[i] += m[s[2 * i + second]];
-	/* what was made last is added last, whatever gcc finds as good */
+	/* b was computed last, so it is added last; gcc would reorder this */
 #pragma GCC unroll 8
 	for (i = 0; i < 4; i++) {
 		KEEP(a[i]);
@@ -213,7 +216,7 @@ static __always_inline void WIDE(mix)(vec v[16], const vec m[16], const u8 *s,
 	for (i = 0; i < 4; i++)
 		B ^= C;
 #ifdef FEW_REGISTERS
-	/* the rotations need one more register than there is: this one's */
+	/* the rotations need one more register than the CPU has: spill this one */
 	i = 0;
 	spare = C;
 	asm volatile("" : "+m" (spare));
@@ -248,7 +251,7 @@ static __always_inline void WIDE(prefetch)(const u8 *const *in, size_t ahead,
 		__builtin_prefetch(in[i] + at + ahead);
 }
 
-/* Takes the block at @at of every input into @h; @last has rows 12 to 15. */
+/* Compresses the block at @at of every input into @h; @last has rows 12 to 15. */
 static __always_inline void WIDE(block)(vec h[8], const u8 *const *in,
 					size_t at, const vec last[4])
 {
@@ -264,7 +267,7 @@ static __always_inline void WIDE(block)(vec h[8], const u8 *const *in,
 		v[8 + i] = WIDE(splat)(nymph_blake3_iv[i]);
 		v[12 + i] = last[i];
 	}
-	/* half a round has enough with half the block */
+	/* half a round needs only half the block */
 	WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, false);
 	WIDE(mix)(v, m, nymph_blake3_schedule[0], 0, true);
 	WIDE(load_8)(m + 8, in, at + 32);
@@ -281,7 +284,7 @@ static __always_inline void WIDE(block)(vec h[8], const u8 *const *in,
 		h[i] = v[i] ^ v[i + 8];
 }
 
-/* The chaining values of the first @n lanes; @h is used up. */
+/* Writes the chaining values of the first @n lanes; destroys @h. */
 static __always_inline void WIDE(store)(vec h[8], size_t n, u8 *out)
 {
 	size_t i;
@@ -295,8 +298,8 @@ static __always_inline void WIDE(store)(vec h[8], size_t n, u8 *out)
 }
 
 /*
- * As nymph_blake3_variant.hash, but all lanes of @in are read, and the outputs of
- * the first @n are written.
+ * Works as nymph_blake3_variant.hash, but reads all lanes of @in and writes the
+ * outputs of the first @n.
  */
 static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 		       const struct nymph_blake3_task *task, u8 *out)
@@ -308,7 +311,7 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 
 	if (task->counts)
 		last[0] += WIDE(count)();
-	/* a comparison that is true makes -1 */
+	/* a true comparison gives -1 */
 	last[1] = WIDE(splat)((u32)(task->counter >> 32)) -
 		  (vec)(last[0] < first);
 	last[2] = WIDE(splat)(NYMPH_BLAKE3_BLOCK_SIZE);
@@ -321,7 +324,7 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 		last[3] = WIDE(splat)(nymph_blake3_flags(task, block));
 		WIDE(block)(h, in, 64 * block, last);
 	}
-	/* @h itself is in registers, being nowhere indexed by a variable */
+	/* no variable indexes @h, so it stays in registers; WIDE(store) indexes */
 #pragma GCC unroll 8
 	for (i = 0; i < 8; i++)
 		cvs[i] = h[i];
@@ -329,8 +332,8 @@ static void WIDE(hash)(const u8 *const in[LANES], size_t n,
 }
 
 /*
- * As WIDE(block), but lanes that are over, all ones, stay as they are. Not inlined:
- * it is large, and takes a while.
+ * Works as WIDE(block), but leaves the lanes that are all ones in @over unchanged.
+ * The function is not inlined: it is large, and a call costs little beside it.
  */
 static noinline void WIDE(step)(vec h[8], const u8 *const *in, size_t at,
 				const vec last[4], const vec *over)
@@ -347,10 +350,13 @@ static noinline void WIDE(step)(vec h[8], const u8 *const *in, size_t at,
 		h[i] = (new[i] & ~*over) | (h[i] & *over);
 }
 
-/* As nymph_blake3_variant.many; lanes that are left over do the last job again. */
+/*
+ * Works as nymph_blake3_variant.many. Lanes that are left over run the last job
+ * again.
+ */
 static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 {
-	/* the rows that each block takes, and what they are made of */
+	/* the last rows of a block, and the values that they are computed from */
 	enum { LO, HI, SIZE, FLAGS, ROWS, END = ROWS, LEN, LAST, NR };
 	union {
 		u32 words[NR][LANES];
@@ -380,7 +386,7 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 	for (i = 0; i < 8; i++)
 		h[i] = WIDE(splat)(nymph_blake3_iv[i]);
 
-	/* as long as none is at its end, then as long as any is not */
+	/* until the first lane is at its end, then until the last lane is */
 	for (block = 0; block < min - 1; block++) {
 		WIDE(step)(h, in, 64 * block, of.all, &over);
 		of.all[FLAGS] = WIDE(splat)(0);
@@ -409,11 +415,11 @@ static void WIDE(many)(const struct nymph_blake3_job *jobs, size_t n, u8 *out)
 
 #endif /* ROWS_ONLY */
 
-/* --- a row of an input's state in each 128 bits --- */
+/* --- one row of an input's state in each 128 bits --- */
 
 static __always_inline void WIDE(mix_rows)(vec row[4], vec m, bool second)
 {
-	/* row 1 was made last, so the rest is added without it */
+	/* row 1 was computed last, so it is added last */
 	row[0] += m;
 	KEEP(row[0]);
 	row[0] += row[1];
@@ -426,8 +432,8 @@ static __always_inline void WIDE(mix_rows)(vec row[4], vec m, bool second)
 }
 
 /*
- * Row 1 stays where it is and the others turn, so that the diagonal of row 0's
- * last word is first.
+ * Turns diagonals into columns, or back. Row 1 stays and the others turn, so that
+ * the diagonal of row 0's last word comes first.
  */
 static __always_inline void WIDE(turn_rows)(vec row[4], bool back)
 {
@@ -438,7 +444,7 @@ static __always_inline void WIDE(turn_rows)(vec row[4], bool back)
 			PICK(row[0], row[0], 3, 0, 1, 2);
 }
 
-/* From blocks as they are to the order in which mix_rows() takes the words. */
+/* Brings the words of a block into the order in which mix_rows() takes them. */
 static __always_inline void WIDE(arrange)(vec m[4])
 {
 	vec x = PICK_2_2(m[0], m[1], 0, 2, 4, 6);
@@ -453,8 +459,8 @@ static __always_inline void WIDE(arrange)(vec m[4])
 }
 
 /*
- * From one round's order to that of the next, by shuffles that any x86 has as
- * one instruction.
+ * Brings the words from one round's order into the next round's, by shuffles that
+ * are one instruction on any x86.
  */
 static __always_inline void WIDE(permute)(vec m[4])
 {
@@ -473,7 +479,7 @@ static __always_inline void WIDE(permute)(vec m[4])
 	m[3] = PICK(p, d, 0, 5, 6, 3);
 }
 
-/* Last rows, without flags, of inputs from number @first on. */
+/* Returns the last rows, without flags, of inputs from number @first on. */
 static __always_inline vec WIDE(counters)(const struct nymph_blake3_task *task,
 					  u32 first)
 {
@@ -484,16 +490,15 @@ static __always_inline vec WIDE(counters)(const struct nymph_blake3_task *task,
 
 	if (task->counts) {
 		sum += PICK(WIDE(count)() / 4 + first, (vec){}, 0, 4, 4, 4);
-		/* a comparison that is true makes -1 */
+		/* a true comparison gives -1 */
 		sum -= PICK((vec)(sum < base), (vec){}, 4, 0, 4, 4);
 	}
 	return sum;
 }
 
 /*
- * As nymph_blake3_variant.hash, of LANES / 4 inputs in each of so many sets, whose
- * latencies overlap. All of @in are read, and the outputs of the first @n are
- * written.
+ * Works as nymph_blake3_variant.hash, for @sets sets of LANES / 4 inputs, whose
+ * latencies overlap. Reads all of @in, and writes the outputs of the first @n.
  */
 static __always_inline void
 WIDE(hash_rows)(const u8 *const *in, size_t n,

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * nymph_endpoint: one channel, from a client's transaction to the device's
- * completion, and back to work when the device fails.
+ * completion, and its recovery if the device fails.
  *
- * Nothing the device writes is believed. What it can do to a channel is to have
- * it reset: the transactions handed over then end with DMA_TRANS_ABORTED, and
- * not before the device has acknowledged the reset, because until then it may
- * still write to their memory.
+ * The driver does not trust what the device writes. A device that breaks the rules
+ * causes a reset of its channel. The transactions that it has then end with
+ * DMA_TRANS_ABORTED once the device has acknowledged the reset: until then it may
+ * write to their memory.
+ *
+ * The file is long because every part of it is serialized by nymph_ep_chan.lock.
  */
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>
@@ -18,17 +20,17 @@
 
 #include "endpoint.h"
 
-/* How often a channel that works is looked at, and how long it may rest. */
+/* Interval between checks of a working channel; longest time without a beat. */
 #define NYMPH_EP_TICK		(HZ / 20)
 #define NYMPH_EP_BEAT_TIMEOUT	(HZ / 2)
 
-/* How long a reset may take, and when it is tried again. */
+/* Longest time of a reset, and interval between attempts. */
 #define NYMPH_EP_RESET_MS	1000
 #define NYMPH_EP_RETRY		HZ
 
 static unsigned int nymph_ep_timeout_ms = 1000;
 module_param_named(timeout_ms, nymph_ep_timeout_ms, uint, 0644);
-MODULE_PARM_DESC(timeout_ms, "a channel that completes nothing for so long is reset");
+MODULE_PARM_DESC(timeout_ms, "a channel that completes nothing for so many ms is reset");
 
 static struct nymph_ep_chan *to_nymph_ep_chan(struct dma_chan *chan)
 {
@@ -43,8 +45,8 @@ static struct nymph_ep_tx *nymph_ep_first(struct list_head *list)
 /* --- the device --- */
 
 /*
- * Ends whatever the channel does. Returns 0 once nothing of before touches
- * memory any more, or -EIO: it may still.
+ * Ends everything that the channel does. Returns 0 if no transaction handed over
+ * before can access memory any more, or -EIO if one still can.
  */
 static int nymph_ep_reset_locked(struct nymph_ep_chan *ch)
 {
@@ -69,10 +71,10 @@ static int nymph_ep_reset_locked(struct nymph_ep_chan *ch)
 }
 
 /**
- * nymph_ep_chan_reset() - see whether the channel is alive
- * @ch: stopped
+ * nymph_ep_chan_reset() - Reset a channel
+ * @ch: a stopped channel
  *
- * Return: 0 or -EIO.
+ * Return: 0, or -EIO if the device does not acknowledge the reset in time.
  */
 int nymph_ep_chan_reset(struct nymph_ep_chan *ch)
 {
@@ -84,7 +86,7 @@ int nymph_ep_chan_reset(struct nymph_ep_chan *ch)
 	return ret;
 }
 
-/* Returns 0 when the device takes descriptors, which it does from the first. */
+/* Starts the channel at its first descriptor. Returns 0 if the device takes them. */
 static int nymph_ep_enable_locked(struct nymph_ep_chan *ch)
 {
 	unsigned long deadline;
@@ -92,6 +94,8 @@ static int nymph_ep_enable_locked(struct nymph_ep_chan *ch)
 
 	memset(ch->ring, 0, NYMPH_EP_RING_SIZE * sizeof(*ch->ring));
 	memset(ch->done_ring, 0, NYMPH_EP_RING_SIZE * sizeof(*ch->done_ring));
+	/* a register of the device, which may have lost its power since */
+	lo_hi_writeq(ch->ep->card_base, &ch->ep->regs->card_base);
 	lo_hi_writeq(ch->ring_dma, &ch->regs->ring_base);
 	lo_hi_writeq(ch->done_dma, &ch->regs->done_base);
 	writel(NYMPH_EP_RING_SIZE, &ch->regs->ring_size);
@@ -122,7 +126,7 @@ static void nymph_ep_start_recovery(struct nymph_ep_chan *ch)
 	mod_delayed_work(ch->ep->wq, &ch->work, 0);
 }
 
-/* The completion the device has written next, or not: read once. */
+/* Reads the next completion once. Returns whether the device has written it. */
 static bool nymph_ep_next_done(struct nymph_ep_chan *ch,
 			       struct nymph_ep_done *done)
 {
@@ -131,7 +135,7 @@ static bool nymph_ep_next_done(struct nymph_ep_chan *ch,
 	slot = &ch->done_ring[ch->done % NYMPH_EP_RING_SIZE];
 	if (le32_to_cpu(READ_ONCE(slot->sequence)) != ch->done + 1)
 		return false;
-	/* the rest was written before the sequence number */
+	/* the device writes the sequence number last */
 	dma_rmb();
 	done->id = READ_ONCE(slot->id);
 	done->status = READ_ONCE(slot->status);
@@ -140,8 +144,8 @@ static bool nymph_ep_next_done(struct nymph_ep_chan *ch,
 }
 
 /*
- * Moves what the device has completed to @ended; stops at the first completion
- * that can't be one, and returns false.
+ * Moves completed transactions to @ended. Returns false at the first completion that
+ * cannot be right.
  */
 static bool nymph_ep_drain(struct nymph_ep_chan *ch, struct list_head *ended)
 {
@@ -169,8 +173,9 @@ static bool nymph_ep_drain(struct nymph_ep_chan *ch, struct list_head *ended)
 }
 
 /*
- * Tells the clients, oldest first, and takes the transactions back; @outcome is
- * of those that are not known to have failed. No lock is held.
+ * Calls the clients back, oldest transaction first, and frees the transactions.
+ * @outcome is the result of those that did not fail. The caller holds no lock, and
+ * raised ch->calling under the lock under which it filled @ended.
  */
 static void nymph_ep_finish(struct nymph_ep_chan *ch, struct list_head *ended,
 			    enum dmaengine_tx_result outcome)
@@ -198,9 +203,12 @@ static void nymph_ep_finish(struct nymph_ep_chan *ch, struct list_head *ended,
 	}
 	spin_lock_irqsave(&ch->lock, flags);
 	list_splice_tail_init(ended, &ch->free);
+	if (!--ch->calling)
+		wake_up_all(&ch->settled);
 	spin_unlock_irqrestore(&ch->lock, flags);
 }
 
+/* Moves transactions that the device does not complete. */
 static void nymph_ep_abort(struct nymph_ep_chan *ch, struct list_head *from,
 			   struct list_head *to)
 {
@@ -215,8 +223,8 @@ static void nymph_ep_abort(struct nymph_ep_chan *ch, struct list_head *from,
 }
 
 /*
- * Completes what the device has done. Returns whether it was to raise an
- * interrupt for any of that.
+ * Completes the transactions that the device has done. Returns whether one of them
+ * asked for an interrupt.
  */
 static bool nymph_ep_poll(struct nymph_ep_chan *ch)
 {
@@ -237,6 +245,8 @@ static bool nymph_ep_poll(struct nymph_ep_chan *ch)
 	}
 	list_for_each_entry(tx, &ended, node)
 		raises |= !!(tx->async.flags & DMA_PREP_INTERRUPT);
+	if (!list_empty(&ended))
+		ch->calling++;
 	spin_unlock_irqrestore(&ch->lock, flags);
 	if (!list_empty(&ended))
 		nymph_ep_finish(ch, &ended, outcome);
@@ -251,9 +261,11 @@ static void nymph_ep_tasklet(struct tasklet_struct *t)
 }
 
 /**
- * nymph_ep_chan_irq() - the channel's vector was raised
- * @irq: which
+ * nymph_ep_chan_irq() - Handle an interrupt of a channel
+ * @irq: number of the interrupt
  * @data: the channel
+ *
+ * Return: IRQ_HANDLED.
  */
 irqreturn_t nymph_ep_chan_irq(int irq, void *data)
 {
@@ -263,9 +275,9 @@ irqreturn_t nymph_ep_chan_irq(int irq, void *data)
 	return IRQ_HANDLED;
 }
 
-/* --- watching over the device, and recovering it --- */
+/* --- watching and recovering the device --- */
 
-/* Hands over what is queued. There is always room: txs are as many as slots. */
+/* Hands queued transactions over. They fit: there are as many slots as txs. */
 static void nymph_ep_push(struct nymph_ep_chan *ch)
 {
 	struct nymph_ep_tx *tx;
@@ -274,7 +286,7 @@ static void nymph_ep_push(struct nymph_ep_chan *ch)
 	if (ch->state != NYMPH_EP_WORKING || list_empty(&ch->queued))
 		return;
 	if (list_empty(&ch->running)) {
-		/* it may have died while it had nothing to do */
+		/* the device may have died while it had nothing to do */
 		if (readl(&ch->regs->state) != NYMPH_EP_RUNNING) {
 			nymph_ep_count(ch->ep, NYMPH_EP_ERRORS);
 			nymph_ep_start_recovery(ch);
@@ -293,12 +305,12 @@ static void nymph_ep_push(struct nymph_ep_chan *ch)
 		list_move_tail(&tx->node, &ch->running);
 		ch->tail++;
 	}
-	/* writel() orders the descriptors before it */
+	/* writel() orders the descriptors before the tail */
 	writel(ch->tail, &ch->regs->tail);
 	nymph_ep_ring_doorbell(ch->ep, ch->index);
 }
 
-/* Returns whether the channel still does what it is to do. Under the lock. */
+/* Tells whether the channel makes progress. The lock is held. */
 static bool nymph_ep_is_healthy(struct nymph_ep_chan *ch)
 {
 	unsigned long timeout = msecs_to_jiffies(READ_ONCE(nymph_ep_timeout_ms));
@@ -322,7 +334,7 @@ static bool nymph_ep_is_healthy(struct nymph_ep_chan *ch)
 
 static void nymph_ep_watch(struct nymph_ep_chan *ch)
 {
-	/* an interrupt is late, or lost */
+	/* the interrupt is late, or lost */
 	if (nymph_ep_poll(ch))
 		nymph_ep_count(ch->ep, NYMPH_EP_MISSED_INTERRUPTS);
 
@@ -337,23 +349,24 @@ static void nymph_ep_watch(struct nymph_ep_chan *ch)
 	spin_unlock_irq(&ch->lock);
 }
 
-/* Ends all that was handed over: the device is proven to be done with it. */
+/* Ends everything that was handed over; the device has acknowledged a reset. */
 static void nymph_ep_end_running(struct nymph_ep_chan *ch)
 {
 	LIST_HEAD(ended);
 	LIST_HEAD(aborted);
 
 	spin_lock_irq(&ch->lock);
-	/* what it completed just before is as good as ever */
+	/* the device may have completed some just before the reset */
 	if (list_empty(&ch->zombies) && ch->state != NYMPH_EP_GONE)
 		nymph_ep_drain(ch, &ended);
 	nymph_ep_abort(ch, &ch->running, &aborted);
 	nymph_ep_abort(ch, &ch->zombies, &ch->free);
 	ch->tail = 0;
 	ch->done = 0;
+	ch->calling += 2;
 	spin_unlock_irq(&ch->lock);
 
-	/* where clients expect to be called */
+	/* clients expect calls in this context */
 	local_bh_disable();
 	nymph_ep_finish(ch, &ended, DMA_TRANS_NOERROR);
 	nymph_ep_finish(ch, &aborted, DMA_TRANS_ABORTED);
@@ -365,7 +378,7 @@ static void nymph_ep_recover(struct nymph_ep_chan *ch)
 	int ret;
 
 	mutex_lock(&ch->reset_lock);
-	/* it may have been stopped meanwhile */
+	/* nymph_ep_chan_stop() may have stopped it since */
 	if (READ_ONCE(ch->state) != NYMPH_EP_RECOVERING)
 		goto unlock;
 	ret = nymph_ep_reset_locked(ch);
@@ -405,12 +418,15 @@ static void nymph_ep_work(struct work_struct *work)
 }
 
 /**
- * nymph_ep_chan_stop() - have the device do nothing more on a channel
+ * nymph_ep_chan_stop() - Stop the device on a channel
  * @ch: the channel
- * @state: NYMPH_EP_STOPPED, until nymph_ep_chan_resume(): what is queued stays
- *	so. Or NYMPH_EP_GONE: all ends, and will from now on
+ * @state: NYMPH_EP_STOPPED: queued transactions wait for nymph_ep_chan_resume().
+ *	NYMPH_EP_GONE: all transactions end, now and from now on
  *
- * A channel that does not acknowledge its reset is stopped as soon as it does.
+ * If the device does not acknowledge the reset in time, the channel stops later, as
+ * soon as the device does.
+ *
+ * Context: Process context; waits at most 2 s.
  */
 void nymph_ep_chan_stop(struct nymph_ep_chan *ch, enum nymph_ep_state state)
 {
@@ -418,7 +434,7 @@ void nymph_ep_chan_stop(struct nymph_ep_chan *ch, enum nymph_ep_state state)
 	bool active, gone;
 	int ret = 0;
 
-	/* a chance for what runs to come to its end */
+	/* running transactions get the chance to complete */
 	while (READ_ONCE(ch->state) == NYMPH_EP_WORKING &&
 	       !list_empty(&ch->running) && time_before(jiffies, deadline))
 		usleep_range(500, 1000);
@@ -438,7 +454,7 @@ void nymph_ep_chan_stop(struct nymph_ep_chan *ch, enum nymph_ep_state state)
 	if (active)
 		ret = nymph_ep_reset_locked(ch);
 	if (ret && state == NYMPH_EP_GONE) {
-		/* who is not bus master does not write */
+		/* a device that is not bus master cannot write */
 		pci_clear_master(ch->ep->pdev);
 		ret = 0;
 	}
@@ -458,15 +474,15 @@ unlock:
 	mutex_unlock(&ch->reset_lock);
 	wake_up_all(&ch->settled);
 	if (state == NYMPH_EP_GONE) {
-		/* it finds nothing to do any more */
+		/* the work finds nothing to do any more */
 		cancel_delayed_work_sync(&ch->work);
 		nymph_ep_poll(ch);
 	}
 }
 
 /**
- * nymph_ep_chan_resume() - have the device work, if a client has the channel
- * @ch: stopped
+ * nymph_ep_chan_resume() - Start a channel if a client has it
+ * @ch: a stopped channel
  */
 void nymph_ep_chan_resume(struct nymph_ep_chan *ch)
 {
@@ -476,7 +492,7 @@ void nymph_ep_chan_resume(struct nymph_ep_chan *ch)
 	spin_unlock_irq(&ch->lock);
 }
 
-/* --- what clients call --- */
+/* --- operations of dmaengine --- */
 
 static struct dma_async_tx_descriptor *
 nymph_ep_prep(struct dma_chan *chan, dma_addr_t dst, dma_addr_t src,
@@ -548,7 +564,7 @@ static void nymph_ep_issue_pending(struct dma_chan *chan)
 	spin_lock_irqsave(&ch->lock, flags);
 	list_splice_tail_init(&ch->submitted, &ch->queued);
 	nymph_ep_push(ch);
-	/* the callbacks can't be called from here */
+	/* this context may not call clients back */
 	if (ch->state == NYMPH_EP_GONE && !list_empty(&ch->queued))
 		tasklet_schedule(&ch->tasklet);
 	spin_unlock_irqrestore(&ch->lock, flags);
@@ -573,7 +589,7 @@ static enum dma_status nymph_ep_tx_status(struct dma_chan *chan,
 		if (ch->failed[cookie % NYMPH_EP_RING_SIZE] == cookie)
 			status = DMA_ERROR;
 	} else {
-		/* the device says of none how far it is */
+		/* the device reports no progress within a transaction */
 		list_for_each_entry(tx, &ch->running, node)
 			if (tx->async.cookie == cookie)
 				residue = le32_to_cpu(tx->hw.length);
@@ -584,9 +600,9 @@ static enum dma_status nymph_ep_tx_status(struct dma_chan *chan,
 }
 
 /*
- * All ends without a word, once the device has acknowledged a reset. Until then
- * it stays in progress, as tx_status has it; and who terminates once more, when
- * synchronize has waited in vain, gets -EBUSY.
+ * Ends all transactions without a callback, once the device has acknowledged a
+ * reset. Until then tx_status reports them as in progress. A second call returns
+ * -EBUSY if synchronize waited and the device did not answer.
  */
 static int nymph_ep_terminate_all(struct dma_chan *chan)
 {
@@ -615,9 +631,23 @@ static bool nymph_ep_is_settled(struct nymph_ep_chan *ch)
 	return READ_ONCE(ch->state) != NYMPH_EP_RECOVERING;
 }
 
+static bool nymph_ep_is_quiet(struct nymph_ep_chan *ch)
+{
+	unsigned long flags;
+	bool quiet;
+
+	spin_lock_irqsave(&ch->lock, flags);
+	quiet = !ch->calling;
+	spin_unlock_irqrestore(&ch->lock, flags);
+	return quiet;
+}
+
 /*
- * Waits for what terminate_all began, and for callbacks under way; but not for
- * ever: a device that does not answer leaves transactions in progress.
+ * Waits until the reset that terminate_all started has ended, at most 2 s: if the
+ * device does not answer, transactions stay in progress. Then waits for running
+ * callbacks. Their caller can be the tasklet, the worker, a thread that asked for a
+ * status, or a thread that stops the channel for an error of the bus, a reset or an
+ * unbind.
  */
 static void nymph_ep_synchronize(struct dma_chan *chan)
 {
@@ -625,10 +655,7 @@ static void nymph_ep_synchronize(struct dma_chan *chan)
 
 	wait_event_timeout(ch->settled, nymph_ep_is_settled(ch),
 			   2 * msecs_to_jiffies(NYMPH_EP_RESET_MS));
-	/* these call back, too */
-	flush_work(&ch->work.work);
-	tasklet_disable(&ch->tasklet);
-	tasklet_enable(&ch->tasklet);
+	wait_event(ch->settled, nymph_ep_is_quiet(ch));
 }
 
 static int nymph_ep_alloc_chan_resources(struct dma_chan *chan)
@@ -638,7 +665,7 @@ static int nymph_ep_alloc_chan_resources(struct dma_chan *chan)
 
 	spin_lock_irq(&ch->lock);
 	if (ch->state != NYMPH_EP_STOPPED) {
-		/* what the last client left is not proven to have ended */
+		/* transactions of the last client may still run */
 		spin_unlock_irq(&ch->lock);
 		return -EBUSY;
 	}
@@ -671,8 +698,8 @@ static void nymph_ep_free_chan_resources(struct dma_chan *chan)
 }
 
 /**
- * nymph_ep_chan_set_ops() - what clients call
- * @dma: filled in
+ * nymph_ep_chan_set_ops() - Set the operations that clients call
+ * @dma: filled
  */
 void nymph_ep_chan_set_ops(struct dma_device *dma)
 {
@@ -687,11 +714,13 @@ void nymph_ep_chan_set_ops(struct dma_device *dma)
 }
 
 /**
- * nymph_ep_chan_init() - get a channel ready to be registered
+ * nymph_ep_chan_init() - Prepare a channel for registration
  * @ep: the device, with its registers mapped
- * @index: which
+ * @index: number of the channel
  *
- * Return: 0 or -ENOMEM; nymph_ep_chan_free() is due either way.
+ * The caller calls nymph_ep_chan_free() in the end, after an error too.
+ *
+ * Return: 0 or -ENOMEM.
  */
 int nymph_ep_chan_init(struct nymph_ep *ep, unsigned int index)
 {
@@ -703,7 +732,7 @@ int nymph_ep_chan_init(struct nymph_ep *ep, unsigned int index)
 	ch->index = index;
 	ch->regs = (void __iomem *)ep->regs + NYMPH_EP_CHANNEL_BASE +
 		   index * NYMPH_EP_CHANNEL_STRIDE;
-	/* a device that knows of an earlier driver has not seen this number */
+	/* unlike any number of an earlier driver that the device remembers */
 	ch->last_reset = get_random_u32();
 	spin_lock_init(&ch->lock);
 	mutex_init(&ch->reset_lock);
@@ -737,8 +766,8 @@ int nymph_ep_chan_init(struct nymph_ep *ep, unsigned int index)
 }
 
 /**
- * nymph_ep_chan_free() - the last client is gone too
- * @ch: what nymph_ep_chan_init() was called for; gone, or never registered
+ * nymph_ep_chan_free() - Free what nymph_ep_chan_init() allocated
+ * @ch: a channel in state NYMPH_EP_GONE, or one that was never registered
  */
 void nymph_ep_chan_free(struct nymph_ep_chan *ch)
 {

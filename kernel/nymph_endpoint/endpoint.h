@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * nymph_endpoint: what the driver's files share.
+ * nymph_endpoint: declarations that the driver's files share.
  *
- * main.c makes a PCI function into a dmaengine provider, channel.c is one
- * channel of it, ivshmem.c is how registers and doorbells are reached.
+ * main.c registers a PCI function as a dmaengine provider, channel.c runs one of its
+ * channels, and ivshmem.c maps registers and rings doorbells.
  */
 #ifndef _NYMPH_EP_H
 #define _NYMPH_EP_H
@@ -23,22 +23,22 @@
 
 struct nymph_ep;
 
-/* What became of things that can go wrong, in sysfs. */
+/* Counters in sysfs. */
 enum nymph_ep_counter {
-	NYMPH_EP_RESETS,		/* of channels, acknowledged */
-	NYMPH_EP_UNANSWERED,		/* resets that were not, in time */
-	NYMPH_EP_STALLS,		/* channels without progress */
-	NYMPH_EP_ERRORS,		/* channels that said they are in error */
-	NYMPH_EP_VIOLATIONS,		/* completions that could not be */
-	NYMPH_EP_MISSED_INTERRUPTS,	/* completions found without one */
+	NYMPH_EP_RESETS,		/* acknowledged resets of channels */
+	NYMPH_EP_UNANSWERED,		/* resets not acknowledged in time */
+	NYMPH_EP_STALLS,		/* channels found without progress */
+	NYMPH_EP_ERRORS,		/* channels found in their error state */
+	NYMPH_EP_VIOLATIONS,		/* impossible completions */
+	NYMPH_EP_MISSED_INTERRUPTS,	/* completions without their interrupt */
 	NYMPH_EP_NR_COUNTERS
 };
 
 /**
  * struct nymph_ep_tx - a transaction
- * @async: as the client has it
- * @node: in one of the channel's lists; in none from prep to submit
- * @hw: its descriptor, but for the id
+ * @async: the client's view of it
+ * @node: entry in one of the channel's lists; in none from prep to submit
+ * @hw: its descriptor, without the id
  */
 struct nymph_ep_tx {
 	struct dma_async_tx_descriptor async;
@@ -47,11 +47,11 @@ struct nymph_ep_tx {
 };
 
 /**
- * enum nymph_ep_state - what a channel is up to
- * @NYMPH_EP_STOPPED: no client has it, or the machine is suspended
+ * enum nymph_ep_state - state of a channel
+ * @NYMPH_EP_STOPPED: no client has the channel, or the machine is suspended
  * @NYMPH_EP_WORKING: the device takes descriptors
- * @NYMPH_EP_RECOVERING: it is to be reset, and what was handed over may still
- *	be moving
+ * @NYMPH_EP_RECOVERING: a reset is due or under way; the device may still access the
+ *	memory of transactions that it has
  * @NYMPH_EP_GONE: the driver was unbound: everything fails
  */
 enum nymph_ep_state {
@@ -63,34 +63,36 @@ enum nymph_ep_state {
 
 /**
  * struct nymph_ep_chan - one channel
- * @chan: as dmaengine has it
+ * @chan: dmaengine's view of it
  * @ep: the device
- * @index: which
+ * @index: number of the channel
  * @regs: its registers
  * @ring: the descriptor ring
- * @ring_dma: its bus address
+ * @ring_dma: bus address of @ring
  * @done_ring: the completion ring
- * @done_dma: its bus address
- * @txs: all transactions there are
- * @tasklet: completes what the device has done
- * @work: watches over the device while it works, and recovers it
- * @settled: woken when the state is not NYMPH_EP_RECOVERING any more
- * @reset_lock: one reset at a time; taken before @lock
- * @last_reset: what was written to the reset register last; under @reset_lock
- * @lock: everything below
- * @state: what it is up to
- * @in_use: a client has it
- * @free: transactions nobody uses
- * @submitted: behind tx_submit, but not issue_pending
- * @queued: issued, and not handed over yet
- * @running: handed over, the oldest first
- * @zombies: terminated, but maybe still moving
- * @tail: descriptors handed over
- * @done: completions read
- * @progress: when the last one was, in jiffies
- * @beat: what the beat register said last
- * @beat_changed: when that changed last, in jiffies
- * @failed: cookies that ended badly, each at its place modulo the size
+ * @done_dma: bus address of @done_ring
+ * @txs: all transactions, NYMPH_EP_RING_SIZE
+ * @tasklet: completes transactions that the device has done
+ * @work: watches the device while it works, and recovers it
+ * @settled: woken when @state is no longer NYMPH_EP_RECOVERING, and when @calling
+ *	is 0
+ * @reset_lock: serializes resets; taken before @lock
+ * @last_reset: last value of the reset register; under @reset_lock
+ * @lock: serializes everything below
+ * @state: state of the channel
+ * @in_use: whether a client has the channel
+ * @calling: number of threads and tasklets that are about to call clients back
+ * @free: unused transactions
+ * @submitted: transactions between tx_submit and issue_pending
+ * @queued: issued transactions that the device does not have yet
+ * @running: transactions that the device has, oldest first
+ * @zombies: terminated transactions that the device may still run
+ * @tail: number of descriptors handed over
+ * @done: number of completions read
+ * @progress: time of the last completion in jiffies
+ * @beat: last value of the beat register
+ * @beat_changed: time of its last change in jiffies
+ * @failed: cookies of failed transactions, each at its value modulo the size
  */
 struct nymph_ep_chan {
 	struct dma_chan chan;
@@ -112,6 +114,7 @@ struct nymph_ep_chan {
 	spinlock_t lock;		/* everything below */
 	enum nymph_ep_state state;
 	bool in_use;
+	unsigned int calling;
 	struct list_head free;
 	struct list_head submitted;
 	struct list_head queued;
@@ -127,15 +130,16 @@ struct nymph_ep_chan {
 
 /**
  * struct nymph_ep - the device
- * @dma: as dmaengine has it; its release frees all of this
- * @pdev: the function, held
+ * @dma: dmaengine's view of it; its release frees this struct
+ * @pdev: the PCI function, with a reference
  * @regs: BAR 2
- * @doorbells: the doorbell register
- * @peer: whom doorbells are for
- * @max_length: the longest copy of one descriptor
- * @wq: for the channels' work
- * @counters: enum nymph_ep_counter
- * @nr_channels: how many
+ * @doorbells: BAR 0, with the doorbell register
+ * @peer: number of the device in the doorbell register
+ * @max_length: longest copy of one descriptor in bytes
+ * @card_base: bus address of the card's memory, or 0 if there is none
+ * @wq: workqueue of the channels
+ * @counters: values by enum nymph_ep_counter
+ * @nr_channels: number of channels
  * @channels: the channels
  */
 struct nymph_ep {
@@ -145,6 +149,7 @@ struct nymph_ep {
 	void __iomem *doorbells;
 	u32 peer;
 	u32 max_length;
+	u64 card_base;
 	struct workqueue_struct *wq;
 	atomic_long_t counters[NYMPH_EP_NR_COUNTERS];
 	unsigned int nr_channels;
@@ -160,12 +165,12 @@ static inline void nymph_ep_count(struct nymph_ep *ep,
 /* ivshmem.c */
 
 /**
- * struct nymph_ep_bars - where things are in the function
- * @regs: registers of device and channels
- * @doorbells: the doorbell register
- * @size: bytes of the BAR that @regs begins
- * @cpu_address: where the CPU has that BAR
- * @bus_address: where the device has it
+ * struct nymph_ep_bars - mapped BARs of the function
+ * @regs: registers of the device and of its channels
+ * @doorbells: BAR with the doorbell register
+ * @size: bytes of the BAR that @regs is the start of
+ * @cpu_address: physical address of that BAR for the CPU
+ * @bus_address: address of that BAR for the device
  */
 struct nymph_ep_bars {
 	void __iomem *regs;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * nymph_endpoint: the device behind QEMU's ivshmem-doorbell.
+ * nymph_endpoint: access to the device behind QEMU's ivshmem-doorbell.
  */
 #include <linux/io.h>
 #include <linux/sizes.h>
@@ -12,19 +12,26 @@
 
 #define NYMPH_EP_DOORBELL	0xc
 
-/* All that ivshmem is: most of them are something else. */
+#define NYMPH_EP_IVSHMEM	0x1110
+
+/*
+ * All ivshmem devices of QEMU have these ids. The register id, NYMPH_EP_ID, tells
+ * the endpoint from the others.
+ */
 const struct pci_device_id nymph_ep_ids[] = {
-	{ PCI_DEVICE(0x1af4, 0x1110) },
+	{ PCI_DEVICE_SUB(PCI_VENDOR_ID_REDHAT_QUMRANET, NYMPH_EP_IVSHMEM,
+			 PCI_SUBVENDOR_ID_REDHAT_QUMRANET,
+			 PCI_SUBDEVICE_ID_QEMU) },
 	{}
 };
 MODULE_DEVICE_TABLE(pci, nymph_ep_ids);
 
 /**
- * nymph_ep_map() - reach the registers
- * @pdev: enabled, with devres
+ * nymph_ep_map() - Map registers and doorbells
+ * @pdev: PCI function, enabled by pcim_enable_device()
  * @bars: filled
  *
- * Return: 0, -ENODEV if this can't be an endpoint, or -ENOMEM.
+ * Return: 0, -ENODEV if the function cannot be an endpoint, or -ENOMEM.
  */
 int nymph_ep_map(struct pci_dev *pdev, struct nymph_ep_bars *bars)
 {
@@ -39,12 +46,13 @@ int nymph_ep_map(struct pci_dev *pdev, struct nymph_ep_bars *bars)
 }
 
 /**
- * nymph_ep_ring_doorbell() - have the device look
+ * nymph_ep_ring_doorbell() - Tell the device that memory or a register has changed
  * @ep: the device
- * @n: a channel, or the number of channels: at the reset registers
+ * @n: number of the channel whose ring changed; or the number of channels, if a
+ *	reset register changed
  */
 void nymph_ep_ring_doorbell(struct nymph_ep *ep, unsigned int n)
 {
-	/* orders what is written to memory and registers before it */
+	/* writel() orders earlier writes to memory and registers before it */
 	writel(ep->peer << 16 | n, ep->doorbells + NYMPH_EP_DOORBELL);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * nymph_endpoint: driver of the device in docs/endpoint.md: makes its channels
- * available to the kernel as a dmaengine provider.
+ * nymph_endpoint: driver of the device in docs/reference/endpoint.md. It registers
+ * the device's channels with the kernel's dmaengine.
  */
 #include <linux/dma-mapping.h>
 #include <linux/genalloc.h>
@@ -12,6 +12,7 @@
 #include <linux/slab.h>
 
 #include "endpoint.h"
+#include "nymph_card.h"
 
 /* --- sysfs --- */
 
@@ -76,7 +77,7 @@ static void nymph_ep_release(struct dma_device *dma)
 	nymph_ep_free(container_of(dma, struct nymph_ep, dma));
 }
 
-/* Reads what the device says of itself, once, and believes what can be. */
+/* Reads the device's description of itself once, and refuses impossible values. */
 static int nymph_ep_identify(struct pci_dev *pdev,
 			     const struct nymph_ep_bars *bars,
 			     struct nymph_ep_regs *found)
@@ -96,7 +97,7 @@ static int nymph_ep_identify(struct pci_dev *pdev,
 	found->card_size = cpu_to_le64(card_size);
 
 	if (le32_to_cpu(found->version) != NYMPH_EP_VERSION) {
-		pci_err(pdev, "register version %u, and %u is known\n",
+		pci_err(pdev, "register version %u is not supported; this driver needs version %u\n",
 			le32_to_cpu(found->version), NYMPH_EP_VERSION);
 		return -ENODEV;
 	}
@@ -105,7 +106,7 @@ static int nymph_ep_identify(struct pci_dev *pdev,
 	    le32_to_cpu(found->peer) > U16_MAX || card_offset < SZ_1M ||
 	    card_offset % SZ_1M || card_offset > bars->size ||
 	    card_size > bars->size - card_offset) {
-		pci_err(pdev, "its registers make no sense\n");
+		pci_err(pdev, "registers have impossible values; reset the device\n");
 		return -ENODEV;
 	}
 	return 0;
@@ -142,11 +143,33 @@ static int nymph_ep_request_irqs(struct nymph_ep *ep)
 	return 0;
 }
 
-/*
- * Makes the card's memory available to clients of its channels: as a gen_pool
- * whose physical addresses are the device's. Who has some of it gives it back
- * before the driver is unbound.
- */
+/* Largest allocation of a kernel with the usual configuration. */
+#define NYMPH_EP_RAM_MAX	SZ_4M
+
+/* For user-mode Linux, where no loads and stores reach a BAR: uses RAM instead. */
+static int nymph_ep_publish_ram(struct pci_dev *pdev, struct gen_pool *pool,
+				u64 size)
+{
+	dma_addr_t address;
+	void *memory;
+	size_t now;
+	int ret;
+
+	for (; size; size -= now) {
+		now = min_t(u64, size, NYMPH_EP_RAM_MAX);
+		memory = dmam_alloc_coherent(&pdev->dev, now, &address,
+					     GFP_KERNEL);
+		if (!memory)
+			return -ENOMEM;
+		ret = gen_pool_add_virt(pool, (unsigned long)memory, address,
+					now, dev_to_node(&pdev->dev));
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/* Makes the card's memory available to clients of its channels: nymph_card.h. */
 static int nymph_ep_publish_card(struct pci_dev *pdev,
 				 const struct nymph_ep_bars *bars,
 				 const struct nymph_ep_regs *found)
@@ -158,14 +181,16 @@ static int nymph_ep_publish_card(struct pci_dev *pdev,
 
 	if (!size)
 		return 0;
+	pool = devm_gen_pool_create(&pdev->dev, PAGE_SHIFT,
+				    dev_to_node(&pdev->dev), NYMPH_CARD_POOL);
+	if (IS_ERR(pool))
+		return PTR_ERR(pool);
+	if (IS_ENABLED(CONFIG_UML))
+		return nymph_ep_publish_ram(pdev, pool, size);
 	memory = devm_memremap(&pdev->dev, bars->cpu_address + offset, size,
 			       MEMREMAP_WC);
 	if (IS_ERR(memory))
 		return PTR_ERR(memory);
-	pool = devm_gen_pool_create(&pdev->dev, PAGE_SHIFT,
-				    dev_to_node(&pdev->dev), "card");
-	if (IS_ERR(pool))
-		return PTR_ERR(pool);
 	return gen_pool_add_virt(pool, (unsigned long)memory,
 				 bars->bus_address + offset, size,
 				 dev_to_node(&pdev->dev));
@@ -178,7 +203,7 @@ static int nymph_ep_register(struct nymph_ep *ep)
 	dma->dev = &ep->pdev->dev;
 	dma_cap_set(DMA_MEMCPY, dma->cap_mask);
 	dma_cap_set(DMA_INTERRUPT, dma->cap_mask);
-	/* for those who ask for a channel, not for whoever has a copy to do */
+	/* only for clients that ask for a channel by name */
 	dma_cap_set(DMA_PRIVATE, dma->cap_mask);
 	dma->residue_granularity = DMA_RESIDUE_GRANULARITY_DESCRIPTOR;
 	dma->device_release = nymph_ep_release;
@@ -218,8 +243,8 @@ static int nymph_ep_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ep->max_length = le32_to_cpu(found.max_length);
 	INIT_LIST_HEAD(&ep->dma.channels);
 	pci_set_drvdata(pdev, ep);
-	lo_hi_writeq(found.card_size ? bars.bus_address +
-		     le64_to_cpu(found.card_offset) : 0, &ep->regs->card_base);
+	ep->card_base = found.card_size && !IS_ENABLED(CONFIG_UML) ?
+			bars.bus_address + le64_to_cpu(found.card_offset) : 0;
 
 	for (i = 0; i < channels; i++) {
 		ep->nr_channels++;
@@ -227,7 +252,7 @@ static int nymph_ep_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 		if (ret)
 			goto free;
 	}
-	/* frozen with the tasks: a suspended device is left alone */
+	/* frozen with the tasks: no work accesses a suspended device */
 	ep->wq = alloc_workqueue("nymph_endpoint", WQ_UNBOUND | WQ_FREEZABLE,
 				 0);
 	if (!ep->wq) {
@@ -245,7 +270,7 @@ static int nymph_ep_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 			goto clear_master;
 		}
 	}
-	/* what slot_reset restores */
+	/* slot_reset restores this state */
 	pci_save_state(pdev);
 	ret = nymph_ep_register(ep);
 	if (ret)
@@ -277,7 +302,7 @@ static void nymph_ep_start(struct nymph_ep *ep)
 	unsigned int i;
 
 	pci_set_master(ep->pdev);
-	/* what was restored is forgotten, and slot_reset may need it again */
+	/* a restore invalidates the saved state, and slot_reset may need it again */
 	pci_save_state(ep->pdev);
 	for (i = 0; i < ep->nr_channels; i++)
 		nymph_ep_chan_resume(&ep->channels[i]);
@@ -292,9 +317,9 @@ static void nymph_ep_remove(struct pci_dev *pdev)
 	nymph_ep_free_irqs(ep, ep->nr_channels);
 	destroy_workqueue(ep->wq);
 	/*
-	 * Clients may hold channels still; the last one's end frees all. Until
-	 * then the other channels are in the kernel's list, without the devices
-	 * that have their names: nobody is to look at them there.
+	 * Clients may still hold channels; ep is freed when the last client ends.
+	 * Until then the kernel's list contains the other channels, whose
+	 * devices with their names are gone: no client may find them there.
 	 */
 	dma_cap_clear(DMA_MEMCPY, ep->dma.cap_mask);
 	dma_cap_clear(DMA_INTERRUPT, ep->dma.cap_mask);
@@ -322,7 +347,7 @@ static int nymph_ep_resume(struct device *dev)
 static DEFINE_SIMPLE_DEV_PM_OPS(nymph_ep_pm_ops, nymph_ep_suspend,
 				nymph_ep_resume);
 
-/* --- errors of the bus, and resets from outside --- */
+/* --- errors of the bus, and resets by others --- */
 
 static pci_ers_result_t nymph_ep_error_detected(struct pci_dev *pdev,
 						pci_channel_state_t state)
@@ -388,4 +413,5 @@ static struct pci_driver nymph_ep_driver = {
 module_pci_driver(nymph_ep_driver);
 
 MODULE_DESCRIPTION("The NYMPH endpoint's DMA channels");
+MODULE_AUTHOR("The pynymph maintainers");
 MODULE_LICENSE("GPL");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * nymph_endpoint: the registers and rings of the device, as docs/endpoint.md has
- * them. A test holds this file against the tables there.
+ * nymph_endpoint: registers and rings of the device, as in the tables of
+ * docs/reference/endpoint.md. A test compares them.
  */
 #ifndef _NYMPH_EP_REGS_H
 #define _NYMPH_EP_REGS_H
@@ -12,7 +12,7 @@
 #define NYMPH_EP_VERSION	1
 #define NYMPH_EP_MAX_CHANNELS	16
 
-/* The page of each channel is so far from the one before. */
+/* Offset of the first channel's registers, and distance to the next channel's. */
 #define NYMPH_EP_CHANNEL_BASE	0x1000
 #define NYMPH_EP_CHANNEL_STRIDE	0x1000
 

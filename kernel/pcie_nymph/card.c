@@ -2,28 +2,32 @@
 /*
  * pcie_nymph: memory of the device that a ring's engine is part of, a "card".
  *
- * The device's driver keeps it in a gen_pool named "card", whose virtual
- * addresses are the CPU's and whose physical ones the device's own. When the
- * driver is unbound the pool goes, and what was taken of it is withdrawn: whoever
- * has a part still finds that there is nothing any more.
+ * The device's driver keeps the memory in a gen_pool, see nymph_card.h. The pool
+ * goes when the driver is unbound. The module then revokes all parts of it: every
+ * access to a revoked part fails.
  */
+#include <linux/cred.h>
 #include <linux/device.h>
+#include <linux/err.h>
 #include <linux/genalloc.h>
 #include <linux/list.h>
 #include <linux/rwsem.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 
-#include "nymph.h"
+#include "counters.h"
+#include "memory.h"
+#include "nymph_card.h"
 
 /**
  * struct nymph_card - a part of a device's memory
- * @list: in the list of all that are not withdrawn
- * @dev: the device; not to be touched
- * @pool: what it is of; NULL when it is withdrawn
- * @at: where the CPU has it
- * @dma: where the device has it
+ * @list: entry in the list of all parts that are not revoked
+ * @dev: the device; not to be dereferenced
+ * @pool: pool of the device; NULL once the part is revoked
+ * @at: address for the CPU
+ * @dma: address for the device
  * @length: bytes
+ * @cred: credentials of the user it counts against, until it is revoked
  */
 struct nymph_card {
 	struct list_head list;
@@ -32,35 +36,45 @@ struct nymph_card {
 	void *at;
 	dma_addr_t dma;
 	u64 length;
+	const struct cred *cred;
 };
 
 /*
- * Held for reading while the CPU is at the memory, so for one piece at most, and
- * for writing to take, give back and withdraw it.
+ * Held for reading while the CPU accesses the memory, so for one chunk at most.
+ * Held for writing to allocate, free and revoke memory.
  */
 static DECLARE_RWSEM(nymph_cards_lock);
 static LIST_HEAD(nymph_cards);
 
 /**
- * nymph_card_alloc() - take memory of a device
- * @dev: the device, whose driver can't be unbound meanwhile
+ * nymph_card_alloc() - Allocate memory of a device
+ * @dev: the device, whose driver the caller keeps from being unbound
  * @length: bytes, not 0
  *
- * Who had the memory before has left his bytes: see nymph_card_clear().
+ * The memory has the bytes of its last user: see nymph_card_clear().
  *
  * Return: the memory; -EOPNOTSUPP if the device has none, -ENOMEM if not enough
- * is left of it.
+ * is left of it, -EDQUOT if current's user would have too much of it.
  */
 struct nymph_card *nymph_card_alloc(struct device *dev, u64 length)
 {
-	struct gen_pool *pool = gen_pool_get(dev, "card");
+	struct gen_pool *pool = NULL;
 	struct nymph_card *card;
+	int ret;
 
+	if (IS_ENABLED(CONFIG_GENERIC_ALLOCATOR))
+		pool = gen_pool_get(dev, NYMPH_CARD_POOL);
 	if (!pool)
 		return ERR_PTR(-EOPNOTSUPP);
 	card = kzalloc(sizeof(*card), GFP_KERNEL_ACCOUNT);
 	if (!card)
 		return ERR_PTR(-ENOMEM);
+	card->cred = nymph_user_add_card(dev, length, gen_pool_size(pool));
+	if (IS_ERR(card->cred)) {
+		ret = PTR_ERR(card->cred);
+		kfree(card);
+		return ERR_PTR(ret);
+	}
 	card->dev = dev;
 	card->pool = pool;
 	card->length = length;
@@ -70,6 +84,7 @@ struct nymph_card *nymph_card_alloc(struct device *dev, u64 length)
 		list_add_tail(&card->list, &nymph_cards);
 	up_write(&nymph_cards_lock);
 	if (!card->at) {
+		nymph_user_drop_card(card->cred, dev, length);
 		kfree(card);
 		return ERR_PTR(-ENOMEM);
 	}
@@ -80,13 +95,16 @@ struct nymph_card *nymph_card_alloc(struct device *dev, u64 length)
 /* nymph_cards_lock is held for writing. */
 static void nymph_card_take_back(struct nymph_card *card)
 {
-	gen_pool_free(card->pool, (unsigned long)card->at, card->length);
+	if (IS_ENABLED(CONFIG_GENERIC_ALLOCATOR))
+		gen_pool_free(card->pool, (unsigned long)card->at,
+			      card->length);
+	nymph_user_drop_card(card->cred, card->dev, card->length);
 	card->pool = NULL;
 	list_del(&card->list);
 }
 
 /**
- * nymph_card_free() - give memory back
+ * nymph_card_free() - Free memory of a device
  * @card: the memory; no engine may still use it
  */
 void nymph_card_free(struct nymph_card *card)
@@ -100,10 +118,10 @@ void nymph_card_free(struct nymph_card *card)
 }
 
 /**
- * nymph_cards_withdraw() - a device leaves, and its memory with it
+ * nymph_cards_revoke() - Revoke all memory of a device that leaves
  * @dev: the device; nobody can take memory of it any more
  */
-void nymph_cards_withdraw(struct device *dev)
+void nymph_cards_revoke(struct device *dev)
 {
 	struct nymph_card *card, *next;
 
@@ -130,9 +148,9 @@ static void nymph_card_end(void)
 }
 
 /**
- * nymph_card_dma() - where a device has the memory
+ * nymph_card_dma() - Get the address that a device has for its memory
  * @card: the memory
- * @dev: the device, whose driver can't be unbound meanwhile
+ * @dev: the device, whose driver the caller keeps from being unbound
  * @dma: filled
  *
  * Return: 0; -EFAULT if it is gone; -EXDEV if it is another device's.
@@ -151,7 +169,7 @@ int nymph_card_dma(const struct nymph_card *card, const struct device *dev,
 }
 
 /**
- * nymph_card_load() - have the CPU read
+ * nymph_card_load() - Have the CPU read memory of a device
  * @card: the memory
  * @offset: where in it to start
  * @to: kernel memory
@@ -170,7 +188,7 @@ bool nymph_card_load(const struct nymph_card *card, u64 offset, void *to,
 }
 
 /**
- * nymph_card_store() - have the CPU write
+ * nymph_card_store() - Have the CPU write memory of a device
  * @card: the memory
  * @offset: where in it to start
  * @from: kernel memory
@@ -189,26 +207,7 @@ bool nymph_card_store(const struct nymph_card *card, u64 offset,
 }
 
 /**
- * nymph_card_hash() - have the CPU hash
- * @card: the memory
- * @offset: where in it to start
- * @len: bytes
- * @hash: is updated
- *
- * Return: whether the memory is still there.
- */
-bool nymph_card_hash(const struct nymph_card *card, u64 offset, size_t len,
-		     struct nymph_blake3 *hash)
-{
-	if (!nymph_card_begin(card))
-		return false;
-	nymph_blake3_update(hash, card->at + offset, len);
-	nymph_card_end();
-	return true;
-}
-
-/**
- * nymph_card_clear() - overwrite memory with zeros
+ * nymph_card_clear() - Overwrite memory of a device with zeros
  * @card: the memory
  *
  * Return: whether it is still there.
@@ -218,7 +217,7 @@ bool nymph_card_clear(const struct nymph_card *card)
 	u64 at, n;
 
 	for (at = 0; at < card->length; at += n) {
-		n = min_t(u64, card->length - at, NYMPH_PIECE);
+		n = min_t(u64, card->length - at, NYMPH_CHUNK);
 		if (!nymph_card_begin(card))
 			return false;
 		memset(card->at + at, 0, n);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * pcie_nymph: one open file, and the requests made through it.
+ *
+ * The file is long because there are 14 requests: each is a short handler, which
+ * nymph_ioctl() finds in one table, and all get the ring by the functions at the top.
  */
 #include <linux/dma-buf.h>
 #include <linux/err.h>
@@ -9,27 +12,21 @@
 #include <linux/fs.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
+#include <linux/nospec.h>
+#include <linux/overflow.h>
 #include <linux/poll.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/uaccess.h>
+#include <linux/uio.h>
 
-#include "nymph.h"
+#include "compat.h"
+#include "counters.h"
+#include "ring.h"
 
 /* A request whose struct may grow is known by all but the size in its number. */
 #define NYMPH_SIZELESS(cmd)	((cmd) & ~IOCSIZE_MASK)
-
-/**
- * nymph_context_put() - the file, or the ring, is done with the context
- * @ctx: the context
- */
-void nymph_context_put(struct nymph_context *ctx)
-{
-	if (!refcount_dec_and_test(&ctx->refs))
-		return;
-	mutex_destroy(&ctx->lock);
-	kfree(ctx);
-}
 
 static int nymph_open(struct inode *inode, struct file *file)
 {
@@ -40,6 +37,7 @@ static int nymph_open(struct inode *inode, struct file *file)
 		return -ENOMEM;
 	refcount_set(&ctx->refs, 1);
 	init_waitqueue_head(&ctx->wait);
+	mutex_init(&ctx->setup);
 	mutex_init(&ctx->lock);
 	file->private_data = ctx;
 	nymph_count(NYMPH_COUNT_CONTEXTS, 1);
@@ -57,48 +55,92 @@ static int nymph_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
-/*
- * Reads a struct that may have grown, its first member being its size, since it
- * had @least bytes. The size is read twice; the first is the one that counts.
+/* The argument of a request, in or out. */
+union nymph_request_arg {
+	struct nymph_dma_desc desc;
+	struct nymph_dma_ring ring;
+	struct nymph_fabric_status status;
+	struct nymph_query query;
+	struct nymph_setup2 setup2;
+	struct nymph_enter enter;
+	struct nymph_snapshot snapshot;
+	struct nymph_cancel cancel;
+	struct nymph_buffer buffer;
+	struct nymph_eventfd eventfd;
+	struct nymph_latency latency;
+};
+
+/**
+ * struct nymph_handler - how a request is handled, as nymph_ioctl() dispatches it
+ * @cmd: its number, with the size that its struct has today
+ * @least: size of its struct when it was new, if the struct may grow: its first
+ *	member is the size that user space knows, and the size in the number that
+ *	user space gives does not count. Else 0
+ * @answers: the struct is copied to user space if @handle succeeds
+ * @handle: does it. The struct is at @arg, if user space gives one, or else zeros;
+ *	@uarg is where user space has it. Returns 0, what ioctl() returns, or a
+ *	negative errno
  */
-static int nymph_get_grown_arg(void *arg, size_t size, size_t least,
-			       void __user *uarg)
+struct nymph_handler {
+	unsigned int cmd;
+	size_t least;
+	bool answers;
+	int (*handle)(struct nymph_context *ctx, union nymph_request_arg *arg,
+		      void __user *uarg);
+};
+
+/*
+ * Reads a struct that may have grown. The size is read twice; the first value
+ * counts.
+ */
+static int nymph_get_grown_arg(const struct nymph_handler *handler,
+			       union nymph_request_arg *arg, void __user *uarg)
 {
 	u32 usize;
 	int ret;
 
 	if (get_user(usize, (u32 __user *)uarg))
 		return -EFAULT;
-	if (usize < least)
+	if (usize < handler->least)
 		return -EINVAL;
 	if (usize > PAGE_SIZE)
 		return -E2BIG;
-	ret = copy_struct_from_user(arg, size, uarg, usize);
+	ret = copy_struct_from_user(arg, _IOC_SIZE(handler->cmd), uarg, usize);
 	if (ret)
 		return ret;
 	*(u32 *)arg = usize;
 	return 0;
 }
 
-static int nymph_get_arg(void *arg, size_t size, void __user *uarg)
+/*
+ * Tells whether the ring belongs to other memory than current's. RESET ends that;
+ * the end of the ring's process does not.
+ */
+static bool nymph_ring_is_foreign(const struct nymph_ring *ring)
 {
-	return nymph_get_grown_arg(arg, size, size, uarg);
+	return ring->mm != current->mm &&
+	       (!READ_ONCE(ring->dead) || READ_ONCE(ring->orphan));
 }
 
 /*
- * The ring; NULL if there is none, or RESET is about to take it away; -EPERM if
- * it is tied to other memory than current's. Under the context's lock.
+ * Returns the ring; NULL if there is none, or RESET is about to take it away; -EPERM
+ * if it belongs to other memory than current's; -EOWNERDEAD if current shares the
+ * memory of the process that set it up and has ended. The context's lock is held.
  */
 static struct nymph_ring *nymph_live_ring(struct nymph_context *ctx)
 {
 	struct nymph_ring *ring = ctx->ring;
 
-	if (!ring || READ_ONCE(ring->dead))
+	if (!ring)
 		return NULL;
-	return ring->mm == current->mm ? ring : ERR_PTR(-EPERM);
+	if (nymph_ring_is_foreign(ring))
+		return ERR_PTR(-EPERM);
+	if (READ_ONCE(ring->orphan))
+		return ERR_PTR(-EOWNERDEAD);
+	return READ_ONCE(ring->dead) ? NULL : ring;
 }
 
-/* The same with a reference; it may be reset or replaced at any moment. */
+/* Returns the same, with a reference; RESET or SETUP may end it at any moment. */
 static struct nymph_ring *nymph_get_ring(struct nymph_context *ctx)
 {
 	struct nymph_ring *ring;
@@ -111,15 +153,28 @@ static struct nymph_ring *nymph_get_ring(struct nymph_context *ctx)
 	return ring;
 }
 
-/* The same for requests that can do nothing without a ring. */
+/* Returns the ring of any process, with a reference; NULL if there is none. */
+static struct nymph_ring *nymph_get_any_ring(struct nymph_context *ctx)
+{
+	struct nymph_ring *ring;
+
+	mutex_lock(&ctx->lock);
+	ring = ctx->ring;
+	if (ring)
+		refcount_inc(&ring->refs);
+	mutex_unlock(&ctx->lock);
+	return ring;
+}
+
+/* Returns nymph_get_ring(), or -EINVAL if there is none. */
 static struct nymph_ring *nymph_need_ring(struct nymph_context *ctx)
 {
 	return nymph_get_ring(ctx) ?: ERR_PTR(-EINVAL);
 }
 
 /*
- * For requests that are done in no time: the ring, which stays what it is until
- * nymph_unlock_ring(); or an error, and nothing is locked.
+ * Returns the ring, which nobody ends or replaces until nymph_unlock_ring(): for
+ * requests that are short. Locks nothing if it returns an error.
  */
 static struct nymph_ring *nymph_lock_ring(struct nymph_context *ctx)
 {
@@ -137,86 +192,106 @@ static void nymph_unlock_ring(struct nymph_context *ctx)
 	mutex_unlock(&ctx->lock);
 }
 
-/* As many can be unread as are reserved, so a full ring can be refilled. */
+/* A full ring can be refilled while all its records are unread. */
 static u32 nymph_nr_records(u32 entries)
 {
 	return 2 * entries;
 }
 
-static int nymph_setup(struct nymph_context *ctx,
-		       const struct nymph_setup2 *arg)
+/*
+ * Creates a ring, and replaces the present one with it, if that is idle. All that
+ * takes long is done without the context's lock.
+ */
+static int nymph_setup_locked(struct nymph_context *ctx,
+			      const struct nymph_setup2 *arg)
 {
 	struct nymph_ring *ring, *old;
 	int ret = 0;
+
+	mutex_lock(&ctx->lock);
+	old = ctx->ring;
+	if (old && nymph_ring_is_foreign(old))
+		ret = -EPERM;
+	else if (old)
+		refcount_inc(&old->refs);
+	mutex_unlock(&ctx->lock);
+	if (ret)
+		return ret;
+
+	ring = nymph_ring_create(ctx, arg, old);
+	if (old)
+		nymph_ring_put(old);
+	if (IS_ERR(ring))
+		return PTR_ERR(ring);
+
+	mutex_lock(&ctx->lock);
+	/* RESET may have taken the ring away in between */
+	old = ctx->ring;
+	if (!old || nymph_ring_retire_idle(old, ring))
+		ctx->ring = ring;
+	else
+		ret = READ_ONCE(old->orphan) ? -EOWNERDEAD : -EBUSY;
+	mutex_unlock(&ctx->lock);
+	if (ret)
+		old = ring;
+	if (old)
+		nymph_ring_destroy(old);
+	return ret;
+}
+
+static int nymph_setup(struct nymph_context *ctx,
+		       const struct nymph_setup2 *arg)
+{
+	int ret;
 
 	if (arg->flags & ~NYMPH_SETUP_PAUSED ||
 	    !arg->entries || arg->entries > NYMPH_MAX_ENTRIES ||
 	    strnlen(arg->engine, sizeof(arg->engine)) == sizeof(arg->engine))
 		return -EINVAL;
-	mutex_lock(&ctx->lock);
-	old = ctx->ring;
-	if (old && !READ_ONCE(old->dead) && old->mm != current->mm) {
-		ret = -EPERM;
-		goto unlock;
-	}
-	ring = nymph_ring_create(ctx, arg, old);
-	if (IS_ERR(ring)) {
-		ret = PTR_ERR(ring);
-		goto unlock;
-	}
-	if (old && !nymph_ring_retire_idle(old, ring)) {
-		old = ring;
-		ret = -EBUSY;
-	} else {
-		ctx->ring = ring;
-	}
-	if (old)
-		nymph_ring_destroy(old);
-unlock:
-	mutex_unlock(&ctx->lock);
+	if (mutex_lock_killable(&ctx->setup))
+		return -EINTR;
+	ret = nymph_setup_locked(ctx, arg);
+	mutex_unlock(&ctx->setup);
 	return ret;
 }
 
-static int nymph_ioc_setup2(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_setup2(struct nymph_context *ctx,
+			    union nymph_request_arg *arg, void __user *uarg)
 {
-	struct nymph_setup2 arg;
-	int ret;
+	struct nymph_setup2 *setup = &arg->setup2;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
-	if (ret)
-		return ret;
-	arg.records = nymph_nr_records(arg.entries);
+	setup->records = nymph_nr_records(setup->entries);
 	/* first, so that no ring is made for a caller who can't be told */
-	if (copy_to_user(uarg, &arg, sizeof(arg)))
+	if (copy_to_user(uarg, setup, sizeof(*setup)))
 		return -EFAULT;
-	return nymph_setup(ctx, &arg);
+	return nymph_setup(ctx, setup);
 }
 
-static int nymph_ioc_setup_ring(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_setup_ring(struct nymph_context *ctx,
+				union nymph_request_arg *arg,
+				void __user *uarg)
 {
+	const struct nymph_dma_ring *ring = &arg->ring;
 	struct nymph_setup2 setup = {};
-	struct nymph_dma_ring arg;
 
-	if (copy_from_user(&arg, uarg, sizeof(arg)))
-		return -EFAULT;
-	if (arg.head || arg.tail || arg.reserved)
+	if (ring->head || ring->tail || ring->reserved)
 		return -EINVAL;
-	setup.entries = arg.ring_size;
-	setup.records = nymph_nr_records(arg.ring_size);
-	setup.ring_addr = arg.ring_addr;
+	setup.entries = ring->ring_size;
+	setup.records = nymph_nr_records(ring->ring_size);
+	setup.ring_addr = ring->ring_addr;
 	return nymph_setup(ctx, &setup);
 }
 
-static int nymph_ioc_get_ring(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_get_ring(struct nymph_context *ctx,
+			      union nymph_request_arg *arg, void __user *uarg)
 {
 	struct nymph_ring *ring = nymph_lock_ring(ctx);
-	struct nymph_dma_ring arg;
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	nymph_ring_indices(ring, &arg);
+	nymph_ring_indices(ring, &arg->ring);
 	nymph_unlock_ring(ctx);
-	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+	return 0;
 }
 
 static int nymph_snapshot(struct nymph_context *ctx,
@@ -237,58 +312,58 @@ static int nymph_snapshot(struct nymph_context *ctx,
 	return ret;
 }
 
-static int nymph_ioc_snapshot(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_snapshot(struct nymph_context *ctx,
+			      union nymph_request_arg *arg, void __user *uarg)
 {
-	struct nymph_snapshot arg, snap = {};
+	struct nymph_snapshot snap = {
+		.size = arg->snapshot.size,
+		.entries = arg->snapshot.entries,
+		.max_entries = arg->snapshot.max_entries,
+	};
 	int ret;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
-	if (ret)
-		return ret;
-	if (arg.flags)
+	if (arg->snapshot.flags)
 		return -EINVAL;
-	snap.size = arg.size;
-	snap.entries = arg.entries;
-	snap.max_entries = arg.max_entries;
-	ret = nymph_snapshot(ctx, &snap, u64_to_user_ptr(arg.entries));
-	if (ret)
-		return ret;
-	return copy_to_user(uarg, &snap, sizeof(snap)) ? -EFAULT : 0;
+	ret = nymph_snapshot(ctx, &snap, u64_to_user_ptr(snap.entries));
+	arg->snapshot = snap;
+	return ret;
 }
 
-static int nymph_ioc_get_status(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_get_status(struct nymph_context *ctx,
+				union nymph_request_arg *arg,
+				void __user *uarg)
 {
-	struct nymph_fabric_status arg = {};
+	struct nymph_fabric_status *status = &arg->status;
 	struct nymph_snapshot snap = {};
 	int ret;
 
 	ret = nymph_snapshot(ctx, &snap, NULL);
 	if (ret)
 		return ret;
-	arg.dma_bytes = snap.dma_bytes;
-	memcpy(arg.ring_hash, snap.ring_hash, sizeof(arg.ring_hash));
-	arg.ring_size = snap.ring.ring_size;
-	arg.active_descriptors = snap.active_descriptors;
-	return copy_to_user(uarg, &arg, sizeof(arg)) ? -EFAULT : 0;
+	status->dma_bytes = snap.dma_bytes;
+	memcpy(status->ring_hash, snap.ring_hash, sizeof(status->ring_hash));
+	status->ring_size = snap.ring.ring_size;
+	status->active_descriptors = snap.active_descriptors;
+	return 0;
 }
 
-static int nymph_ioc_submit_dma(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_submit_dma(struct nymph_context *ctx,
+				union nymph_request_arg *arg,
+				void __user *uarg)
 {
+	const struct nymph_dma_desc *desc = &arg->desc;
+	const struct nymph_entry entry = {
+		.size = sizeof(entry),
+		.opcode = NYMPH_OP_COPY,
+		.flags = desc->flags,
+		.length = desc->length,
+		.src = desc->src_addr,
+		.dst = desc->dst_addr,
+		.cookie = desc->cookie,
+	};
 	struct nymph_waiter waiter = {};
-	struct nymph_entry entry = {};
-	struct nymph_dma_desc arg;
 	struct nymph_ring *ring;
 	int ret;
-
-	if (copy_from_user(&arg, uarg, sizeof(arg)))
-		return -EFAULT;
-	entry.size = sizeof(entry);
-	entry.opcode = NYMPH_OP_COPY;
-	entry.flags = arg.flags;
-	entry.length = arg.length;
-	entry.src = arg.src_addr;
-	entry.dst = arg.dst_addr;
-	entry.cookie = arg.cookie;
 
 	/* a ring that was replaced under this request is looked up again */
 	do {
@@ -304,7 +379,8 @@ static int nymph_ioc_submit_dma(struct nymph_context *ctx, void __user *uarg)
 	return ret;
 }
 
-static int nymph_ioc_reset(struct nymph_context *ctx)
+static int nymph_ioc_reset(struct nymph_context *ctx,
+			   union nymph_request_arg *arg, void __user *uarg)
 {
 	struct nymph_ring *ring;
 	bool last;
@@ -314,7 +390,7 @@ static int nymph_ioc_reset(struct nymph_context *ctx)
 	ring = ctx->ring;
 	if (!ring)
 		ret = -EINVAL;
-	else if (!READ_ONCE(ring->dead) && ring->mm != current->mm)
+	else if (nymph_ring_is_foreign(ring))
 		ret = -EPERM;
 	else
 		ret = 0;
@@ -326,16 +402,17 @@ static int nymph_ioc_reset(struct nymph_context *ctx)
 	if (ret)
 		return ret;
 
-	while (!nymph_ring_claim(ring)) {
+	while (!nymph_ring_has_ended(ring)) {
+		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring))
+			nymph_ring_execute(ring, NULL);
 		ret = wait_event_interruptible(ctx->wait,
-					       !test_bit(NYMPH_RING_EXECUTING,
-							 &ring->state));
+					       nymph_ring_has_ended(ring) ||
+					       nymph_ring_claimable(ring));
 		if (ret) {
 			nymph_ring_put(ring);
 			return ret;
 		}
 	}
-	nymph_ring_execute(ring, NULL);
 
 	/* of several that reset it, one takes it away */
 	mutex_lock(&ctx->lock);
@@ -350,7 +427,8 @@ static int nymph_ioc_reset(struct nymph_context *ctx)
 	return 0;
 }
 
-static int nymph_ioc_enable(struct nymph_context *ctx)
+static int nymph_ioc_enable(struct nymph_context *ctx,
+			    union nymph_request_arg *arg, void __user *uarg)
 {
 	struct nymph_ring *ring = nymph_lock_ring(ctx);
 
@@ -361,7 +439,7 @@ static int nymph_ioc_enable(struct nymph_context *ctx)
 	return 0;
 }
 
-/* Takes entries in until one is refused, and says why. */
+/* Submits entries until one is refused; returns why, or 0. */
 static int nymph_enter_submit(struct nymph_ring *ring, struct nymph_enter *arg,
 			      struct nymph_waiter *waiter)
 {
@@ -393,9 +471,9 @@ static int nymph_enter_submit(struct nymph_ring *ring, struct nymph_enter *arg,
 
 /**
  * struct nymph_reaper - a caller that sleeps until there are records
- * @wait: in the context's queue
+ * @wait: entry in the context's queue
  * @ring: the ring
- * @records: how many
+ * @records: number of records it waits for
  */
 struct nymph_reaper {
 	struct wait_queue_entry wait;
@@ -411,7 +489,7 @@ static bool nymph_reaper_can_go_on(const struct nymph_reaper *reaper)
 	       READ_ONCE(ring->dead) || nymph_ring_claimable(ring);
 }
 
-/* Every entry that retires comes by here; only the last one is worth waking for. */
+/* Called for every entry that retires; wakes the caller for the last one only. */
 static int nymph_reaper_wake(struct wait_queue_entry *wait, unsigned int mode,
 			     int flags, void *key)
 {
@@ -422,7 +500,7 @@ static int nymph_reaper_wake(struct wait_queue_entry *wait, unsigned int mode,
 	       autoremove_wake_function(wait, mode, flags, key) : 0;
 }
 
-/* Sleeps until there are so many records, or somebody has to run the ring. */
+/* Sleeps until there are enough records, or somebody has to run the ring. */
 static void nymph_reaper_sleep(struct nymph_ring *ring, u32 records,
 			       ktime_t *timeout)
 {
@@ -436,11 +514,13 @@ static void nymph_reaper_sleep(struct nymph_ring *ring, u32 records,
 	finish_wait(&ring->ctx->wait, &reaper.wait);
 }
 
-/* Hands out records, and waits until there were enough, or says why not. */
+/*
+ * Hands out records to @to, and waits until there were enough. Returns 0 or why not.
+ * The deadline is a time of the kernel's clock.
+ */
 static int nymph_enter_reap(struct nymph_ring *ring, struct nymph_enter *arg,
-			    u32 __user *reaped)
+			    struct iov_iter *to, u32 __user *reaped)
 {
-	struct nymph_record __user *to = u64_to_user_ptr(arg->records);
 	struct nymph_limits limits = {
 		.deadline_ns = arg->deadline_ns,
 		.interruptible = true,
@@ -479,14 +559,18 @@ static int nymph_enter_reap(struct nymph_ring *ring, struct nymph_enter *arg,
 	}
 }
 
-/* Returns why less was done than asked, or 0; @arg says what was done. */
+/* Returns 0, or why less was done than asked; @arg has what was done. */
 static int nymph_enter(struct nymph_context *ctx, struct nymph_enter *arg,
 		       u32 __user *reaped)
 {
 	struct nymph_waiter waiter = {};
 	struct nymph_ring *ring;
+	struct iov_iter to;
 	int ret, err;
 
+	iov_iter_ubuf(&to, ITER_DEST, u64_to_user_ptr(arg->records),
+		      array_size(arg->max_records,
+				 sizeof(struct nymph_record)));
 	for (;;) {
 		ring = nymph_need_ring(ctx);
 		if (IS_ERR(ring))
@@ -505,61 +589,74 @@ static int nymph_enter(struct nymph_context *ctx, struct nymph_enter *arg,
 
 	err = nymph_ring_wait(ring, &waiter);
 	if (!err)
-		err = nymph_enter_reap(ring, arg, reaped);
+		err = nymph_enter_reap(ring, arg, &to, reaped);
 	nymph_ring_kick(ring);
 	nymph_ring_put(ring);
 	return ret ?: err;
 }
 
-static int nymph_ioc_enter(struct nymph_context *ctx, void __user *uarg)
+/* Converts a time of current's clock to the kernel's. */
+static u64 nymph_deadline(u64 ns)
 {
-	struct nymph_enter __user *to = uarg;
-	struct nymph_enter arg;
-	int ret;
+	s64 offset = nymph_clock_offset();
+	u64 at;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
-	if (ret)
-		return ret;
-	if (arg.flags || arg.min_records > arg.max_records)
-		return -EINVAL;
-	arg.submitted = 0;
-	arg.reaped = 0;
-	arg.error = 0;
-	/* first, so that nothing is done for a caller who can't be told */
-	if (copy_to_user(uarg, &arg, sizeof(arg)))
-		return -EFAULT;
-
-	ret = nymph_enter(ctx, &arg, &to->reaped);
-
-	/* should these fail now, what is returned still says what was done */
-	if (put_user(arg.submitted, &to->submitted) ||
-	    put_user(ret, &to->error))
-		ret = ret ?: -EFAULT;
-	if (arg.submitted)
-		return arg.submitted;
-	return arg.reaped ? 0 : ret;
+	if (ns == NYMPH_NO_DEADLINE)
+		return ns;
+	if (offset > 0)
+		return ns > offset ? ns - offset : 0;
+	return check_add_overflow(ns, (u64)-offset, &at) ? NYMPH_NO_DEADLINE :
+							   at;
 }
 
-static int nymph_ioc_query(void __user *uarg)
+static int nymph_ioc_enter(struct nymph_context *ctx,
+			   union nymph_request_arg *arg, void __user *uarg)
 {
-	struct nymph_engine_info *infos;
-	struct nymph_query arg;
+	struct nymph_enter *enter = &arg->enter;
+	struct nymph_enter __user *to = uarg;
 	int ret;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
-	if (ret)
-		return ret;
-	arg.version = NYMPH_ABI_VERSION;
-	arg.features = NYMPH_FEATURE_POLL | NYMPH_FEATURE_READ |
-		       NYMPH_FEATURE_ALLOC | NYMPH_FEATURE_REGISTER |
-		       NYMPH_FEATURE_CARD | NYMPH_FEATURE_DMABUF;
-	arg.requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_LATENCY),
-				   _IOC_NR(NYMPH_IOC_SUBMIT_DMA));
-	arg.opcodes = GENMASK_ULL(NYMPH_OP_COMPARE, NYMPH_OP_NOP);
-	arg.entry_flags = NYMPH_FLAGS_SERVED;
-	arg.max_length = NYMPH_MAX_LENGTH;
-	arg.max_entries = NYMPH_MAX_ENTRIES;
-	arg.setup_flags = NYMPH_SETUP_PAUSED;
+	if (enter->flags || enter->min_records > enter->max_records)
+		return -EINVAL;
+	enter->submitted = 0;
+	enter->reaped = 0;
+	enter->error = 0;
+	/* first, so that nothing is done for a caller who can't be told */
+	if (copy_to_user(uarg, enter, sizeof(*enter)))
+		return -EFAULT;
+
+	enter->deadline_ns = nymph_deadline(enter->deadline_ns);
+	ret = nymph_enter(ctx, enter, &to->reaped);
+
+	/* should these fail now, what is returned still says what was done */
+	if (put_user(enter->submitted, &to->submitted) ||
+	    put_user(ret, &to->error))
+		ret = ret ?: -EFAULT;
+	if (enter->submitted)
+		return enter->submitted;
+	return enter->reaped ? 0 : ret;
+}
+
+static int nymph_ioc_query(struct nymph_context *ctx,
+			   union nymph_request_arg *arg, void __user *uarg)
+{
+	struct nymph_query *query = &arg->query;
+	struct nymph_engine_info *infos;
+	int ret;
+
+	query->version = NYMPH_ABI_VERSION;
+	query->features = NYMPH_FEATURE_POLL | NYMPH_FEATURE_READ |
+			  NYMPH_FEATURE_ALLOC | NYMPH_FEATURE_REGISTER |
+			  NYMPH_FEATURE_CARD;
+	if (IS_ENABLED(CONFIG_DMA_SHARED_BUFFER))
+		query->features |= NYMPH_FEATURE_DMABUF;
+	query->requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_LATENCY),
+				      _IOC_NR(NYMPH_IOC_SUBMIT_DMA));
+	query->opcodes = GENMASK_ULL(NYMPH_OP_COMPARE, NYMPH_OP_NOP);
+	query->entry_flags = NYMPH_FLAGS_SERVED;
+	query->max_length = NYMPH_MAX_LENGTH;
+	query->max_entries = NYMPH_MAX_ENTRIES;
+	query->setup_flags = NYMPH_SETUP_PAUSED;
 
 	infos = kcalloc(NYMPH_MAX_ENGINES, sizeof(*infos), GFP_KERNEL_ACCOUNT);
 	if (!infos)
@@ -567,29 +664,27 @@ static int nymph_ioc_query(void __user *uarg)
 	ret = nymph_engine_infos(infos, NYMPH_MAX_ENGINES);
 	if (ret < 0)
 		goto free;
-	arg.num_engines = ret;
+	query->num_engines = ret;
 	ret = 0;
-	if ((arg.engines && copy_to_user(u64_to_user_ptr(arg.engines), infos,
-					 min(arg.max_engines, arg.num_engines) *
-					 sizeof(*infos))) ||
-	    copy_to_user(uarg, &arg, sizeof(arg)))
+	if (query->engines &&
+	    copy_to_user(u64_to_user_ptr(query->engines), infos,
+			 min(query->max_engines, query->num_engines) *
+			 sizeof(*infos)))
 		ret = -EFAULT;
 free:
 	kfree(infos);
 	return ret;
 }
 
-static int nymph_ioc_cancel(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_cancel(struct nymph_context *ctx,
+			    union nymph_request_arg *arg, void __user *uarg)
 {
+	struct nymph_cancel *cancel = &arg->cancel;
 	struct nymph_cancel __user *to = uarg;
-	struct nymph_cancel arg;
 	struct nymph_ring *ring;
-	int ret;
+	u32 canceled;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
-	if (ret)
-		return ret;
-	if (arg.flags || arg.reserved)
+	if (cancel->flags || cancel->reserved)
 		return -EINVAL;
 	/* first, so that nothing is canceled for a caller who can't be told */
 	if (put_user(0, &to->canceled))
@@ -597,9 +692,9 @@ static int nymph_ioc_cancel(struct nymph_context *ctx, void __user *uarg)
 	ring = nymph_lock_ring(ctx);
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	arg.canceled = nymph_ring_cancel(ring, arg.cookie);
+	canceled = nymph_ring_cancel(ring, cancel->cookie);
 	nymph_unlock_ring(ctx);
-	return arg.canceled ? put_user(arg.canceled, &to->canceled) : -ENOENT;
+	return canceled ? put_user(canceled, &to->canceled) : -ENOENT;
 }
 
 static int nymph_buffer_check(const struct nymph_buffer *arg)
@@ -642,7 +737,7 @@ static int nymph_buffer_free(struct nymph_context *ctx, u32 handle)
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	region = nymph_ring_remove_region(ring, handle);
+	region = nymph_region_remove(ring, handle);
 	nymph_unlock_ring(ctx);
 	if (!region)
 		return -ENOENT;
@@ -650,7 +745,7 @@ static int nymph_buffer_free(struct nymph_context *ctx, u32 handle)
 	return 0;
 }
 
-/* Who can't be told of the file has none. */
+/* A caller who can't be told the file's number gets no file. */
 static int nymph_buffer_export(struct nymph_context *ctx, u32 handle,
 			       s32 __user *to)
 {
@@ -661,7 +756,7 @@ static int nymph_buffer_export(struct nymph_context *ctx, u32 handle,
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	region = nymph_ring_get_region(ring, handle);
+	region = nymph_region_get(ring, handle);
 	nymph_unlock_ring(ctx);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
@@ -693,18 +788,18 @@ static int nymph_buffer_create(struct nymph_context *ctx,
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	region = nymph_region_create(ring, arg);
+	region = nymph_region_create(ring->cred->user, ring->engine, arg);
 	nymph_ring_put(ring);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 
-	/* not the same one, if it was replaced meanwhile; just as good */
+	/* a ring that has replaced it is just as good */
 	ring = nymph_lock_ring(ctx);
 	if (IS_ERR(ring)) {
 		nymph_region_put(region);
 		return PTR_ERR(ring);
 	}
-	ret = nymph_ring_add_region(ring, region, &arg->handle);
+	ret = nymph_region_add(ring, region, &arg->handle);
 	nymph_unlock_ring(ctx);
 	if (ret) {
 		nymph_region_put(region);
@@ -715,53 +810,46 @@ static int nymph_buffer_create(struct nymph_context *ctx,
 	return 0;
 }
 
-static int nymph_ioc_buffer(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_buffer(struct nymph_context *ctx,
+			    union nymph_request_arg *arg, void __user *uarg)
 {
+	struct nymph_buffer *buffer = &arg->buffer;
 	struct nymph_buffer __user *to = uarg;
-	struct nymph_buffer arg;
-	size_t told;
+	size_t told = min_t(size_t, buffer->size, sizeof(*buffer));
 	int ret;
 
-	ret = nymph_get_grown_arg(&arg, sizeof(arg),
-				  offsetof(struct nymph_buffer, fd), uarg);
+	ret = nymph_buffer_check(buffer);
 	if (ret)
 		return ret;
-	ret = nymph_buffer_check(&arg);
-	if (ret)
-		return ret;
-	if (arg.op == NYMPH_BUFFER_FREE)
-		return nymph_buffer_free(ctx, arg.handle);
-	if (arg.op == NYMPH_BUFFER_EXPORT)
-		return nymph_buffer_export(ctx, arg.handle, &to->fd);
+	if (buffer->op == NYMPH_BUFFER_FREE)
+		return nymph_buffer_free(ctx, buffer->handle);
+	if (buffer->op == NYMPH_BUFFER_EXPORT)
+		return nymph_buffer_export(ctx, buffer->handle, &to->fd);
 
 	/* first, so that nothing is made for a caller who can't be told */
-	told = min_t(size_t, arg.size, sizeof(arg));
-	if (copy_to_user(uarg, &arg, told))
+	if (copy_to_user(uarg, buffer, told))
 		return -EFAULT;
-	ret = nymph_buffer_create(ctx, &arg);
+	ret = nymph_buffer_create(ctx, buffer);
 	if (ret)
 		return ret;
-	if (copy_to_user(uarg, &arg, told)) {
-		nymph_buffer_free(ctx, arg.handle);
+	if (copy_to_user(uarg, buffer, told)) {
+		nymph_buffer_free(ctx, buffer->handle);
 		return -EFAULT;
 	}
 	return 0;
 }
 
-static int nymph_ioc_eventfd(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_eventfd(struct nymph_context *ctx,
+			     union nymph_request_arg *arg, void __user *uarg)
 {
 	struct eventfd_ctx *eventfd = NULL;
-	struct nymph_eventfd arg;
 	struct nymph_ring *ring;
-	int ret;
+	int ret = 0;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
-	if (ret)
-		return ret;
-	if (arg.flags || arg.reserved)
+	if (arg->eventfd.flags || arg->eventfd.reserved)
 		return -EINVAL;
-	if (arg.fd != -1) {
-		eventfd = eventfd_ctx_fdget(arg.fd);
+	if (arg->eventfd.fd != -1) {
+		eventfd = eventfd_ctx_fdget(arg->eventfd.fd);
 		if (IS_ERR(eventfd))
 			return PTR_ERR(eventfd);
 	}
@@ -777,17 +865,15 @@ static int nymph_ioc_eventfd(struct nymph_context *ctx, void __user *uarg)
 	return ret;
 }
 
-static int nymph_ioc_latency(struct nymph_context *ctx, void __user *uarg)
+static int nymph_ioc_latency(struct nymph_context *ctx,
+			     union nymph_request_arg *arg, void __user *uarg)
 {
+	struct nymph_latency *latency = &arg->latency;
 	struct nymph_histogram *h;
-	struct nymph_latency arg;
 	struct nymph_ring *ring;
-	int ret;
+	int ret = 0;
 
-	ret = nymph_get_arg(&arg, sizeof(arg), uarg);
-	if (ret)
-		return ret;
-	if (arg.flags)
+	if (latency->flags)
 		return -EINVAL;
 	h = kmalloc(sizeof(*h), GFP_KERNEL_ACCOUNT);
 	if (!h)
@@ -799,65 +885,97 @@ static int nymph_ioc_latency(struct nymph_context *ctx, void __user *uarg)
 	}
 	nymph_ring_latency(ring, h);
 	nymph_unlock_ring(ctx);
-	arg.count = h->count;
-	arg.sum_ns = h->sum_ns;
-	arg.max_ns = h->max_ns;
-	if ((arg.buckets && copy_to_user(u64_to_user_ptr(arg.buckets),
-					 h->buckets, sizeof(h->buckets))) ||
-	    copy_to_user(uarg, &arg, sizeof(arg)))
+	latency->count = h->count;
+	latency->sum_ns = h->sum_ns;
+	latency->max_ns = h->max_ns;
+	if (latency->buckets &&
+	    copy_to_user(u64_to_user_ptr(latency->buckets), h->buckets,
+			 sizeof(h->buckets)))
 		ret = -EFAULT;
 free:
 	kfree(h);
 	return ret;
 }
 
-static long nymph_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+#define NYMPH_REQUEST(_name, _least, _answers, _handle)			\
+	[_IOC_NR(NYMPH_IOC_##_name)] = {				\
+		.cmd = NYMPH_IOC_##_name,				\
+		.least = _least,					\
+		.answers = _answers,					\
+		.handle = _handle,					\
+	}
+
+static const struct nymph_handler nymph_handlers[] = {
+	NYMPH_REQUEST(SUBMIT_DMA, 0, false, nymph_ioc_submit_dma),
+	NYMPH_REQUEST(GET_STATUS, 0, true, nymph_ioc_get_status),
+	NYMPH_REQUEST(SETUP_RING, 0, false, nymph_ioc_setup_ring),
+	NYMPH_REQUEST(GET_RING, 0, true, nymph_ioc_get_ring),
+	NYMPH_REQUEST(RESET, 0, false, nymph_ioc_reset),
+	NYMPH_REQUEST(QUERY, sizeof(struct nymph_query), true,
+		      nymph_ioc_query),
+	NYMPH_REQUEST(SETUP2, sizeof(struct nymph_setup2), false,
+		      nymph_ioc_setup2),
+	NYMPH_REQUEST(ENABLE, 0, false, nymph_ioc_enable),
+	NYMPH_REQUEST(ENTER, sizeof(struct nymph_enter), false,
+		      nymph_ioc_enter),
+	NYMPH_REQUEST(SNAPSHOT, sizeof(struct nymph_snapshot), true,
+		      nymph_ioc_snapshot),
+	NYMPH_REQUEST(CANCEL, sizeof(struct nymph_cancel), false,
+		      nymph_ioc_cancel),
+	NYMPH_REQUEST(BUFFER, offsetof(struct nymph_buffer, fd), false,
+		      nymph_ioc_buffer),
+	NYMPH_REQUEST(EVENTFD, sizeof(struct nymph_eventfd), false,
+		      nymph_ioc_eventfd),
+	NYMPH_REQUEST(LATENCY, sizeof(struct nymph_latency), true,
+		      nymph_ioc_latency),
+};
+
+static const struct nymph_handler *nymph_handler_find(unsigned int cmd)
 {
-	struct nymph_context *ctx = file->private_data;
-	void __user *uarg = (void __user *)arg;
+	const struct nymph_handler *handler;
+	unsigned int nr = _IOC_NR(cmd);
 
-	switch (cmd) {
-	case NYMPH_IOC_SUBMIT_DMA:
-		return nymph_ioc_submit_dma(ctx, uarg);
-	case NYMPH_IOC_GET_STATUS:
-		return nymph_ioc_get_status(ctx, uarg);
-	case NYMPH_IOC_SETUP_RING:
-		return nymph_ioc_setup_ring(ctx, uarg);
-	case NYMPH_IOC_GET_RING:
-		return nymph_ioc_get_ring(ctx, uarg);
-	case NYMPH_IOC_RESET:
-		return nymph_ioc_reset(ctx);
-	case NYMPH_IOC_ENABLE:
-		return nymph_ioc_enable(ctx);
-	}
-
-	switch (NYMPH_SIZELESS(cmd)) {
-	case NYMPH_SIZELESS(NYMPH_IOC_QUERY):
-		return nymph_ioc_query(uarg);
-	case NYMPH_SIZELESS(NYMPH_IOC_SETUP2):
-		return nymph_ioc_setup2(ctx, uarg);
-	case NYMPH_SIZELESS(NYMPH_IOC_ENTER):
-		return nymph_ioc_enter(ctx, uarg);
-	case NYMPH_SIZELESS(NYMPH_IOC_SNAPSHOT):
-		return nymph_ioc_snapshot(ctx, uarg);
-	case NYMPH_SIZELESS(NYMPH_IOC_CANCEL):
-		return nymph_ioc_cancel(ctx, uarg);
-	case NYMPH_SIZELESS(NYMPH_IOC_BUFFER):
-		return nymph_ioc_buffer(ctx, uarg);
-	case NYMPH_SIZELESS(NYMPH_IOC_EVENTFD):
-		return nymph_ioc_eventfd(ctx, uarg);
-	case NYMPH_SIZELESS(NYMPH_IOC_LATENCY):
-		return nymph_ioc_latency(ctx, uarg);
-	}
-	return -ENOTTY;
+	if (nr >= ARRAY_SIZE(nymph_handlers))
+		return NULL;
+	handler = &nymph_handlers[array_index_nospec(nr,
+						     ARRAY_SIZE(nymph_handlers))];
+	/* the size in the number of a request that may grow does not count */
+	if (handler->least ?
+	    NYMPH_SIZELESS(cmd) != NYMPH_SIZELESS(handler->cmd) :
+	    cmd != handler->cmd)
+		return NULL;
+	return handler->handle ? handler : NULL;
 }
 
-static ssize_t nymph_read(struct file *file, char __user *to, size_t count,
-			  loff_t *pos)
+static long nymph_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
+	const struct nymph_handler *handler = nymph_handler_find(cmd);
+	void __user *uarg = (void __user *)arg;
+	union nymph_request_arg karg;
+	int ret = 0;
+
+	if (!handler)
+		return -ENOTTY;
+	if (handler->least)
+		ret = nymph_get_grown_arg(handler, &karg, uarg);
+	else if (!(_IOC_DIR(cmd) & _IOC_WRITE))
+		memset(&karg, 0, sizeof(karg));
+	else if (copy_from_user(&karg, uarg, _IOC_SIZE(cmd)))
+		ret = -EFAULT;
+	if (ret)
+		return ret;
+	ret = handler->handle(file->private_data, &karg, uarg);
+	if (ret >= 0 && handler->answers &&
+	    copy_to_user(uarg, &karg, _IOC_SIZE(handler->cmd)))
+		return -EFAULT;
+	return ret;
+}
+
+static ssize_t nymph_read_iter(struct kiocb *iocb, struct iov_iter *to)
+{
+	struct file *file = iocb->ki_filp;
 	struct nymph_enter arg = {
-		.records = (unsigned long)to,
-		.max_records = min_t(size_t, count /
+		.max_records = min_t(size_t, iov_iter_count(to) /
 				     sizeof(struct nymph_record), U32_MAX),
 		.min_records = !(file->f_flags & O_NONBLOCK),
 		.deadline_ns = NYMPH_NO_DEADLINE,
@@ -870,7 +988,7 @@ static ssize_t nymph_read(struct file *file, char __user *to, size_t count,
 	ring = nymph_need_ring(file->private_data);
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	ret = nymph_enter_reap(ring, &arg, NULL);
+	ret = nymph_enter_reap(ring, &arg, to, NULL);
 	nymph_ring_kick(ring);
 	nymph_ring_put(ring);
 	if (arg.reaped)
@@ -892,7 +1010,7 @@ static int nymph_mmap(struct file *file, struct vm_area_struct *vma)
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
 	region = handle < NYMPH_MAX_REGIONS ?
-		 nymph_ring_get_region(ring, handle) : ERR_PTR(-ENOENT);
+		 nymph_region_get(ring, handle) : ERR_PTR(-ENOENT);
 	nymph_ring_put(ring);
 	if (IS_ERR(region))
 		return -EINVAL;
@@ -903,14 +1021,8 @@ static int nymph_mmap(struct file *file, struct vm_area_struct *vma)
 
 static void nymph_show_fdinfo(struct seq_file *m, struct file *file)
 {
-	struct nymph_context *ctx = file->private_data;
-	struct nymph_ring *ring;
+	struct nymph_ring *ring = nymph_get_any_ring(file->private_data);
 
-	mutex_lock(&ctx->lock);
-	ring = ctx->ring;
-	if (ring)
-		refcount_inc(&ring->refs);
-	mutex_unlock(&ctx->lock);
 	if (!ring)
 		return;
 	nymph_ring_show_fdinfo(ring, m);
@@ -924,15 +1036,22 @@ static __poll_t nymph_poll(struct file *file, poll_table *wait)
 	__poll_t events = 0;
 
 	poll_wait(file, &ctx->wait, wait);
-	ring = nymph_get_ring(ctx);
+	ring = nymph_get_any_ring(ctx);
 	if (!ring)
 		return EPOLLHUP;
-	if (IS_ERR(ring))
-		return EPOLLERR;
-	if (READ_ONCE(ring->unread.count))
-		events |= EPOLLIN | EPOLLRDNORM;
-	if (nymph_ring_has_room(ring))
-		events |= EPOLLOUT | EPOLLWRNORM;
+	if (READ_ONCE(ring->orphan)) {
+		events = EPOLLERR;
+	} else if (READ_ONCE(ring->dead)) {
+		events = EPOLLHUP;
+	} else if (current->mm && current->mm != ring->mm) {
+		/* a kernel thread has no memory: AIO asks by one for its user */
+		events = EPOLLERR;
+	} else {
+		if (READ_ONCE(ring->unread.count))
+			events |= EPOLLIN | EPOLLRDNORM;
+		if (nymph_ring_has_room(ring))
+			events |= EPOLLOUT | EPOLLWRNORM;
+	}
 	nymph_ring_put(ring);
 	return events;
 }
@@ -943,7 +1062,7 @@ const struct file_operations nymph_fops = {
 	.release = nymph_release,
 	.unlocked_ioctl = nymph_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
-	.read = nymph_read,
+	.read_iter = nymph_read_iter,
 	.poll = nymph_poll,
 	.mmap = nymph_mmap,
 	.show_fdinfo = nymph_show_fdinfo,

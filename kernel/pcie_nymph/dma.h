@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * pcie_nymph: what the files about DMA channels share: dma_op.c what a channel is
- * to move, engine_dma.c the channel at it, dma_channels.c which there are.
+ * pcie_nymph: DMA channels: dma_channels.c finds them, dma_op.c maps what they
+ * move, and engine_dma.c runs them.
  */
 #ifndef _NYMPH_DMA_H
 #define _NYMPH_DMA_H
@@ -9,40 +9,45 @@
 #include <linux/completion.h>
 #include <linux/dmaengine.h>
 #include <linux/mutex.h>
+#include <linux/notifier.h>
+#include <linux/ratelimit.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
-#include "nymph.h"
+#include "engine.h"
 
-/* Transactions an operation can have: more than a piece in scattered memory has. */
+/* Runs of an operation: more than a chunk in scattered memory has. */
 #define NYMPH_DMA_MAX_RUNS	112
-#define NYMPH_DMA_MAX_PAGES	(NYMPH_PIECE / PAGE_SIZE + 1)
+#define NYMPH_DMA_MAX_PAGES	(NYMPH_CHUNK / PAGE_SIZE + 1)
 
 /**
- * struct nymph_dma_engine - a channel
- * @engine: as the rest of the module has it
- * @seen: the last scan found that it can be had; under the engines' lock
- * @lock: serializes what follows; taken before @ops_lock
- * @wanted: a ring has the engine
- * @chan: the channel, if it is ours
- * @failed: it did, at @failed_at
- * @failed_at: when, in jiffies
- * @stopping: it was told to stop, and is not known to have
- * @stops: how often it was told
- * @stop_work: tells it
- * @stopped: woken when that was done, and when one less is mapped
- * @ops_lock: serializes @ops, what becomes of them, @held and @spare
- * @ops: operations that the channel may be at
- * @held: operations that have something mapped
- * @spare: operations to be used again
- * @nr_spare: how many
+ * struct nymph_dma_engine - an engine that is a channel
+ * @engine: the engine, for the rest of the module
+ * @seen: the last scan found that the channel can be had; under the engines' lock
+ * @users: rings that have the engine, or its help; raised under @lock
+ * @log: rate limit of notices about the channel
+ * @lock: serializes @chan to @stops; taken before @ops_lock; held while a dead
+ *	channel is told to stop
+ * @chan: the channel, while the driver has it
+ * @failed: the channel failed, at @failed_at
+ * @failed_at: time of the failure, in jiffies
+ * @stopping: the channel was told to stop, and is not known to have stopped
+ * @stops: number of times it was told
+ * @stop_work: stops the channel
+ * @stopped: woken after each stop, and when an operation is unmapped
+ * @ops_lock: serializes @ops, the state of operations, @held and @spare
+ * @ops: operations that the channel may be running
+ * @held: number of operations that have memory mapped
+ * @spare: operations kept for reuse
+ * @nr_spare: number of @spare
  */
 struct nymph_dma_engine {
 	struct nymph_engine engine;
 	bool seen;
-	struct mutex lock;	/* wanted to stops */
-	bool wanted;
+	atomic_t users;
+	struct ratelimit_state log;
+	struct mutex lock;	/* chan to stops */
 	struct dma_chan *chan;
 	bool failed;
 	unsigned long failed_at;
@@ -58,10 +63,10 @@ struct nymph_dma_engine {
 };
 
 /**
- * struct nymph_dma_side - where a channel has the bytes of a run
- * @at: address
- * @mapped: for this run, and to be unmapped
- * @synced: for this run, and the CPU's to be again
+ * struct nymph_dma_side - source or destination of a run, as the device has it
+ * @at: address for the device
+ * @mapped: mapped for this run, which has to unmap it
+ * @synced: synced for this run, which has to sync it for the CPU again
  */
 struct nymph_dma_side {
 	dma_addr_t at;
@@ -70,13 +75,13 @@ struct nymph_dma_side {
 };
 
 /**
- * struct nymph_dma_run - bytes that are neighbours on either side
- * @op: what it belongs to
- * @move: index of the move it is of
- * @status: how it ended; -EINPROGRESS until it has; under ops_lock
- * @src: where the device has them
- * @dst: where the device has them
- * @len: how many
+ * struct nymph_dma_run - bytes that are contiguous at source and destination
+ * @op: the operation
+ * @move: index of the move
+ * @status: 0 or a negative errno; -EINPROGRESS until the run ends; under ops_lock
+ * @src: the source
+ * @dst: the destination
+ * @len: bytes
  */
 struct nymph_dma_run {
 	struct nymph_dma_op *op;
@@ -88,33 +93,40 @@ struct nymph_dma_run {
 };
 
 /**
- * struct nymph_dma_op - moves that are being made
- * @list: in the engine's ops, or its spare
+ * struct nymph_dma_op - an operation: moves that a channel makes
+ * @list: entry in the engine's ops, or its spare
  * @dma: the engine
- * @dev: what the mappings are for, held
- * @pending: transactions that the channel has; under ops_lock
- * @abandoned: nobody waits any more; under ops_lock
- * @ended: the channel is done with all it was given
- * @nr_moves: how many
- * @dst: of each move, held; NULL if @pages are the destination
- * @src: of each move, held; NULL if it is @bounce
- * @bounce: held, or NULL
- * @dst_map: of each move whose destination stays mapped, held; or NULL
- * @src_map: the same for sources
- * @nr_pages: how many
- * @pages: of the caller's memory, pinned for this
- * @nr_runs: how many are mapped
- * @runs: what is to be moved
- * @handed_over: how many of them the channel was given
- * @error: why it was given no more, or 0
- * @deadline: in jiffies, for the channel to have done them
+ * @dev: device that the memory is mapped for, held
+ * @pending: number of transactions that the channel has; under ops_lock
+ * @quarantined: nobody waits any more, and the channel may still write; under
+ *	ops_lock
+ * @whole: the channel was given all runs; under ops_lock
+ * @fence: fence that others wait for who want the dma-bufs, or NULL; under ops_lock
+ *	once the channel is given a run
+ * @ended: completed when the channel is done with all runs it was given
+ * @nr_moves: number of moves
+ * @dst: destination of each move, held; NULL if it is @pages
+ * @src: source of each move, held; NULL if it is @bounce
+ * @bounce: bounce buffer, held, or NULL
+ * @dst_map: mapping of each destination that stays mapped, held; or NULL
+ * @src_map: mapping of each source that stays mapped, held; or NULL
+ * @nr_pages: number of @pages
+ * @pages: pages of current's memory, pinned for this operation
+ * @nr_runs: number of @runs that are mapped
+ * @runs: bytes to move
+ * @handed_over: number of runs that the channel was given
+ * @error: 0, or why the channel was given no more runs
+ * @blocked: others were using a dma-buf when the channel was to be given a run
+ * @deadline: time, in jiffies, at which the channel has to have ended the runs
  */
 struct nymph_dma_op {
 	struct list_head list;
 	struct nymph_dma_engine *dma;
 	struct device *dev;
 	unsigned int pending;
-	bool abandoned;
+	bool quarantined;
+	bool whole;
+	struct dma_fence *fence;
 	struct completion ended;
 	unsigned int nr_moves;
 	struct nymph_region *dst[NYMPH_MAX_MOVES];
@@ -128,6 +140,7 @@ struct nymph_dma_op {
 	struct nymph_dma_run runs[NYMPH_DMA_MAX_RUNS];
 	unsigned int handed_over;
 	int error;
+	bool blocked;
 	unsigned long deadline;
 };
 
@@ -136,7 +149,7 @@ static inline struct nymph_dma_engine *to_nymph_dma(struct nymph_engine *engine)
 	return container_of(engine, struct nymph_dma_engine, engine);
 }
 
-/* dma_op.c: moves that are being made, and the memory they are about */
+/* dma_op.c: operations, and the memory that they use */
 
 struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
 					 const struct nymph_move *moves,
@@ -144,19 +157,35 @@ struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
 void nymph_dma_op_free(struct nymph_dma_op *op);
 size_t nymph_dma_op_pin(struct nymph_dma_op *op, u64 addr, size_t len);
 void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves);
+int nymph_dma_op_fence(struct nymph_dma_op *op);
+void nymph_dma_op_signal(struct nymph_dma_op *op, int error);
 void nymph_dma_run_end(struct nymph_dma_op *op, struct nymph_dma_run *run);
 void nymph_dma_drop_spare(struct nymph_dma_engine *dma);
 
 /* engine_dma.c: a channel at work */
 
+struct nymph_engine *nymph_dma_create(struct dma_chan *chan);
+void nymph_dma_destroy(struct nymph_engine *engine);
+unsigned int nymph_dma_move_parts(struct nymph_engine *const *engines,
+				  unsigned int nr_engines,
+				  struct nymph_move *move,
+				  struct nymph_move *parts);
+void nymph_dma_unbind_begin(struct nymph_engine *engine, struct device *dev);
+void nymph_dma_unbind_end(struct nymph_engine *engine, struct device *dev);
+
+/* dma_channels.c: channels of the kernel */
+
 extern struct workqueue_struct *nymph_dma_wq;
 
-struct nymph_engine *nymph_dma_create(struct dma_chan *chan);
-void nymph_dma_give_up(struct nymph_engine *engine, void *param);
-void nymph_dma_let_go(struct nymph_engine *engine, void *param);
-
-/* dma_channels.c: which there are */
-
 struct dma_chan *nymph_dma_request(struct nymph_dma_engine *dma);
+bool nymph_dma_is_usable(struct dma_chan *chan);
+void nymph_dma_show_channels(dma_filter_fn see, void *param);
+void nymph_dma_scan_again(void);
+bool nymph_dma_scan_due(bool again);
+void nymph_dma_unbinding_begin(struct device *dev);
+void nymph_dma_unbinding_end(struct device *dev);
+int nymph_dma_listen(notifier_fn_t event);
+void nymph_dma_stop_listening(void);
+void nymph_dma_exit(void);
 
 #endif /* _NYMPH_DMA_H */

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: moves that a ring wants made by a DMA channel, an operation: it holds
- * the memory they are about, its mappings, and a transaction for each run of
- * neighbouring bytes.
+ * pcie_nymph: operations: moves that a DMA channel makes for a ring. An operation
+ * holds the memory of its moves, the mappings of that memory, and a transaction for
+ * each run of contiguous bytes.
  */
 #include <linux/device.h>
+#include <linux/dma-fence.h>
 #include <linux/dma-map-ops.h>
 #include <linux/dma-mapping.h>
 #include <linux/dmaengine.h>
@@ -17,13 +18,14 @@
 #include <linux/vmalloc.h>
 
 #include "compat.h"
+#include "counters.h"
 #include "dma.h"
 #include "runs.h"
 
-/* Operations that are kept to be used again. */
+/* Operations that an engine keeps for reuse. */
 #define NYMPH_DMA_MAX_SPARE	8
 
-/* Returns one that was used before, or NULL. */
+/* Returns an operation kept for reuse, or NULL. */
 static struct nymph_dma_op *nymph_dma_op_again(struct nymph_dma_engine *dma)
 {
 	struct nymph_dma_op *op;
@@ -39,12 +41,12 @@ static struct nymph_dma_op *nymph_dma_op_again(struct nymph_dma_engine *dma)
 }
 
 /**
- * nymph_dma_op_create() - begin an operation
- * @dma: what is to carry it out
- * @moves: what is to be moved
- * @n: how many, at most NYMPH_MAX_MOVES
+ * nymph_dma_op_create() - Begin an operation
+ * @dma: the engine that will run it
+ * @moves: the moves
+ * @n: number of moves, at most NYMPH_MAX_MOVES
  *
- * Return: the operation, which holds their memory, to be freed with
+ * Return: the operation, which holds the memory of the moves, to be freed with
  * nymph_dma_op_free(); or NULL.
  */
 struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
@@ -62,7 +64,9 @@ struct nymph_dma_op *nymph_dma_op_create(struct nymph_dma_engine *dma,
 	op->dma = dma;
 	op->dev = NULL;
 	op->pending = 0;
-	op->abandoned = false;
+	op->quarantined = false;
+	op->whole = false;
+	op->fence = NULL;
 	init_completion(&op->ended);
 	op->nr_moves = n;
 	op->bounce = NULL;
@@ -101,7 +105,7 @@ static void nymph_dma_op_put_by(struct nymph_dma_op *op)
 }
 
 /**
- * nymph_dma_drop_spare() - free what is kept to be used again
+ * nymph_dma_drop_spare() - Free the operations that are kept for reuse
  * @dma: the engine
  */
 void nymph_dma_drop_spare(struct nymph_dma_engine *dma)
@@ -113,20 +117,20 @@ void nymph_dma_drop_spare(struct nymph_dma_engine *dma)
 }
 
 /*
- * Runs can begin and end anywhere, so that two of them share a cache line. Where
- * that matters, see nymph_dma_alignment(), they do not; but to the DMA API a
- * mapping owns its cache lines, unless who maps does the syncing.
+ * Runs can begin and end anywhere, so two of them can share a cache line, except where
+ * that matters, see nymph_dma_alignment(). To the DMA API a mapping owns its cache
+ * lines, unless the code that maps also syncs.
  */
 static dma_addr_t nymph_dma_map(struct device *dev, struct page *page,
 				size_t offset, size_t len,
 				enum dma_data_direction direction)
 {
 	dma_addr_t dma = dma_map_page_attrs(dev, page, offset, len, direction,
-					    DMA_ATTR_SKIP_CPU_SYNC);
+					    NYMPH_DMA_ATTRS);
 
 	/*
-	 * Only where it does something: memory that is mapped twice at a time, as
-	 * a source and in a dma-buf say, confuses the DMA_API_DEBUG of 7.3.
+	 * Only where it has an effect: memory that is mapped twice at a time, for
+	 * instance as a source and in a dma-buf, confuses the DMA_API_DEBUG of 7.3.
 	 */
 	if (!dma_mapping_error(dev, dma) && dma_need_sync(dev, dma))
 		dma_sync_single_for_device(dev, dma, len, direction);
@@ -138,7 +142,7 @@ static void nymph_dma_unmap(struct device *dev, dma_addr_t dma, size_t len,
 {
 	if (dma_need_sync(dev, dma))
 		dma_sync_single_for_cpu(dev, dma, len, direction);
-	dma_unmap_page_attrs(dev, dma, len, direction, DMA_ATTR_SKIP_CPU_SYNC);
+	dma_unmap_page_attrs(dev, dma, len, direction, NYMPH_DMA_ATTRS);
 }
 
 static void nymph_dma_side_end(struct nymph_dma_op *op,
@@ -154,9 +158,9 @@ static void nymph_dma_side_end(struct nymph_dma_op *op,
 }
 
 /**
- * nymph_dma_run_end() - the channel is done with a run, and the CPU may look
- * @op: what it belongs to
- * @run: the run; once is enough
+ * nymph_dma_run_end() - Unmap or sync a run, so that the CPU can access its bytes
+ * @op: its operation
+ * @run: the run; a second call does nothing
  */
 void nymph_dma_run_end(struct nymph_dma_op *op, struct nymph_dma_run *run)
 {
@@ -171,7 +175,7 @@ static void nymph_dma_op_unmap(struct nymph_dma_op *op, unsigned int left)
 		nymph_dma_run_end(op, &op->runs[--op->nr_runs]);
 }
 
-/* A region may only go when nobody has it mapped any more. */
+/* Drops the mappings before the regions: a region that is mapped must stay. */
 static void nymph_dma_op_drop_move(struct nymph_dma_op *op, unsigned int i)
 {
 	nymph_mapping_put(op->dst_map[i]);
@@ -180,15 +184,79 @@ static void nymph_dma_op_drop_move(struct nymph_dma_op *op, unsigned int i)
 	nymph_region_put(op->src[i]);
 }
 
+static struct dma_resv *nymph_dma_resv(const struct nymph_region *region)
+{
+	return region && region->pin.dmabuf ?
+	       nymph_dmabuf_resv(region->pin.dmabuf) : NULL;
+}
+
 /**
- * nymph_dma_op_free() - an operation is over
- * @op: the channel is known to be done with it, or never had it
+ * nymph_dma_op_fence() - Tell others that the channel is about to use dma-bufs
+ * @op: mapped; its engine's lock is held
+ *
+ * An operation with dma-bufs has one move.
+ *
+ * Return: 0; -EBUSY if others are at them; -ENOMEM.
+ */
+int nymph_dma_op_fence(struct nymph_dma_op *op)
+{
+	struct dma_resv *dst = nymph_dma_resv(op->dst[0]);
+	struct dma_resv *src = nymph_dma_resv(op->src[0]);
+	struct dma_fence *fence;
+
+	if (op->fence || (!dst && !src))
+		return 0;
+	fence = nymph_fence_begin(op->dma->engine.name, dst, src);
+	if (IS_ERR(fence))
+		return PTR_ERR(fence);
+	op->fence = fence;
+	return 0;
+}
+
+/**
+ * nymph_dma_op_signal() - Tell others that the channel does not use the dma-bufs any more
+ * @op: the operation; the engine's ops_lock is held
+ * @error: 0, or the error that others get; -ETIMEDOUT if the channel may still use
+ *	the dma-bufs, because nobody may have to wait for that for ever
+ */
+void nymph_dma_op_signal(struct nymph_dma_op *op, int error)
+{
+	unsigned int i;
+
+	lockdep_assert_held(&op->dma->ops_lock);
+	if (!IS_ENABLED(CONFIG_DMA_SHARED_BUFFER) || !op->fence ||
+	    dma_fence_is_signaled(op->fence))
+		return;
+	for (i = 0; !error && i < op->handed_over; i++)
+		if (op->runs[i].status != -EINPROGRESS)
+			error = op->runs[i].status;
+	if (error)
+		dma_fence_set_error(op->fence, error);
+	dma_fence_signal(op->fence);
+}
+
+static void nymph_dma_op_end_fence(struct nymph_dma_op *op)
+{
+	if (!op->fence)
+		return;
+	spin_lock_irq(&op->dma->ops_lock);
+	nymph_dma_op_signal(op, 0);
+	spin_unlock_irq(&op->dma->ops_lock);
+	nymph_fence_end(op->fence, nymph_dma_resv(op->dst[0]),
+			nymph_dma_resv(op->src[0]));
+	op->fence = NULL;
+}
+
+/**
+ * nymph_dma_op_free() - Release an operation and its memory
+ * @op: an operation that the channel is known to be done with, or never had
  */
 void nymph_dma_op_free(struct nymph_dma_op *op)
 {
-	bool abandoned = op->abandoned;
+	bool quarantined = op->quarantined;
 	unsigned int i;
 
+	nymph_dma_op_end_fence(op);
 	nymph_dma_op_unmap(op, 0);
 	if (op->nr_pages)
 		unpin_user_pages_dirty_lock(op->pages, op->nr_pages, true);
@@ -203,23 +271,23 @@ void nymph_dma_op_free(struct nymph_dma_op *op)
 		put_device(op->dev);
 	}
 	nymph_dma_op_put_by(op);
-	if (abandoned) {
+	if (quarantined) {
 		nymph_count(NYMPH_COUNT_QUARANTINED, -1);
 		module_put(THIS_MODULE);
 	}
 }
 
 /**
- * nymph_dma_op_pin() - pin memory of current's, which the operation writes to
+ * nymph_dma_op_pin() - Pin memory of current that an operation writes to
  * @op: the operation
  * @addr: start
- * @len: bytes, at most NYMPH_PIECE
+ * @len: bytes, at most NYMPH_CHUNK
  *
- * Return: how many of the bytes are pinned.
+ * Return: number of bytes that are pinned, from the start on.
  */
 size_t nymph_dma_op_pin(struct nymph_dma_op *op, u64 addr, size_t len)
 {
-	unsigned long start = addr;
+	unsigned long start = untagged_addr((unsigned long)addr);
 	unsigned int offset = offset_in_page(start);
 	unsigned int nr_pages = DIV_ROUND_UP(offset + len, PAGE_SIZE);
 
@@ -239,14 +307,14 @@ size_t nymph_dma_op_pin(struct nymph_dma_op *op, u64 addr, size_t len)
 }
 
 /**
- * struct nymph_place - where bytes are
+ * struct nymph_place - location of bytes
  * @card: memory of a device, or NULL
- * @dmabuf: a dma-buf, or NULL
- * @page: where in host memory
- * @offset: into the one or the other
- * @map: the channel has it mapped; or NULL
- * @dma: where
- * @len: how many of them are neighbours
+ * @dmabuf: dma-buf, or NULL
+ * @page: page of host memory, if both are NULL
+ * @offset: offset into @card, @dmabuf or @page
+ * @map: mapping for the channel's device, or NULL
+ * @dma: address in @map
+ * @len: number of contiguous bytes
  */
 struct nymph_place {
 	struct nymph_card *card;
@@ -258,7 +326,7 @@ struct nymph_place {
 	size_t len;
 };
 
-/* What it has in common with an address of the channel's: the low bits. */
+/* Returns the low bits, which are those of the address for the channel, too. */
 static u64 nymph_place_low_bits(const struct nymph_place *place)
 {
 	return place->dmabuf ? place->dma : place->offset;
@@ -274,7 +342,7 @@ static struct nymph_place nymph_place_in(struct page *const *pages, u64 offset,
 	};
 }
 
-/* Memory behind a handle, or pinned for one entry: then there is no @map. */
+/* Finds bytes of a region; @map is NULL if it is pinned for one entry. */
 static struct nymph_place
 nymph_place_in_region(const struct nymph_region *in,
 		      const struct nymph_mapping *map, u64 offset, size_t max)
@@ -344,8 +412,8 @@ static struct nymph_place nymph_dma_op_src(const struct nymph_dma_op *op,
 }
 
 /*
- * What the CPU can't leave to the channel. Returns how much of it is done, or
- * -EFAULT if it can't be.
+ * Has the CPU move bytes that the channel can't. Returns how many it moved, or
+ * -EFAULT.
  */
 static ssize_t nymph_dma_by_cpu(const struct nymph_place *dst,
 				const struct nymph_place *src, size_t len)
@@ -369,8 +437,8 @@ static ssize_t nymph_dma_by_cpu(const struct nymph_place *dst,
 }
 
 /*
- * The same, where one side is a dma-buf: what begins and ends that can be far
- * more work than the bytes are.
+ * Does the same where one side is a dma-buf: beginning and ending the access can
+ * take much more time than the bytes.
  */
 static ssize_t nymph_dma_by_cpu_at_once(const struct nymph_move *move,
 					size_t at, size_t len)
@@ -379,16 +447,16 @@ static ssize_t nymph_dma_by_cpu_at_once(const struct nymph_move *move,
 	bool done;
 
 	if (move->src)
-		done = nymph_dmabuf_copy(dst, move->dst_off + at,
-					 &move->src->region->pin,
-					 move->src_off + at, len);
+		done = nymph_pin_copy_dmabuf(dst, move->dst_off + at,
+					     &move->src->region->pin,
+					     move->src_off + at, len);
 	else
 		done = nymph_pin_store(dst, move->dst_off + at,
 				       nymph_move_bounce(move) + at, len);
 	return done ? (ssize_t)len : -EFAULT;
 }
 
-/* Where the channel is to find bytes. Memory of another device is -EXDEV. */
+/* Finds the address of bytes for the channel; -EXDEV if another device has them. */
 static int nymph_dma_side_begin(struct nymph_dma_op *op,
 				struct nymph_dma_side *side,
 				const struct nymph_place *place, size_t len,
@@ -442,8 +510,8 @@ static int nymph_dma_run_begin(struct nymph_dma_op *op, unsigned int move,
 }
 
 /*
- * What a channel's addresses and lengths have to be multiples of. Where caches
- * are not coherent, no line may be shared with what the CPU writes meanwhile.
+ * Returns what a channel's addresses and lengths have to be multiples of. Where
+ * caches are not coherent, the CPU must not write to the cache lines of a run.
  */
 static size_t nymph_dma_alignment(struct dma_chan *chan, struct device *dev)
 {
@@ -455,8 +523,8 @@ static size_t nymph_dma_alignment(struct dma_chan *chan, struct device *dev)
 }
 
 /*
- * Has the channel's device have what is behind a handle, at @maps[@i]. Pages that
- * it can't have for longer are mapped for this operation.
+ * Maps the memory of a handle for the channel's device, at @maps[@i], if it can stay
+ * mapped. Else each run maps its pages.
  */
 static int nymph_dma_op_attach(struct nymph_dma_op *op,
 			       struct nymph_region *const *regions,
@@ -481,9 +549,9 @@ static int nymph_dma_op_attach(struct nymph_dma_op *op,
 }
 
 /*
- * Cuts a move into runs of at most @longest bytes. Returns 0, or why it can't be;
- * -ENOSPC if there are too many, and then the first move is as long as there was
- * room for.
+ * Cuts a move into runs of at most @longest bytes. Returns 0 or a negative errno;
+ * -ENOSPC if there are too many runs, and then done of the first move is what had
+ * room.
  */
 static int nymph_dma_map_move(struct nymph_dma_op *op,
 			      struct nymph_move *moves, unsigned int i,
@@ -519,7 +587,7 @@ static int nymph_dma_map_move(struct nymph_dma_op *op,
 			continue;
 		}
 		ret = nymph_dma_run_begin(op, i, &dst, &src, cut.by_dma);
-		/* a FILL goes on with a whole pattern; what is behind is done again */
+		/* a FILL goes on with a whole pattern; the rest is done again */
 		if (ret == -ENOSPC && !i)
 			move->done = round_down(at, sizeof(u64));
 		at += cut.by_dma;
@@ -528,11 +596,11 @@ static int nymph_dma_map_move(struct nymph_dma_op *op,
 }
 
 /**
- * nymph_dma_op_map() - have the channel have what is to be moved
- * @op: its engine's lock is held, and there is a channel
- * @moves: what it was made for
+ * nymph_dma_op_map() - Map the moves of an operation for the channel
+ * @op: the operation; its engine's lock is held, and there is a channel
+ * @moves: the moves it was created for
  *
- * As many of them as there is room for are mapped, which op->nr_moves says.
+ * op->nr_moves becomes the number of moves that had room and are mapped.
  */
 void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves)
 {
@@ -556,7 +624,7 @@ void nymph_dma_op_map(struct nymph_dma_op *op, struct nymph_move *moves)
 		ret = nymph_dma_map_move(op, moves, i, align, longest);
 		if (!ret)
 			continue;
-		/* what there was room for of the first is better than nothing */
+		/* a part of the first move is better than nothing */
 		if (ret == -ENOSPC && !i) {
 			moves->len = moves->done;
 			i = 1;

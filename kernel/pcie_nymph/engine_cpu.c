@@ -5,7 +5,7 @@
 #include <linux/mm.h>
 #include <linux/uaccess.h>
 
-#include "nymph.h"
+#include "engine.h"
 
 /* With a device's memory on at least one side. */
 static bool nymph_cpu_copy_card(const struct nymph_pin *dst, u64 dst_off,
@@ -30,8 +30,8 @@ static int nymph_cpu_move_one(struct nymph_move *move)
 	struct nymph_region *from = move->src ? move->src->region : NULL;
 
 	if (from && (from->pin.dmabuf || to->pin.dmabuf)) {
-		if (!nymph_dmabuf_copy(&to->pin, move->dst_off, &from->pin,
-				       move->src_off, move->len))
+		if (!nymph_pin_copy_dmabuf(&to->pin, move->dst_off, &from->pin,
+					   move->src_off, move->len))
 			return -EFAULT;
 	} else if (from && (from->pin.card || to->pin.card)) {
 		if (!nymph_cpu_copy_card(&to->pin, move->dst_off, &from->pin,
@@ -46,7 +46,8 @@ static int nymph_cpu_move_one(struct nymph_move *move)
 				     nymph_move_bounce(move), move->len))
 			return -EFAULT;
 	} else {
-		size_t left = copy_to_user(u64_to_user_ptr(move->dst_off),
+		size_t left = copy_to_user(nymph_user_ptr(move->dst_off,
+							  move->len),
 					   nymph_move_bounce(move), move->len);
 
 		move->done = move->len - left;

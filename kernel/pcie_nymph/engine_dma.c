@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: any dmaengine channel that can copy, as an engine.
+ * pcie_nymph: a dmaengine channel that can copy, as an engine.
  *
- * Whoever waits for an operation does so until a deadline. Then the channel is told
- * to stop; as long as it is not known to have, the operation is in quarantine: what
- * it holds is neither unmapped nor given back, and the channel is not used.
+ * A caller waits for an operation until a deadline. Then the driver tells the
+ * channel to stop. Until the channel is known to have stopped, the operation is
+ * quarantined: its memory is neither unmapped nor released, and the channel is not
+ * used.
+ *
+ * The file is long because start, stop and quarantine of a channel share the state
+ * that nymph_dma_engine.lock and ops_lock serialize.
  */
+#define pr_fmt(fmt) "pcie_nymph: " fmt
+
 #include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/device.h>
@@ -15,26 +21,50 @@
 #include <linux/list.h>
 #include <linux/minmax.h>
 #include <linux/module.h>
+#include <linux/printk.h>
+#include <linux/ratelimit.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/workqueue.h>
 
+#include "counters.h"
 #include "dma.h"
 #include "trace.h"
 
-/* When a channel that did not stop is told to again. */
+/* Time between two attempts to stop a channel that does not stop. */
 #define NYMPH_DMA_RETRY		HZ
-/* How long it may take to be told. */
+/* Longest wait for one attempt. */
 #define NYMPH_DMA_STOP_TIMEOUT	(5 * HZ)
-/* How long one that failed is spared by rings that can do without. */
-#define NYMPH_DMA_PENANCE	HZ
+/* Time that a channel has left to end the operation of a killed task. */
+#define NYMPH_DMA_GRACE		(HZ / 2)
+/* Back-off: time for which rings that can do without avoid a failed channel. */
+#define NYMPH_DMA_BACKOFF	HZ
+/* At most this many notices about a channel are logged in NYMPH_DMA_LOG_TIME. */
+#define NYMPH_DMA_LOG_BURST	20
+#define NYMPH_DMA_LOG_TIME	(5 * HZ)
 
 unsigned int nymph_dma_timeout_ms = 3000;
 module_param_named(dma_timeout_ms, nymph_dma_timeout_ms, uint, 0644);
 MODULE_PARM_DESC(dma_timeout_ms, "how long a DMA channel may take for what it is given at once, 1 MiB at most");
 
-struct workqueue_struct *nymph_dma_wq;
+/*
+ * Tells operators what happens to a channel. The kernel reports suppressed lines of
+ * most rate limits as warnings; the flag of this one keeps it silent.
+ */
+static __printf(2, 3) void nymph_dma_notice(struct nymph_dma_engine *dma,
+					    const char *fmt, ...)
+{
+	struct va_format vaf = { .fmt = fmt };
+	va_list args;
+
+	if (!__ratelimit(&dma->log))
+		return;
+	va_start(args, fmt);
+	vaf.va = &args;
+	pr_notice("channel %s %pV\n", dma->engine.name, &vaf);
+	va_end(args);
+}
 
 static int nymph_dma_status(const struct dmaengine_result *result)
 {
@@ -48,9 +78,18 @@ static int nymph_dma_status(const struct dmaengine_result *result)
 	}
 }
 
+/* The channel is done with all of the operation. */
+static void nymph_dma_op_ended(struct nymph_dma_op *op)
+{
+	lockdep_assert_held(&op->dma->ops_lock);
+	if (op->whole)
+		nymph_dma_op_signal(op, 0);
+	complete(&op->ended);
+}
+
 /*
- * The provider may hold its lock, and call from an interrupt: nothing is done
- * here but to say so.
+ * Notes how a run ended. The provider may hold its lock and call from an interrupt,
+ * so this does nothing else.
  */
 static void nymph_dma_callback(void *param,
 			       const struct dmaengine_result *result)
@@ -61,29 +100,36 @@ static void nymph_dma_callback(void *param,
 
 	spin_lock_irqsave(&op->dma->ops_lock, flags);
 	run->status = nymph_dma_status(result);
-	/* the waiter may free it as soon as the lock is gone */
-	if (!--op->pending)
-		complete(&op->ended);
+	/* once unlocked the waiter may free it; a quarantined one has no waiter */
+	if (!--op->pending) {
+		nymph_dma_op_ended(op);
+		if (op->quarantined)
+			mod_delayed_work(nymph_dma_wq, &op->dma->stop_work, 0);
+	}
 	spin_unlock_irqrestore(&op->dma->ops_lock, flags);
 }
 
 /*
- * Hands over as many runs from @first on as the channel has room for. Returns
- * how many, or why it can't be.
+ * Hands over as many of the remaining runs as the channel has room for. Returns 0
+ * or a negative errno.
  */
-static int nymph_dma_submit(struct nymph_dma_op *op, unsigned int first)
+static int nymph_dma_submit(struct nymph_dma_op *op)
 {
 	struct nymph_dma_engine *dma = op->dma;
 	struct dma_chan *chan = dma->chan;
-	unsigned int i;
+	unsigned int i, first = op->handed_over;
+	int ret;
 
 	lockdep_assert_held(&dma->lock);
 	if (!chan || dmaengine_get_dma_device(chan) != op->dev)
 		return -ENODEV;
 	if (dma->stopping)
 		return -EIO;
+	ret = nymph_dma_op_fence(op);
+	if (ret)
+		return ret;
 
-	/* one more, so that it can't end before all of it is handed over */
+	/* one more, so that it can't end before all runs are handed over */
 	spin_lock_irq(&dma->ops_lock);
 	op->pending = op->nr_runs - first + 1;
 	list_add_tail(&op->list, &dma->ops);
@@ -107,44 +153,64 @@ static int nymph_dma_submit(struct nymph_dma_op *op, unsigned int first)
 
 	dma_async_issue_pending(chan);
 	spin_lock_irq(&dma->ops_lock);
+	op->handed_over = i;
+	op->whole = i == op->nr_runs;
 	op->pending -= op->nr_runs - i + 1;
 	if (!op->pending)
-		complete(&op->ended);
+		nymph_dma_op_ended(op);
 	spin_unlock_irq(&dma->ops_lock);
-	return i - first;
+	return 0;
 }
 
 /*
- * Ends operations: those that the channel was done with by itself, and all those
- * of @stopped, if that is not NULL: it is known not to be at them, and not to
- * call back.
+ * Ends operations: those that the channel completed, and all operations mapped for
+ * @stopped, a device that is known to have stopped and not to call back; or NULL.
  */
 static void nymph_dma_end_ops(struct nymph_dma_engine *dma,
 			      const struct device *stopped)
 {
 	struct nymph_dma_op *op, *next;
-	LIST_HEAD(abandoned);
+	LIST_HEAD(quarantined);
 
 	spin_lock_irq(&dma->ops_lock);
 	list_for_each_entry_safe(op, next, &dma->ops, list) {
-		if (op->pending && op->dev != stopped)
+		if (op->pending && op->dev != stopped) {
+			/* others must not wait for it for ever */
+			if (time_after_eq(jiffies, op->deadline))
+				nymph_dma_op_signal(op, -ETIMEDOUT);
 			continue;
+		}
 		if (op->pending) {
 			op->pending = 0;
-			complete(&op->ended);
+			op->whole = true;
+			nymph_dma_op_ended(op);
 		}
-		if (op->abandoned)
-			list_move_tail(&op->list, &abandoned);
+		if (op->quarantined)
+			list_move_tail(&op->list, &quarantined);
 		else
 			list_del_init(&op->list);
 	}
 	spin_unlock_irq(&dma->ops_lock);
 
-	list_for_each_entry_safe(op, next, &abandoned, list)
+	list_for_each_entry_safe(op, next, &quarantined, list)
 		nymph_dma_op_free(op);
 }
 
-/* Whether it is at nothing. */
+/* Tells whether the channel missed the deadline of an operation. */
+static bool nymph_dma_is_overdue(struct nymph_dma_engine *dma)
+{
+	const struct nymph_dma_op *op;
+	bool overdue = false;
+
+	spin_lock_irq(&dma->ops_lock);
+	list_for_each_entry(op, &dma->ops, list)
+		overdue |= op->pending &&
+			   time_after_eq(jiffies, op->deadline);
+	spin_unlock_irq(&dma->ops_lock);
+	return overdue;
+}
+
+/* Tells whether the channel has no operation. */
 static bool nymph_dma_is_idle(struct nymph_dma_engine *dma)
 {
 	bool idle;
@@ -158,13 +224,15 @@ static bool nymph_dma_is_idle(struct nymph_dma_engine *dma)
 static void nymph_dma_release(struct nymph_dma_engine *dma)
 {
 	dma_release_channel(dma->chan);
-	dma->chan = NULL;
+	/* before it is released, so that every scan finds it */
+	nymph_dma_scan_again();
+	WRITE_ONCE(dma->chan, NULL);
 	dma->stopping = false;
 }
 
 /*
- * Has the channel stop, and ends what it is known to be done with. All rings'
- * operations are: it can't be told to stop only some.
+ * Stops the channel, and ends the operations that it is known to be done with.
+ * dmaengine stops all operations of a channel, those of other rings, too.
  */
 static void nymph_dma_stop_locked(struct nymph_dma_engine *dma)
 {
@@ -172,46 +240,68 @@ static void nymph_dma_stop_locked(struct nymph_dma_engine *dma)
 	bool idle;
 
 	lockdep_assert_held(&dma->lock);
-	/* then BUS_NOTIFY_UNBOUND_DRIVER ends what is left */
+	/* without a channel BUS_NOTIFY_UNBOUND_DRIVER ends what is left */
 	if (!dma->chan)
 		return;
 	dmaengine_terminate_async(dma->chan);
 	dmaengine_synchronize(dma->chan);
 	/*
-	 * A provider that could not make sure says so the second time; and one
-	 * that can't stop at all, each time.
+	 * A provider that could not make sure of the stop fails the second call;
+	 * one that can't stop a channel at all fails each call.
 	 */
 	if (!dmaengine_terminate_async(dma->chan))
 		stopped = dmaengine_get_dma_device(dma->chan);
 	nymph_dma_end_ops(dma, stopped);
 
 	idle = nymph_dma_is_idle(dma);
+	if (dma->stopping && idle)
+		nymph_dma_notice(dma, "has recovered: it has stopped, and quarantined memory is released");
+	else if (!dma->stopping && !idle)
+		nymph_dma_notice(dma, "does not stop: the driver tries again every %u ms",
+				 jiffies_to_msecs(NYMPH_DMA_RETRY));
 	dma->stops++;
 	dma->stopping = !idle;
 	if (!idle)
 		queue_delayed_work(nymph_dma_wq, &dma->stop_work,
 				   NYMPH_DMA_RETRY);
-	else if (!dma->wanted) {
+	else if (!atomic_read(&dma->users)) {
 		nymph_dma_release(dma);
 		nymph_dma_drop_spare(dma);
 	}
 }
 
+/*
+ * Ends operations that nobody waits for. Stops a channel that missed a deadline,
+ * that did not stop before, or that no ring has.
+ */
 static void nymph_dma_stop_work(struct work_struct *work)
 {
 	struct nymph_dma_engine *dma;
+	bool overdue;
 
 	dma = container_of(to_delayed_work(work), struct nymph_dma_engine,
 			   stop_work);
 	mutex_lock(&dma->lock);
-	nymph_dma_stop_locked(dma);
+	nymph_dma_end_ops(dma, NULL);
+	overdue = nymph_dma_is_overdue(dma);
+	if (overdue && dma->chan && !dma->stopping)
+		nymph_dma_notice(dma, "is stopped: it missed its deadline of %u ms",
+				 READ_ONCE(nymph_dma_timeout_ms));
+	if (dma->stopping || overdue || !atomic_read(&dma->users))
+		nymph_dma_stop_locked(dma);
+	else if (!nymph_dma_is_idle(dma))
+		queue_delayed_work(nymph_dma_wq, &dma->stop_work,
+				   NYMPH_DMA_RETRY);
 	mutex_unlock(&dma->lock);
 	wake_up_all(&dma->stopped);
 }
 
-/* Says of each move how the first @nr_runs runs ended; or did not, in time. */
+/*
+ * Sets the status of each move by how the first @nr_runs runs ended. A run that has
+ * not ended is quarantined, and its move's status is @why.
+ */
 static void nymph_dma_collect(struct nymph_dma_op *op, struct nymph_move *moves,
-			      unsigned int nr_runs)
+			      unsigned int nr_runs, int why)
 {
 	const struct nymph_dma_run *run;
 
@@ -220,9 +310,9 @@ static void nymph_dma_collect(struct nymph_dma_op *op, struct nymph_move *moves,
 		struct nymph_move *move = &moves[run->move];
 
 		if (run->status == -EINPROGRESS && op->pending) {
-			/* worse than any error: it may still be written to */
-			move->adrift = true;
-			move->status = -ETIMEDOUT;
+			/* worse than any error: the channel may still write */
+			move->quarantined = true;
+			move->status = why;
 		} else if (run->status && !move->status) {
 			move->status = run->status == -EINPROGRESS ?
 				       -ETIMEDOUT : run->status;
@@ -231,48 +321,99 @@ static void nymph_dma_collect(struct nymph_dma_op *op, struct nymph_move *moves,
 }
 
 /*
- * Waits for what was handed over. Returns whether the channel is done with it,
- * well or not; else the operation is in quarantine, and not to be touched any more.
- * What is to be done meanwhile is done before.
+ * Takes the engine's lock. Returns -EINTR if current was killed. A kernel thread is
+ * not killed: its signals are about page faults, and no process waits for its end.
+ */
+static int nymph_dma_lock(struct nymph_dma_engine *dma)
+{
+	if (!(current->flags & PF_KTHREAD))
+		return mutex_lock_killable(&dma->lock);
+	mutex_lock(&dma->lock);
+	return 0;
+}
+
+/* Tells whether the channel was told to stop, or has just ended the operation. */
+static bool nymph_dma_was_stopped(struct nymph_dma_op *op, unsigned int stops)
+{
+	return READ_ONCE(op->dma->stops) != stops ||
+	       completion_done(&op->ended);
+}
+
+/*
+ * Waits until the channel ends an operation, or misses its deadline and is told to
+ * stop. Returns whether current was killed first and the channel did not end the
+ * operation soon after: the death of an executor alone fails no entry.
+ */
+static bool nymph_dma_await_end(struct nymph_dma_op *op)
+{
+	struct nymph_dma_engine *dma = op->dma;
+	unsigned long left = max(1L, (long)(op->deadline - jiffies));
+	bool killable = !(current->flags & PF_KTHREAD);
+	unsigned int stops;
+	long ret;
+
+	ret = killable ? wait_for_completion_killable_timeout(&op->ended, left) :
+			 wait_for_completion_timeout(&op->ended, left);
+	if (ret < 0)
+		return !wait_for_completion_timeout(&op->ended, NYMPH_DMA_GRACE);
+	if (ret)
+		return false;
+
+	/* if only this operation is late, those of other rings go on */
+	stops = READ_ONCE(dma->stops);
+	mod_delayed_work(nymph_dma_wq, &dma->stop_work, 0);
+	if (killable)
+		ret = wait_event_killable_timeout(dma->stopped,
+						  nymph_dma_was_stopped(op, stops),
+						  NYMPH_DMA_STOP_TIMEOUT);
+	else
+		wait_event_timeout(dma->stopped,
+				   nymph_dma_was_stopped(op, stops),
+				   NYMPH_DMA_STOP_TIMEOUT);
+	return ret < 0;
+}
+
+/*
+ * Does the work that overlaps with the moves, then waits for the runs that were
+ * handed over. Returns whether the channel ended them, well or not. Else the
+ * operation is quarantined, and the caller must not touch it any more.
  */
 static bool nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *moves)
 {
 	struct nymph_dma_engine *dma = op->dma;
-	unsigned int i, stops;
-	bool done;
-	long left;
+	bool done, killed;
+	unsigned int i;
 
-	nymph_move_meanwhile(moves);
-	left = max(1L, (long)(op->deadline - jiffies));
-	if (!wait_for_completion_timeout(&op->ended, left)) {
-		/* other rings' operations go on with it, if it is not so bad */
-		stops = READ_ONCE(dma->stops);
-		mod_delayed_work(nymph_dma_wq, &dma->stop_work, 0);
-		wait_event_timeout(dma->stopped,
-				   READ_ONCE(dma->stops) != stops,
-				   NYMPH_DMA_STOP_TIMEOUT);
-	}
+	nymph_move_overlap(moves);
+	killed = nymph_dma_await_end(op);
 
 	spin_lock_irq(&dma->ops_lock);
 	done = !op->pending;
-	nymph_dma_collect(op, moves, done ? op->handed_over : op->nr_runs);
+	nymph_dma_collect(op, moves, done ? op->handed_over : op->nr_runs,
+			  killed ? -EINTR : -ETIMEDOUT);
 	if (done) {
 		list_del_init(&op->list);
 	} else {
-		/* what is said to have ended has to be there, and stay as it is */
+		/* the bytes of ended runs have to be there, and stay as they are */
 		for (i = 0; i < op->nr_runs; i++)
 			if (op->runs[i].status != -EINPROGRESS)
 				nymph_dma_run_end(op, &op->runs[i]);
-		/* from now on it is end_ops()'s to free */
-		op->abandoned = true;
+		if (!killed)
+			nymph_dma_op_signal(op, -ETIMEDOUT);
+		/* from now on nymph_dma_end_ops() frees it */
+		op->quarantined = true;
 		nymph_count(NYMPH_COUNT_QUARANTINED, 1);
 		__module_get(THIS_MODULE);
+		queue_delayed_work(nymph_dma_wq, &dma->stop_work,
+				   NYMPH_DMA_RETRY);
 	}
 	spin_unlock_irq(&dma->ops_lock);
+	if (!done)
+		nymph_dma_notice(dma, "may still write: the memory of a copy is quarantined until it stops");
 	return done;
 }
 
-/* Makes the channel ours. The engine's lock is held. */
+/* Takes the channel. The engine's lock is held. */
 static int nymph_dma_acquire(struct nymph_dma_engine *dma)
 {
 	lockdep_assert_held(&dma->lock);
@@ -287,10 +428,11 @@ static int nymph_dma_start(struct nymph_engine *engine)
 	struct nymph_dma_engine *dma = to_nymph_dma(engine);
 	int ret;
 
-	mutex_lock(&dma->lock);
+	if (nymph_dma_lock(dma))
+		return -EINTR;
 	ret = nymph_dma_acquire(dma);
 	if (!ret) {
-		dma->wanted = true;
+		atomic_inc(&dma->users);
 	} else {
 		WRITE_ONCE(dma->failed_at, jiffies);
 		WRITE_ONCE(dma->failed, true);
@@ -304,19 +446,26 @@ static void nymph_dma_stop(struct nymph_engine *engine)
 	struct nymph_dma_engine *dma = to_nymph_dma(engine);
 	bool idle;
 
-	mutex_lock(&dma->lock);
-	dma->wanted = false;
+	if (!atomic_dec_and_test(&dma->users))
+		return;
+	/* it is being stopped, or taken again; nobody must wait for that */
+	if (!mutex_trylock(&dma->lock)) {
+		mod_delayed_work(nymph_dma_wq, &dma->stop_work, 0);
+		return;
+	}
+	if (atomic_read(&dma->users))
+		goto unlock;
 	nymph_dma_drop_spare(dma);
 	idle = nymph_dma_is_idle(dma);
 	/*
-	 * A channel that failed may take long to be given back, and nobody is to
-	 * wait for it; one that is at an operation still is given back behind
-	 * that.
+	 * The release of a failed channel can take long, and nobody must wait for
+	 * it. A channel with an operation is released when that has ended.
 	 */
 	if (dma->chan && idle && dma->failed)
 		mod_delayed_work(nymph_dma_wq, &dma->stop_work, 0);
 	else if (dma->chan && idle)
 		nymph_dma_release(dma);
+unlock:
 	mutex_unlock(&dma->lock);
 }
 
@@ -328,17 +477,20 @@ static bool nymph_dma_ready(struct nymph_engine *engine)
 		return false;
 	return !READ_ONCE(dma->failed) ||
 	       time_after(jiffies, READ_ONCE(dma->failed_at) +
-			  NYMPH_DMA_PENANCE);
+			  NYMPH_DMA_BACKOFF);
 }
 
-/* Maps the operation, and hands over what the channel has room for. */
+/* Maps the operation, and hands over the runs that the channel has room for. */
 static void nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *moves)
 {
 	struct nymph_dma_engine *dma = op->dma;
 	int ret;
 
 	reinit_completion(&op->ended);
-	mutex_lock(&dma->lock);
+	if (nymph_dma_lock(dma)) {
+		op->error = -EINTR;
+		return;
+	}
 	/* its device may have come back */
 	ret = nymph_dma_acquire(dma);
 	if (!ret && !op->dev) {
@@ -347,24 +499,26 @@ static void nymph_dma_begin(struct nymph_dma_op *op, struct nymph_move *moves)
 	}
 	op->deadline = jiffies +
 		       msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms));
-	if (!ret && op->handed_over < op->nr_runs) {
-		ret = nymph_dma_submit(op, op->handed_over);
-		if (ret > 0)
-			op->handed_over += ret;
+	if (!ret && op->handed_over < op->nr_runs)
+		ret = nymph_dma_submit(op);
+	op->blocked = ret == -EBUSY;
+	if (op->blocked) {
+		complete(&op->ended);
+		ret = 0;
 	}
-	op->error = min(ret, 0);
+	op->error = ret;
 	mutex_unlock(&dma->lock);
 }
 
 /*
- * Waits for all of an operation that was begun. Returns whether it is ours still,
- * see nymph_dma_wait().
+ * Waits for all of an operation that was begun. Returns false if the operation is
+ * quarantined, see nymph_dma_wait().
  */
 static bool nymph_dma_carry_out(struct nymph_dma_op *op,
 				struct nymph_move *moves)
 {
 	unsigned int i, n = op->nr_moves;
-	/* others' parts, and hashing, may have taken what there was */
+	/* the parts of other channels, and hashing, may have used up the time */
 	unsigned long deadline = jiffies +
 		msecs_to_jiffies(READ_ONCE(nymph_dma_timeout_ms));
 
@@ -373,9 +527,9 @@ static bool nymph_dma_carry_out(struct nymph_dma_op *op,
 			return false;
 		if (op->handed_over == op->nr_runs)
 			break;
-		/* others have it full */
+		/* others have filled the channel, or came first to a dma-buf */
 		if (time_after(jiffies, deadline)) {
-			op->error = -ETIMEDOUT;
+			op->error = op->blocked ? -EBUSY : -ETIMEDOUT;
 			break;
 		}
 		usleep_range(50, 200);
@@ -391,7 +545,7 @@ static bool nymph_dma_carry_out(struct nymph_dma_op *op,
 	return true;
 }
 
-/* What moves say of the channel, if they say anything: one failure is enough. */
+/* Judges the channel by its moves: one failure starts its back-off. */
 static void nymph_dma_judge(struct nymph_dma_engine *dma,
 			    const struct nymph_move *moves, unsigned int n)
 {
@@ -402,19 +556,25 @@ static void nymph_dma_judge(struct nymph_dma_engine *dma,
 		if (!move->status) {
 			good |= move->done;
 		} else if (move->status != -EFAULT && move->status != -EXDEV &&
-			   move->status != -ENOMEM) {
+			   move->status != -ENOMEM && move->status != -EBUSY &&
+			   move->status != -EINTR) {
+			if (!READ_ONCE(dma->failed))
+				nymph_dma_notice(dma, "failed: error %d",
+						 move->status);
 			WRITE_ONCE(dma->failed_at, jiffies);
 			WRITE_ONCE(dma->failed, true);
 			return;
 		}
 	}
-	if (good && READ_ONCE(dma->failed))
+	if (good && READ_ONCE(dma->failed)) {
 		WRITE_ONCE(dma->failed, false);
+		nymph_dma_notice(dma, "works again");
+	}
 }
 
 /*
- * Has the channel begin with the first moves of @n, which becomes how many. What
- * is returned is for nymph_dma_finish().
+ * Has the channel begin with the first of @n moves, and sets @n to their number.
+ * Returns the operation, for nymph_dma_finish(), or NULL.
  */
 static struct nymph_dma_op *nymph_dma_launch(struct nymph_dma_engine *dma,
 					     struct nymph_move *moves,
@@ -437,7 +597,7 @@ static struct nymph_dma_op *nymph_dma_launch(struct nymph_dma_engine *dma,
 	return op;
 }
 
-/* Waits for what was launched, and says how it ended. */
+/* Waits for a launched operation, and sets the results of its moves. */
 static void nymph_dma_finish(struct nymph_dma_engine *dma,
 			     struct nymph_dma_op *op, struct nymph_move *moves,
 			     unsigned int n)
@@ -448,6 +608,9 @@ static void nymph_dma_finish(struct nymph_dma_engine *dma,
 		nymph_dma_op_free(op);
 	nymph_dma_judge(dma, moves, n);
 	for (move = moves; move < moves + n; move++) {
+		/* not the channel's fault, but the same to the entry */
+		if (move->status == -EBUSY)
+			move->status = -ETIMEDOUT;
 		if (move->status)
 			move->done = 0;
 		else if (move->done < move->len)
@@ -470,16 +633,16 @@ static void nymph_dma_move(struct nymph_engine *engine,
 }
 
 /**
- * nymph_dma_move_parts() - have several channels make one move
- * @engines: the ring's own, and others that have to be idle to take a part
- * @nr_engines: how many
- * @move: between pages of regions; its len becomes what was given to them, which
- *	is 0 if none was ready
- * @parts: as many, filled as nymph_engine.move does
+ * nymph_dma_move_parts() - Split one move over several channels
+ * @engines: the ring's engine, and helpers, which take a part only if they are idle
+ * @nr_engines: number of @engines
+ * @move: a move between pages of regions; its len becomes the number of bytes that
+ *	the channels took, 0 if none was ready
+ * @parts: room for @nr_engines parts, filled as nymph_engine.move does
  *
- * Each part is NYMPH_LARGE_PIECE at most, and starts where that before it ends.
+ * A part has at most NYMPH_LARGE_CHUNK bytes and starts where the one before ends.
  *
- * Return: how many parts there are.
+ * Return: number of parts.
  */
 unsigned int nymph_dma_move_parts(struct nymph_engine *const *engines,
 				  unsigned int nr_engines,
@@ -501,7 +664,7 @@ unsigned int nymph_dma_move_parts(struct nymph_engine *const *engines,
 		*part = *move;
 		part->dst_off += at;
 		part->src_off += at;
-		part->len = min_t(size_t, len - at, NYMPH_LARGE_PIECE);
+		part->len = min_t(size_t, len - at, NYMPH_LARGE_CHUNK);
 		part->engine = engines[i]->id;
 		one = 1;
 		channels[n] = dma;
@@ -521,8 +684,9 @@ static struct nymph_card *nymph_dma_card(struct nymph_engine *engine,
 	struct nymph_card *card;
 	int ret;
 
-	/* the device's driver is not unbound while that is held */
-	mutex_lock(&dma->lock);
+	/* the lock keeps the device's driver from being unbound */
+	if (nymph_dma_lock(dma))
+		return ERR_PTR(-EINTR);
 	ret = nymph_dma_acquire(dma);
 	card = dma->chan ? nymph_card_alloc(dma->chan->device->dev, length) :
 			   ERR_PTR(ret);
@@ -531,8 +695,8 @@ static struct nymph_card *nymph_dma_card(struct nymph_engine *engine,
 }
 
 /**
- * nymph_dma_create() - make an engine of a channel
- * @chan: the channel, whose name is short enough
+ * nymph_dma_create() - Make an engine of a channel
+ * @chan: a channel that nymph_dma_is_usable() accepts
  *
  * Return: the engine, or NULL.
  */
@@ -549,6 +713,9 @@ struct nymph_engine *nymph_dma_create(struct dma_chan *chan)
 	INIT_LIST_HEAD(&dma->spare);
 	init_waitqueue_head(&dma->stopped);
 	INIT_DELAYED_WORK(&dma->stop_work, nymph_dma_stop_work);
+	ratelimit_state_init(&dma->log, NYMPH_DMA_LOG_TIME,
+			     NYMPH_DMA_LOG_BURST);
+	ratelimit_set_flags(&dma->log, RATELIMIT_MSG_ON_RELEASE);
 	engine = &dma->engine;
 	strscpy(engine->name, dma_chan_name(chan), sizeof(engine->name));
 	engine->offloads = true;
@@ -561,10 +728,10 @@ struct nymph_engine *nymph_dma_create(struct dma_chan *chan)
 }
 
 /**
- * nymph_dma_forget() - the module goes
- * @engine: no ring has it
+ * nymph_dma_destroy() - Destroy an engine when the module is unloaded
+ * @engine: an engine that no ring has
  */
-void nymph_dma_forget(struct nymph_engine *engine)
+void nymph_dma_destroy(struct nymph_engine *engine)
 {
 	struct nymph_dma_engine *dma = to_nymph_dma(engine);
 
@@ -576,7 +743,7 @@ void nymph_dma_forget(struct nymph_engine *engine)
 	kfree(dma);
 }
 
-/* Whether nothing is mapped but what the channel may be at. */
+/* Tells whether only operations that the channel may still run are mapped. */
 static bool nymph_dma_is_unmapped(struct nymph_dma_engine *dma)
 {
 	struct list_head *at;
@@ -591,7 +758,7 @@ static bool nymph_dma_is_unmapped(struct nymph_dma_engine *dma)
 	return unmapped;
 }
 
-/* Executors unmap what has ended once they are done with other channels. */
+/* Waits until executors, which may wait for other channels, unmap what has ended. */
 static void nymph_dma_await_unmapped(struct nymph_dma_engine *dma)
 {
 	wait_event_timeout(dma->stopped, nymph_dma_is_unmapped(dma),
@@ -600,17 +767,16 @@ static void nymph_dma_await_unmapped(struct nymph_dma_engine *dma)
 }
 
 /**
- * nymph_dma_give_up() - a device leaves
- * @engine: loses its channel, if that is of the device
- * @param: the device
+ * nymph_dma_unbind_begin() - Take the channel from an engine whose device leaves
+ * @engine: any engine
+ * @dev: the device; nothing happens if the channel is on another one
  *
- * What is not known to have ended stays: the driver may call back for it on its
- * way out.
+ * Operations that are not known to have ended stay: the device's driver may call
+ * back for them while it is unbound.
  */
-void nymph_dma_give_up(struct nymph_engine *engine, void *param)
+void nymph_dma_unbind_begin(struct nymph_engine *engine, struct device *dev)
 {
 	struct nymph_dma_engine *dma = to_nymph_dma(engine);
-	struct device *dev = param;
 	bool is_its;
 
 	mutex_lock(&dma->lock);
@@ -619,6 +785,7 @@ void nymph_dma_give_up(struct nymph_engine *engine, void *param)
 		nymph_dma_stop_locked(dma);
 		if (dma->chan)
 			nymph_dma_release(dma);
+		nymph_dma_notice(dma, "is removed: its device is being unbound from its driver");
 	}
 	mutex_unlock(&dma->lock);
 	wake_up_all(&dma->stopped);
@@ -627,15 +794,15 @@ void nymph_dma_give_up(struct nymph_engine *engine, void *param)
 }
 
 /**
- * nymph_dma_let_go() - a device has left
- * @engine: lets go of what that may have been at
- * @param: the device, whose driver has stopped it and calls nobody any more
+ * nymph_dma_unbind_end() - Release what a device that has left may have been using
+ * @engine: any engine
+ * @dev: the device, whose driver has stopped it and does not call back any more
  */
-void nymph_dma_let_go(struct nymph_engine *engine, void *param)
+void nymph_dma_unbind_end(struct nymph_engine *engine, struct device *dev)
 {
 	struct nymph_dma_engine *dma = to_nymph_dma(engine);
 
 	mutex_lock(&dma->lock);
-	nymph_dma_end_ops(dma, param);
+	nymph_dma_end_ops(dma, dev);
 	mutex_unlock(&dma->lock);
 }

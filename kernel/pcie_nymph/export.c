@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: memory of the driver's as a dma-buf, for other drivers and other
- * rings. Of locks this side takes nymph_export.lock alone: see dmabuf.c.
+ * pcie_nymph: driver memory as a dma-buf, for other drivers and other rings. The
+ * exporter takes only nymph_export.lock; dmabuf.c says why.
  */
 #include <linux/dma-buf.h>
 #include <linux/dma-mapping.h>
@@ -18,101 +18,85 @@
 #include <linux/vmalloc.h>
 
 #include "compat.h"
-#include "nymph.h"
+#include "counters.h"
+#include "memory.h"
 
 /**
- * struct nymph_export - memory of the driver's as a dma-buf
- * @region: the memory, held
- * @lock: serializes what follows
- * @attachments: struct nymph_export_attachment, one for each device
+ * struct nymph_export - driver memory as a dma-buf
+ * @region: the memory, with a reference
+ * @lock: serializes @mappings
+ * @mappings: list of struct nymph_export_mapping, any number for each device
  */
 struct nymph_export {
 	struct nymph_region *region;
-	struct mutex lock;	/* attachments */
-	struct list_head attachments;
+	struct mutex lock;	/* mappings */
+	struct list_head mappings;
 };
 
 /**
- * struct nymph_export_attachment - a device that is to have the memory
- * @list: in the export's attachments
+ * struct nymph_export_mapping - a mapping of the memory for a device
+ * @list: entry in nymph_export.mappings
  * @dev: the device
- * @table: the memory
- * @mapped: the device has it, in @direction
- * @direction: the importer's
+ * @table: the mapped table that the importer has
+ * @direction: direction that the importer asked for
  */
-struct nymph_export_attachment {
+struct nymph_export_mapping {
 	struct list_head list;
 	struct device *dev;
 	struct sg_table table;
-	bool mapped;
 	enum dma_data_direction direction;
 };
 
-static int nymph_export_attach(struct dma_buf *buf,
-			       struct dma_buf_attachment *attachment)
+/* Returns the longest part, in bytes, of a table that is mapped for a device. */
+static size_t nymph_export_longest(struct device *dev)
 {
-	struct nymph_export *export = buf->priv;
-	struct nymph_pin *pin = &export->region->pin;
-	struct nymph_export_attachment *a;
-	size_t longest;
-	int ret;
+	size_t longest = min_t(size_t, dma_get_max_seg_size(dev),
+			       dma_max_mapping_size(dev));
 
-	a = kzalloc(sizeof(*a), GFP_KERNEL_ACCOUNT);
-	if (!a)
-		return -ENOMEM;
-	longest = min_t(size_t, dma_get_max_seg_size(attachment->dev),
-			dma_max_mapping_size(attachment->dev));
-	longest = max_t(size_t, PAGE_SIZE, longest & PAGE_MASK);
-	ret = sg_alloc_table_from_pages_segment(&a->table, pin->pages,
-						pin->nr_pages, 0, buf->size,
-						longest, GFP_KERNEL_ACCOUNT);
-	if (ret) {
-		kfree(a);
-		return ret;
-	}
-	a->dev = attachment->dev;
-	attachment->priv = a;
-	mutex_lock(&export->lock);
-	list_add_tail(&a->list, &export->attachments);
-	mutex_unlock(&export->lock);
-	return 0;
-}
-
-static void nymph_export_detach(struct dma_buf *buf,
-				struct dma_buf_attachment *attachment)
-{
-	struct nymph_export *export = buf->priv;
-	struct nymph_export_attachment *a = attachment->priv;
-
-	mutex_lock(&export->lock);
-	list_del(&a->list);
-	mutex_unlock(&export->lock);
-	sg_free_table(&a->table);
-	kfree(a);
+	return max_t(size_t, PAGE_SIZE, longest & PAGE_MASK);
 }
 
 /*
- * As nymph_dma_map(): to the DMA API a mapping owns its memory, and here many
- * can have it, unless who maps does the syncing.
+ * An importer may map an attachment more than once, so each mapping has its own
+ * table. To the DMA API a mapping owns its memory, but here several mappings share
+ * it: so this function syncs, as nymph_dma_map() does, and the DMA API does not.
  */
 static struct sg_table *
 nymph_export_map(struct dma_buf_attachment *attachment,
 		 enum dma_data_direction direction)
 {
 	struct nymph_export *export = attachment->dmabuf->priv;
-	struct nymph_export_attachment *a = attachment->priv;
+	struct nymph_pin *pin = &export->region->pin;
+	struct nymph_export_mapping *map;
 	int ret;
 
-	ret = dma_map_sgtable(a->dev, &a->table, direction,
-			      DMA_ATTR_SKIP_CPU_SYNC);
+	map = kzalloc(sizeof(*map), GFP_KERNEL_ACCOUNT);
+	if (!map)
+		return ERR_PTR(-ENOMEM);
+	map->dev = attachment->dev;
+	map->direction = direction;
+	ret = sg_alloc_table_from_pages_segment(&map->table, pin->pages,
+						pin->nr_pages, 0,
+						attachment->dmabuf->size,
+						nymph_export_longest(map->dev),
+						NYMPH_GFP_SIZED);
 	if (ret)
-		return ERR_PTR(ret);
-	dma_sync_sgtable_for_device(a->dev, &a->table, direction);
+		goto free;
+	ret = dma_map_sgtable(map->dev, &map->table, direction,
+			      NYMPH_DMA_ATTRS);
+	if (ret)
+		goto table;
+	dma_sync_sgtable_for_device(map->dev, &map->table, direction);
 	mutex_lock(&export->lock);
-	a->mapped = true;
-	a->direction = direction;
+	list_add_tail(&map->list, &export->mappings);
 	mutex_unlock(&export->lock);
-	return &a->table;
+	return &map->table;
+
+table:
+	sg_free_table(&map->table);
+free:
+	kfree(map);
+	return ERR_PTR(ret);
 }
 
 static void nymph_export_unmap(struct dma_buf_attachment *attachment,
@@ -120,28 +104,31 @@ static void nymph_export_unmap(struct dma_buf_attachment *attachment,
 			       enum dma_data_direction direction)
 {
 	struct nymph_export *export = attachment->dmabuf->priv;
-	struct nymph_export_attachment *a = attachment->priv;
+	struct nymph_export_mapping *map;
 
+	map = container_of(table, struct nymph_export_mapping, table);
 	mutex_lock(&export->lock);
-	a->mapped = false;
+	list_del(&map->list);
 	mutex_unlock(&export->lock);
-	dma_sync_sgtable_for_cpu(a->dev, table, direction);
-	dma_unmap_sgtable(a->dev, table, direction, DMA_ATTR_SKIP_CPU_SYNC);
+	dma_sync_sgtable_for_cpu(map->dev, table, direction);
+	dma_unmap_sgtable(map->dev, table, direction, NYMPH_DMA_ATTRS);
+	sg_free_table(table);
+	kfree(map);
 }
 
-/* Each mapping has a direction of its own, whatever the CPU is about to do. */
+/* Uses the direction of each mapping, and not that of the CPU's access. */
 static int nymph_export_begin_cpu_access(struct dma_buf *buf,
 					 enum dma_data_direction direction)
 {
 	struct nymph_export *export = buf->priv;
-	struct nymph_export_attachment *a;
+	struct nymph_export_mapping *map;
 
 	mutex_lock(&export->lock);
 	invalidate_kernel_vmap_range(export->region->pin.vaddr, buf->size);
-	list_for_each_entry(a, &export->attachments, list)
-		if (a->mapped && a->direction != DMA_TO_DEVICE)
-			dma_sync_sgtable_for_cpu(a->dev, &a->table,
-						 a->direction);
+	list_for_each_entry(map, &export->mappings, list)
+		if (map->direction != DMA_TO_DEVICE)
+			dma_sync_sgtable_for_cpu(map->dev, &map->table,
+						 map->direction);
 	mutex_unlock(&export->lock);
 	return 0;
 }
@@ -150,33 +137,28 @@ static int nymph_export_end_cpu_access(struct dma_buf *buf,
 				       enum dma_data_direction direction)
 {
 	struct nymph_export *export = buf->priv;
-	struct nymph_export_attachment *a;
+	struct nymph_export_mapping *map;
 
 	mutex_lock(&export->lock);
 	flush_kernel_vmap_range(export->region->pin.vaddr, buf->size);
-	list_for_each_entry(a, &export->attachments, list)
-		if (a->mapped)
-			dma_sync_sgtable_for_device(a->dev, &a->table,
-						    a->direction);
+	list_for_each_entry(map, &export->mappings, list)
+		dma_sync_sgtable_for_device(map->dev, &map->table,
+					    map->direction);
 	mutex_unlock(&export->lock);
 	return 0;
 }
 
-/* The kernel has seen to it that this is inside the memory. */
+/* dma_buf_mmap() has checked that the range is inside the memory. */
 static int nymph_export_mmap(struct dma_buf *buf, struct vm_area_struct *vma)
 {
 	struct nymph_export *export = buf->priv;
-	unsigned long left = vma_pages(vma);
 
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
-	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
-	return vm_insert_pages(vma, vma->vm_start,
-			       export->region->pin.pages + vma->vm_pgoff,
-			       &left);
+	return nymph_region_fill(export->region, vma);
 }
 
-/* Cannot fail: the kernel warns of exporters whose vmap does. */
+/* Cannot fail: the kernel warns about exporters whose vmap fails. */
 static int nymph_export_vmap(struct dma_buf *buf, struct iosys_map *map)
 {
 	struct nymph_export *export = buf->priv;
@@ -199,8 +181,6 @@ static void nymph_export_release(struct dma_buf *buf)
 }
 
 static const struct dma_buf_ops nymph_export_ops = {
-	.attach = nymph_export_attach,
-	.detach = nymph_export_detach,
 	.map_dma_buf = nymph_export_map,
 	.unmap_dma_buf = nymph_export_unmap,
 	.begin_cpu_access = nymph_export_begin_cpu_access,
@@ -210,7 +190,7 @@ static const struct dma_buf_ops nymph_export_ops = {
 	.release = nymph_export_release,
 };
 
-/* Once for all dma-bufs of the region, for as long as it lives. */
+/* Maps the region for the CPU, once for all its dma-bufs, until the region is freed. */
 static bool nymph_export_vmap_region(struct nymph_pin *pin)
 {
 	void *vaddr;
@@ -226,11 +206,13 @@ static bool nymph_export_vmap_region(struct nymph_pin *pin)
 }
 
 /**
- * nymph_dmabuf_export() - make a dma-buf of memory of the driver's
- * @region: the memory; current has a reference
+ * nymph_dmabuf_export() - Export memory of the driver as a dma-buf
+ * @region: the memory; the caller has a reference
  *
- * Return: the dma-buf, whole pages, which holds the region and the module;
- * -EINVAL if the memory is not the driver's; -ENOMEM.
+ * The dma-buf has references to the region and the module.
+ *
+ * Return: the dma-buf, a whole number of pages; -EINVAL if the memory is not the
+ * driver's; or -ENOMEM.
  */
 struct dma_buf *nymph_dmabuf_export(struct nymph_region *region)
 {
@@ -248,7 +230,7 @@ struct dma_buf *nymph_dmabuf_export(struct nymph_region *region)
 	refcount_inc(&region->refs);
 	export->region = region;
 	mutex_init(&export->lock);
-	INIT_LIST_HEAD(&export->attachments);
+	INIT_LIST_HEAD(&export->mappings);
 	nymph_count(NYMPH_COUNT_EXPORTS, 1);
 
 	info.ops = &nymph_export_ops;

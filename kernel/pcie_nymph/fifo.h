@@ -12,11 +12,11 @@
 #include <linux/types.h>
 
 /**
- * struct nymph_fifo - which elements of an array are in use
- * @size: elements in the array
+ * struct nymph_fifo - elements of an array that are in use
+ * @size: number of elements of the array
  * @tail: index of the oldest element in use
- * @count: elements in use; may be read without the lock that serializes them,
- *	and who does that with smp_load_acquire() sees them filled
+ * @count: number of elements in use; smp_load_acquire() reads it without the lock
+ *	that serializes the queue, and then sees these elements filled
  */
 struct nymph_fifo {
 	u32 size;
@@ -24,20 +24,20 @@ struct nymph_fifo {
 	u32 count;
 };
 
-/* Index of the @i-th element in use, or, from @count on, to be used next. */
+/* Returns the index of element @i in use; from @count on, of elements used next. */
 static inline u32 nymph_fifo_at(const struct nymph_fifo *f, u32 i)
 {
 	/* no sum, which could wrap; both are less than 2 * size */
 	return i < f->size - f->tail ? f->tail + i : i - (f->size - f->tail);
 }
 
-/* Where the next element goes; equal to the tail if the queue is full or empty. */
+/* Returns the index of the next element; the tail if the queue is full or empty. */
 static inline u32 nymph_fifo_head(const struct nymph_fifo *f)
 {
 	return nymph_fifo_at(f, f->count);
 }
 
-/* How many elements in use stand side by side, from the tail on. */
+/* Returns the number of elements in use from the tail to the array's end. */
 static inline u32 nymph_fifo_run(const struct nymph_fifo *f)
 {
 	return min(f->count, f->size - f->tail);
@@ -45,7 +45,7 @@ static inline u32 nymph_fifo_run(const struct nymph_fifo *f)
 
 static inline void nymph_fifo_push(struct nymph_fifo *f)
 {
-	/* for who looks without the lock, by smp_load_acquire() */
+	/* pairs with smp_load_acquire() of readers without the lock */
 	smp_store_release(&f->count, f->count + 1);
 }
 

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: a histogram of times, 8 buckets for every power of two, so that
- * what is read off it is at most an eighth too long.
+ * pcie_nymph: a histogram of times. Every power of two has 8 buckets, so a quantile
+ * is at most an eighth too long.
  */
 #include <linux/kernel.h>
 #include <linux/log2.h>
 #include <linux/math64.h>
 
-#include "nymph.h"
+#include "ring.h"
 
 /**
- * nymph_latency_bucket() - the bucket a time belongs to
- * @ns: any time
+ * nymph_latency_bucket() - Find the bucket of a time
+ * @ns: any time in ns
+ *
+ * Return: index of the bucket, from 0 to NYMPH_LATENCY_BUCKETS - 1.
  */
 unsigned int nymph_latency_bucket(u64 ns)
 {
@@ -24,8 +26,10 @@ unsigned int nymph_latency_bucket(u64 ns)
 }
 
 /**
- * nymph_latency_ceiling() - the longest time that belongs to a bucket
- * @bucket: which
+ * nymph_latency_ceiling() - Get the longest time of a bucket
+ * @bucket: index of the bucket
+ *
+ * Return: the time in ns.
  */
 u64 nymph_latency_ceiling(unsigned int bucket)
 {
@@ -33,14 +37,14 @@ u64 nymph_latency_ceiling(unsigned int bucket)
 
 	if (bucket < 8)
 		return bucket;
-	/* for the last one of all, the sum wraps to the right result */
+	/* for the last bucket the sum wraps to the right result */
 	return ((8 + bucket % 8 + 1ULL) << (e - 3)) - 1;
 }
 
 /**
- * nymph_latency_add() - count a time
+ * nymph_latency_add() - Count a time
  * @h: the histogram
- * @ns: the time
+ * @ns: the time in ns
  */
 void nymph_latency_add(struct nymph_histogram *h, u64 ns)
 {
@@ -51,12 +55,12 @@ void nymph_latency_add(struct nymph_histogram *h, u64 ns)
 }
 
 /**
- * nymph_latency_quantile() - a time that so many of all did not exceed
+ * nymph_latency_quantile() - Get the time that a share of all times did not exceed
  * @h: the histogram
- * @permille: how many of 1000, 1 to 1000
+ * @permille: the share in thousandths, 1 to 1000
  *
- * Return: the time in ns, rounded up to the end of its bucket or to the longest
- * time of all; 0 if nothing was counted.
+ * Return: the time in ns, rounded up to the end of its bucket but not above the
+ * longest time; 0 if nothing was counted.
  */
 u64 nymph_latency_quantile(const struct nymph_histogram *h,
 			   unsigned int permille)

@@ -7,22 +7,13 @@
 #include <linux/module.h>
 #include <linux/suspend.h>
 
-#include "nymph.h"
+#include "engine.h"
+#include "ring.h"
 #include "select.h"
 
 static char *nymph_blake3_wanted = "";
 module_param_named(blake3, nymph_blake3_wanted, charp, 0444);
 MODULE_PARM_DESC(blake3, "what makes hashes: avx512, avx2, sse41, neon, portable; the best there is if empty");
-
-const char *nymph_blake3_chosen;
-
-unsigned int nymph_max_rings = NYMPH_MAX_RINGS_DEFAULT;
-module_param_named(max_rings, nymph_max_rings, uint, 0444);
-MODULE_PARM_DESC(max_rings, "rings there can be in all, each has a thread of its own; change it in sysfs, limits/max_rings");
-
-unsigned int nymph_max_user_rings = NYMPH_MAX_USER_RINGS_DEFAULT;
-module_param_named(max_user_rings, nymph_max_user_rings, uint, 0444);
-MODULE_PARM_DESC(max_user_rings, "rings one user can have; change it in sysfs, limits/max_user_rings");
 
 static struct miscdevice nymph_misc = {
 	.minor = MISC_DYNAMIC_MINOR,
@@ -31,16 +22,6 @@ static struct miscdevice nymph_misc = {
 	.mode = 0660,
 	.groups = nymph_attr_groups,
 };
-
-/**
- * nymph_device_kobject() - where the device is in sysfs
- *
- * There for every open file: misc_register() is done before any open().
- */
-struct kobject *nymph_device_kobject(void)
-{
-	return &nymph_misc.this_device->kobj;
-}
 
 static int nymph_pm_event(struct notifier_block *nb, unsigned long event,
 			  void *unused)
@@ -72,16 +53,21 @@ static int __init nymph_init(void)
 	ret = register_pm_notifier(&nymph_pm_notifier);
 	if (ret)
 		return ret;
-	ret = nymph_dma_init();
+	ret = nymph_engines_init();
 	if (ret)
 		goto pm;
+	ret = nymph_workers_init();
+	if (ret)
+		goto engines;
 	ret = misc_register(&nymph_misc);
 	if (ret)
-		goto dma;
+		goto workers;
 	return 0;
 
-dma:
-	nymph_dma_exit();
+workers:
+	nymph_workers_exit();
+engines:
+	nymph_engines_exit();
 pm:
 	unregister_pm_notifier(&nymph_pm_notifier);
 	return ret;
@@ -91,10 +77,12 @@ module_init(nymph_init);
 static void __exit nymph_exit(void)
 {
 	misc_deregister(&nymph_misc);
-	nymph_dma_exit();
+	nymph_workers_exit();
+	nymph_engines_exit();
 	unregister_pm_notifier(&nymph_pm_notifier);
 }
 module_exit(nymph_exit);
 
 MODULE_DESCRIPTION("DMA rings for user space, with BLAKE3 digests");
+MODULE_AUTHOR("The pynymph maintainers");
 MODULE_LICENSE("GPL");

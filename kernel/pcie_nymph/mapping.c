@@ -2,9 +2,9 @@
 /*
  * pcie_nymph: memory behind a handle, as devices have it.
  *
- * It is mapped for a device once, when a channel first is to have it, and stays so
- * until the handle is gone or the device leaves; each transfer only syncs its bytes.
- * A dma-buf's exporter does that himself.
+ * Memory is mapped for a device once, when a channel first needs it, and stays mapped
+ * until the handle is gone or the device leaves. Each transfer only syncs its bytes;
+ * the exporter of a dma-buf does that itself.
  */
 #include <linux/device.h>
 #include <linux/dma-buf.h>
@@ -18,25 +18,23 @@
 #include <linux/xarray.h>
 
 #include "compat.h"
-#include "nymph.h"
+#include "counters.h"
+#include "memory.h"
 #include "runs.h"
-
-/* How many mappings a page that devices write to is in for long, at most. */
-#define NYMPH_MAX_OVERLAP	4
 
 /**
  * struct nymph_mapping - memory as a device has it
- * @list: in the memory's mappings
- * @refs: the memory's, and one for each operation that a channel may be at
- * @dev: what it is mapped for; held
- * @owner: the device whose driver's leaving ends it
- * @attachment: the kernel's, if it is a dma-buf
- * @sgt: @own, or what the exporter gave
- * @own: the memory, if it is pages
- * @direction: of @sgt
- * @needs_sync: transfers have to
- * @nr_runs: how many
- * @runs: where it is, in the order of their offsets
+ * @list: entry in the memory's mappings
+ * @refs: one for the memory, and one for each operation that has the mapping
+ * @dev: device that the memory is mapped for; held
+ * @owner: device whose driver ends the mapping when it is unbound
+ * @attachment: attachment to the dma-buf, if it is one
+ * @sgt: @own, or the table of the exporter
+ * @own: table of the memory, if it is pages
+ * @direction: direction of @sgt
+ * @needs_sync: transfers have to sync their bytes
+ * @nr_runs: number of @runs
+ * @runs: contiguous addresses, in the order of their offsets
  */
 struct nymph_mapping {
 	struct list_head list;
@@ -58,22 +56,24 @@ static LIST_HEAD(nymph_mappables);
 
 /* --- pages that are mapped more than once --- */
 
+#ifdef NYMPH_OVERLAPS_COUNT
 /*
- * DMA_API_DEBUG takes it for a leak if the start of what is mapped is in more than
- * eight mappings that devices write to. Here it can be registered as often as the
- * user likes, and there can be many devices; where that is on, what would be too
- * much is mapped for each transfer.
+ * Kernels without DMA_ATTR_DEBUGGING_IGNORE_CACHELINES, and with DMA_API_DEBUG, take
+ * it for a leak if the start of what is mapped is in more than eight mappings that
+ * devices write to. Here it can be registered as often as the user likes, and there
+ * can be many devices: what would be too much is mapped for each transfer there.
  */
+#define NYMPH_MAX_OVERLAP	4
+
 static DEFINE_MUTEX(nymph_overlaps_lock);
 static DEFINE_XARRAY(nymph_overlaps);	/* by page frame number: mappings */
 
 static bool nymph_mapping_is_counted(const struct nymph_mapping *map)
 {
-	return IS_ENABLED(CONFIG_DMA_API_DEBUG) && !map->attachment &&
-	       map->direction != DMA_TO_DEVICE;
+	return !map->attachment && map->direction != DMA_TO_DEVICE;
 }
 
-/* Forgets the first @n starts of the table. */
+/* Stops counting the first @n starts of the table. */
 static void nymph_overlaps_drop(struct sg_table *table, unsigned int n)
 {
 	struct scatterlist *sg;
@@ -84,7 +84,7 @@ static void nymph_overlaps_drop(struct sg_table *table, unsigned int n)
 		unsigned long pfn = page_to_pfn(sg_page(sg));
 		unsigned long count = xa_to_value(xa_load(&nymph_overlaps, pfn));
 
-		/* what is there already takes no memory */
+		/* storing over an existing entry allocates no memory */
 		if (count > 1)
 			xa_store(&nymph_overlaps, pfn, xa_mk_value(count - 1),
 				 GFP_KERNEL);
@@ -127,12 +127,22 @@ static void nymph_mapping_uncount(struct nymph_mapping *map)
 	nymph_overlaps_drop(&map->own, map->own.orig_nents);
 	mutex_unlock(&nymph_overlaps_lock);
 }
+#else
+static int nymph_mapping_count(struct nymph_mapping *map)
+{
+	return 0;
+}
+
+static void nymph_mapping_uncount(struct nymph_mapping *map)
+{
+}
+#endif
 
 /* --- one mapping --- */
 
 /*
- * As nymph_dma_map(): to the DMA API a mapping owns its memory, and here many can
- * have it, unless who maps does the syncing.
+ * As in nymph_dma_map(): to the DMA API a mapping owns its memory, unless the code
+ * that maps also syncs. Here several mappings can have the same memory.
  */
 static int nymph_mapping_map_pages(struct nymph_mapping *map,
 				   const struct nymph_mappable *m)
@@ -149,14 +159,14 @@ static int nymph_mapping_map_pages(struct nymph_mapping *map,
 	ret = sg_alloc_table_from_pages_segment(&map->own, m->pages,
 						m->nr_pages, 0,
 						m->nr_pages << PAGE_SHIFT,
-						longest, GFP_KERNEL_ACCOUNT);
+						longest, NYMPH_GFP_SIZED);
 	if (ret)
 		return ret;
 	ret = nymph_mapping_count(map);
 	if (ret)
 		goto table;
 	ret = dma_map_sgtable(map->dev, &map->own, map->direction,
-			      DMA_ATTR_SKIP_CPU_SYNC);
+			      NYMPH_DMA_ATTRS);
 	if (ret)
 		goto count;
 	map->sgt = &map->own;
@@ -188,7 +198,7 @@ static void nymph_mapping_unmap(struct nymph_mapping *map)
 	struct dma_buf_attachment *attachment = map->attachment;
 	struct dma_buf *buf;
 
-	if (attachment) {
+	if (IS_ENABLED(CONFIG_DMA_SHARED_BUFFER) && attachment) {
 		buf = attachment->dmabuf;
 		dma_buf_unmap_attachment_unlocked(attachment, map->sgt,
 						  map->direction);
@@ -196,14 +206,14 @@ static void nymph_mapping_unmap(struct nymph_mapping *map)
 		return;
 	}
 	dma_unmap_sgtable(map->dev, map->sgt, map->direction,
-			  DMA_ATTR_SKIP_CPU_SYNC);
+			  NYMPH_DMA_ATTRS);
 	nymph_mapping_uncount(map);
 	sg_free_table(map->sgt);
 }
 
 /**
- * nymph_mapping_put() - somebody is done with a mapping
- * @map: the mapping, or NULL; no device may still use it
+ * nymph_mapping_put() - Drop a reference to a mapping
+ * @map: the mapping, or NULL; no device may use it through this reference
  */
 void nymph_mapping_put(struct nymph_mapping *map)
 {
@@ -234,7 +244,7 @@ static int nymph_mapping_fill(struct nymph_mapping *map, u64 length)
 	u64 mapped;
 
 	map->runs = kvmalloc_array(map->sgt->nents, sizeof(*map->runs),
-				   GFP_KERNEL_ACCOUNT);
+				   NYMPH_GFP_SIZED);
 	if (!map->runs)
 		return -ENOMEM;
 	map->needs_sync = nymph_mapping_is_synced(map);
@@ -257,8 +267,9 @@ static struct nymph_mapping *nymph_mapping_create(struct nymph_mappable *m,
 	map->dev = get_device(dev);
 	map->owner = owner;
 	map->direction = m->write ? DMA_BIDIRECTIONAL : DMA_TO_DEVICE;
-	ret = m->buf ? nymph_mapping_map_dmabuf(map, m->buf) :
-		       nymph_mapping_map_pages(map, m);
+	ret = IS_ENABLED(CONFIG_DMA_SHARED_BUFFER) && m->buf ?
+	      nymph_mapping_map_dmabuf(map, m->buf) :
+	      nymph_mapping_map_pages(map, m);
 	if (ret) {
 		put_device(map->dev);
 		kfree(map);
@@ -274,14 +285,13 @@ static struct nymph_mapping *nymph_mapping_create(struct nymph_mappable *m,
 }
 
 /**
- * nymph_mapping_get() - have a device have memory
+ * nymph_mapping_get() - Map memory for a device, or find its mapping
  * @m: the memory
- * @dev: what is to be mapped for
- * @owner: the device of the channel, whose driver can't be unbound meanwhile
+ * @dev: device that the memory is mapped for
+ * @owner: the device of the channel, whose driver the caller keeps from being unbound
  *
- * Return: the mapping, with a reference. -ENOMEM; -EXDEV if the exporter of a
- * dma-buf does not give it to that device. For pages any error means that they
- * can be mapped for a transfer at most.
+ * Return: the mapping, with a reference; -ENOMEM; -EXDEV if the exporter of a dma-buf
+ * refuses the device. For pages any error means that each transfer has to map them.
  */
 struct nymph_mapping *nymph_mapping_get(struct nymph_mappable *m,
 					struct device *dev,
@@ -308,8 +318,10 @@ unlock:
 }
 
 /**
- * nymph_mapping_again() - another reference
- * @map: the mapping, of which the caller has one
+ * nymph_mapping_again() - Take another reference to a mapping
+ * @map: the mapping, to which the caller has a reference
+ *
+ * Return: @map.
  */
 struct nymph_mapping *nymph_mapping_again(struct nymph_mapping *map)
 {
@@ -318,12 +330,12 @@ struct nymph_mapping *nymph_mapping_again(struct nymph_mapping *map)
 }
 
 /**
- * nymph_mapping_at() - where a device has bytes
+ * nymph_mapping_at() - Get the address that a device has for bytes of a mapping
  * @map: the mapping
- * @offset: which, from the start of the first page, or of the dma-buf
- * @len: how many; lowered to those that are neighbours
+ * @offset: offset from the start of the first page, or of the dma-buf
+ * @len: number of bytes; lowered to those that are contiguous
  *
- * Return: the address of the first.
+ * Return: address of the first byte.
  */
 dma_addr_t nymph_mapping_at(const struct nymph_mapping *map, u64 offset,
 			    size_t *len)
@@ -332,7 +344,7 @@ dma_addr_t nymph_mapping_at(const struct nymph_mapping *map, u64 offset,
 }
 
 /**
- * nymph_mapping_needs_sync() - whether the CPU's caches are in the way
+ * nymph_mapping_needs_sync() - Tell whether transfers have to sync their bytes
  * @map: the mapping
  *
  * Return: whether a transfer has to sync its bytes, and only as far as pages are
@@ -346,8 +358,8 @@ bool nymph_mapping_needs_sync(const struct nymph_mapping *map)
 /* --- memory that can be mapped --- */
 
 /**
- * nymph_mappable_add() - memory that devices can have is there
- * @m: its memory and whether devices may write there are filled in
+ * nymph_mappable_add() - Announce memory that devices can have mapped
+ * @m: memory; buf or pages, length and write are filled in
  */
 void nymph_mappable_add(struct nymph_mappable *m)
 {
@@ -374,8 +386,8 @@ static void nymph_mappable_unmap(struct nymph_mappable *m,
 }
 
 /**
- * nymph_mappable_remove() - memory that devices could have goes
- * @m: the memory; no operation has it
+ * nymph_mappable_remove() - Unmap memory from all devices for good
+ * @m: memory that no operation has
  */
 void nymph_mappable_remove(struct nymph_mappable *m)
 {
@@ -387,12 +399,12 @@ void nymph_mappable_remove(struct nymph_mappable *m)
 }
 
 /**
- * nymph_mappables_withdraw() - a device leaves
- * @dev: the device; no channel of it can be had any more
+ * nymph_mappables_revoke() - Unmap all memory from a device that leaves
+ * @dev: the device, whose channels cannot be taken any more
  *
- * A mapping that an operation in quarantine has stays until that ends.
+ * A mapping of a quarantined operation stays until that ends.
  */
-void nymph_mappables_withdraw(struct device *dev)
+void nymph_mappables_revoke(struct device *dev)
 {
 	struct nymph_mappable *m;
 

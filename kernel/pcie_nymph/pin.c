@@ -1,39 +1,76 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: memory that stays where it is: the caller's, pinned, the driver's
- * own, a device's, or a dma-buf; who is charged for it, and what the CPU does with it.
+ * pcie_nymph: memory that stays where it is: pinned user memory, memory of the
+ * driver, memory of a device, or a dma-buf; how the CPU accesses it, and who is
+ * charged for it. And bounce buffers.
  */
 #include <linux/backing-dev.h>
-#include <linux/capability.h>
 #include <linux/err.h>
 #include <linux/highmem.h>
+#include <linux/iosys-map.h>
+#include <linux/kasan.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
-#include <linux/sched/user.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 
 #include "compat.h"
-#include "nymph.h"
+#include "counters.h"
+#include "engine.h"
+#include "memory.h"
 #include "runs.h"
 
-/* The longest run of pages that is looked for when memory is allocated. */
+/* The longest run of pages that an allocation tries to get. */
 #define NYMPH_ALLOC_ORDER	get_order(SZ_2M)
 
+/* Bytes that go through the stack where the CPU must not address the memory. */
+#define NYMPH_PIN_SOME		256
+
+/* Loops over pages call cond_resched() once per this many pages. */
+#define NYMPH_PIN_STEP		512UL
+
 /**
- * nymph_check_mapped() - whether current's memory is mapped as it must be
+ * nymph_bounce_create() - Allocate a bounce buffer
+ * @node: NUMA node of the engine that will read it, or NUMA_NO_NODE
+ *
+ * Return: the buffer, with one reference; or NULL.
+ */
+struct nymph_bounce *nymph_bounce_create(int node)
+{
+	struct nymph_bounce *bounce;
+
+	bounce = kvmalloc_node(struct_size(bounce, data, NYMPH_CHUNK),
+			       NYMPH_GFP_SIZED, node);
+	if (bounce)
+		refcount_set(&bounce->refs, 1);
+	return bounce;
+}
+
+/**
+ * nymph_bounce_put() - Drop a reference to a bounce buffer
+ * @bounce: the buffer, or NULL
+ */
+void nymph_bounce_put(struct nymph_bounce *bounce)
+{
+	if (bounce && refcount_dec_and_test(&bounce->refs))
+		kvfree(bounce);
+}
+
+/**
+ * nymph_check_mapped() - Check how current's memory is mapped
  * @addr: start
  * @len: bytes
  * @vm_flags: VM_READ, VM_WRITE: what every mapping in the range has to allow
  * @long_term: it is to be pinned
  *
- * The answer can be out of date when it arrives: it makes errors early where
- * they can be, and is no protection.
+ * The answer can be out of date when it arrives: the check reports errors early, and
+ * is no protection.
  *
  * Return: 0; -EFAULT; -EINTR if current was killed; -EOPNOTSUPP if the memory
  * would be written while pinned and is a shared mapping of a file, whose pages
@@ -73,20 +110,7 @@ int nymph_check_mapped(u64 addr, u64 len, unsigned long vm_flags,
 	return ret;
 }
 
-static int nymph_charge(struct user_struct *user, unsigned long nr_pages)
-{
-	unsigned long limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
-	long old = atomic_long_read(&user->locked_vm);
-
-	do {
-		if (old + nr_pages > limit)
-			return -ENOMEM;
-	} while (!atomic_long_try_cmpxchg(&user->locked_vm, &old,
-					  old + nr_pages));
-	return 0;
-}
-
-/* Pages that stay in memory because of the pin: all those of each folio. */
+/* Returns the number of pages that the pin keeps in memory: all of each folio. */
 static unsigned long nymph_pin_weight(const struct nymph_pin *pin)
 {
 	struct folio *last = NULL;
@@ -95,6 +119,8 @@ static unsigned long nymph_pin_weight(const struct nymph_pin *pin)
 	for (i = 0; i < pin->nr_pages; i++) {
 		struct folio *folio = page_folio(pin->pages[i]);
 
+		if (!(i % NYMPH_PIN_STEP))
+			cond_resched();
 		if (folio == last)
 			continue;
 		weight += folio_nr_pages(folio);
@@ -104,8 +130,8 @@ static unsigned long nymph_pin_weight(const struct nymph_pin *pin)
 }
 
 /*
- * The mappings were checked before, but another thread can have replaced
- * them since: what counts is which pages the pin got.
+ * Tells whether writeback could see pages of the pin change. The mappings were
+ * checked before, but another thread can have replaced them since.
  */
 static bool nymph_pin_needs_writeback(const struct nymph_pin *pin)
 {
@@ -117,6 +143,8 @@ static bool nymph_pin_needs_writeback(const struct nymph_pin *pin)
 		struct address_space *mapping;
 		bool needs;
 
+		if (!(i % NYMPH_PIN_STEP))
+			cond_resched();
 		if (folio == last || folio_test_anon(folio))
 			continue;
 		/* the lock keeps truncation from taking the mapping away */
@@ -132,9 +160,9 @@ static bool nymph_pin_needs_writeback(const struct nymph_pin *pin)
 }
 
 /**
- * nymph_pin_user() - pin current's memory for as long as a transfer is queued
+ * nymph_pin_user() - Pin current's memory for as long as a transfer is queued
  * @pin: filled
- * @user: who is charged
+ * @user: the user who is charged
  * @addr: start
  * @len: bytes, not 0
  * @write: whether an engine will write to it
@@ -149,7 +177,6 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 	unsigned long start = untagged_addr((unsigned long)addr);
 	unsigned long nr_pages, weight;
 	unsigned int flags = FOLL_LONGTERM | (write ? FOLL_WRITE : 0);
-	bool charge = !capable(CAP_IPC_LOCK);
 	int ret;
 
 	memset(pin, 0, sizeof(*pin));
@@ -158,15 +185,13 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 	nr_pages = DIV_ROUND_UP(pin->offset + len, PAGE_SIZE);
 
 	/* at least that many, so nothing is pinned far beyond the limit */
-	if (charge) {
-		ret = nymph_charge(user, nr_pages);
-		if (ret)
-			return ret;
-		pin->charged = nr_pages;
-	}
+	ret = nymph_charge(user, nr_pages, 0);
+	if (ret)
+		return ret;
+	pin->charged = nr_pages;
 
 	pin->pages = kvmalloc_array(nr_pages, sizeof(*pin->pages),
-				    GFP_KERNEL_ACCOUNT);
+				    NYMPH_GFP_SIZED);
 	if (!pin->pages) {
 		ret = -ENOMEM;
 		goto err;
@@ -192,8 +217,8 @@ int nymph_pin_user(struct nymph_pin *pin, struct user_struct *user, u64 addr,
 	}
 
 	weight = nymph_pin_weight(pin);
-	if (charge && weight > nr_pages) {
-		ret = nymph_charge(user, weight - nr_pages);
+	if (weight > nr_pages) {
+		ret = nymph_charge(user, weight - nr_pages, 0);
 		if (ret)
 			goto err;
 		pin->charged = weight;
@@ -206,9 +231,9 @@ err:
 }
 
 /**
- * nymph_pin_alloc() - allocate zeroed memory
+ * nymph_pin_alloc() - Allocate zeroed memory
  * @pin: filled
- * @user: who is charged
+ * @user: the user who is charged
  * @len: bytes, not 0
  *
  * Return: 0; -ENOMEM if no memory is left or RLIMIT_MEMLOCK does not allow it;
@@ -223,14 +248,12 @@ int nymph_pin_alloc(struct nymph_pin *pin, struct user_struct *user, u64 len)
 	memset(pin, 0, sizeof(*pin));
 	pin->write = true;
 	pin->ours = true;
-	if (!capable(CAP_IPC_LOCK)) {
-		ret = nymph_charge(user, nr_pages);
-		if (ret)
-			return ret;
-		pin->charged = nr_pages;
-	}
+	ret = nymph_charge(user, nr_pages, 0);
+	if (ret)
+		return ret;
+	pin->charged = nr_pages;
 	pin->pages = kvmalloc_array(nr_pages, sizeof(*pin->pages),
-				    GFP_KERNEL_ACCOUNT);
+				    NYMPH_GFP_SIZED);
 	if (!pin->pages) {
 		ret = -ENOMEM;
 		goto err;
@@ -245,13 +268,15 @@ int nymph_pin_alloc(struct nymph_pin *pin, struct user_struct *user, u64 len)
 		ret = -EINTR;
 		if (fatal_signal_pending(current))
 			goto err;
-		/* the longer the runs, the fewer pieces for an engine */
+		/* the longer the runs, the fewer runs for an engine */
 		if (order)
 			page = alloc_pages(gfp | __GFP_NORETRY | __GFP_NOWARN,
 					   order);
 		if (!page) {
 			order = 0;
-			page = alloc_page(gfp);
+			/* beyond a cgroup's limit: no reason to kill anybody */
+			page = alloc_page(gfp | __GFP_RETRY_MAYFAIL |
+					  __GFP_NOWARN);
 		}
 		ret = -ENOMEM;
 		if (!page)
@@ -272,7 +297,7 @@ err:
 }
 
 /**
- * nymph_pin_card() - take memory of the device that an engine is part of
+ * nymph_pin_card() - Allocate memory of an engine's device
  * @pin: filled
  * @engine: the engine
  * @len: bytes, not 0
@@ -299,7 +324,7 @@ int nymph_pin_card(struct nymph_pin *pin, struct nymph_engine *engine, u64 len)
 }
 
 /**
- * nymph_pin_dmabuf() - import a dma-buf of current's
+ * nymph_pin_dmabuf() - Import a dma-buf of current
  * @pin: filled
  * @fd: number of its file
  * @write: whether an engine will write to it
@@ -324,13 +349,13 @@ int nymph_pin_dmabuf(struct nymph_pin *pin, int fd, bool write, u64 *len)
 }
 
 /**
- * nymph_unpin() - let go of memory
- * @pin: what one of the functions above filled; no engine may still use it
- * @user: who was charged
+ * nymph_unpin() - Release memory
+ * @pin: memory that a function above filled in; no engine may still use it
+ * @user: the user who was charged
  */
 void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
 {
-	unsigned long i;
+	unsigned long i, n;
 
 	if (pin->card) {
 		nymph_card_free(pin->card);
@@ -338,28 +363,35 @@ void nymph_unpin(struct nymph_pin *pin, struct user_struct *user)
 		nymph_dmabuf_free(pin->dmabuf);
 	} else if (pin->ours) {
 		vunmap(pin->vaddr);
-		for (i = 0; i < pin->nr_pages; i++)
+		for (i = 0; i < pin->nr_pages; i++) {
+			if (!(i % NYMPH_PIN_STEP))
+				cond_resched();
 			__free_page(pin->pages[i]);
+		}
 		nymph_count(NYMPH_COUNT_ALLOCATED_PAGES, -(long)pin->nr_pages);
 	} else if (pin->nr_pages) {
-		unpin_user_pages_dirty_lock(pin->pages, pin->nr_pages,
-					    pin->write);
+		for (i = 0; i < pin->nr_pages; i += n) {
+			n = min(pin->nr_pages - i, NYMPH_PIN_STEP);
+			unpin_user_pages_dirty_lock(pin->pages + i, n,
+						    pin->write);
+			cond_resched();
+		}
 		nymph_count(NYMPH_COUNT_PINNED_PAGES, -(long)pin->nr_pages);
 	}
 	kvfree(pin->pages);
-	atomic_long_sub(pin->charged, &user->locked_vm);
+	nymph_uncharge(user, pin->charged);
 	memset(pin, 0, sizeof(*pin));
 }
 
 /**
- * nymph_pin_load() - copy out of pinned memory
+ * nymph_pin_load() - Copy out of pinned memory
  * @pin: the memory
  * @offset: where in it to start
  * @to: kernel memory
  * @len: bytes
  *
- * Return: whether the memory is still there; a device's may not be, and the
- * exporter of a dma-buf may not let the CPU at it.
+ * Return: whether the memory is still there. Memory of a device may be gone, and the
+ * exporter of a dma-buf may refuse the CPU.
  */
 bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		    size_t len)
@@ -381,7 +413,7 @@ bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 }
 
 /**
- * nymph_pin_store() - copy into pinned memory
+ * nymph_pin_store() - Copy into pinned memory
  * @pin: the memory
  * @offset: where in it to start
  * @from: kernel memory
@@ -408,13 +440,23 @@ bool nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 	return true;
 }
 
-/* The longer what is hashed at a time, the faster it is. */
+/*
+ * Returns how many bytes can be accessed at a time; hashing long runs is faster.
+ * Where kmap_local_page() maps, which some kernels without high memory do as well, it
+ * maps one page.
+ */
 static size_t nymph_pin_run(const struct nymph_pin *pin, u64 offset,
 			    size_t max)
 {
-	if (!IS_ENABLED(CONFIG_HIGHMEM))
+	if (!IS_ENABLED(CONFIG_KMAP_LOCAL))
 		return nymph_neighbours(pin->pages, offset, max);
 	return min_t(size_t, max, PAGE_SIZE - offset_in_page(offset));
+}
+
+/* Pages that are neighbours can have different tags: this has none. */
+static void *nymph_kmapped(void *page, u64 offset)
+{
+	return kasan_reset_tag(page) + offset_in_page(offset);
 }
 
 static void nymph_pages_hash(const struct nymph_pin *pin, u64 offset,
@@ -427,7 +469,7 @@ static void nymph_pages_hash(const struct nymph_pin *pin, u64 offset,
 		void *at = kmap_local_page(pin->pages[offset >> PAGE_SHIFT]);
 
 		n = nymph_pin_run(pin, offset, len);
-		nymph_blake3_update(hash, at + offset_in_page(offset), n);
+		nymph_blake3_update(hash, nymph_kmapped(at, offset), n);
 		kunmap_local(at);
 	}
 }
@@ -449,12 +491,12 @@ static void nymph_pages_copy(const struct nymph_pin *dst, u64 dst_off,
 				  nymph_pin_run(src, src_off, len));
 		if (hash)
 			nymph_blake3_update_copy(hash,
-						 to + offset_in_page(dst_off),
-						 from + offset_in_page(src_off),
+						 nymph_kmapped(to, dst_off),
+						 nymph_kmapped(from, src_off),
 						 n);
 		else
-			memcpy(to + offset_in_page(dst_off),
-			       from + offset_in_page(src_off), n);
+			memcpy(nymph_kmapped(to, dst_off),
+			       nymph_kmapped(from, src_off), n);
 		kunmap_local(to);
 		kunmap_local(from);
 		for (i = 0; i < offset_in_page(dst_off) + n; i += PAGE_SIZE)
@@ -463,7 +505,7 @@ static void nymph_pages_copy(const struct nymph_pin *dst, u64 dst_off,
 }
 
 /**
- * struct nymph_shared - what a team is at
+ * struct nymph_shared - work that a team shares
  * @team: the team
  * @dst: where to copy it to, or NULL
  * @dst_off: where in that it starts
@@ -500,12 +542,12 @@ static void nymph_pin_part(void *arg, unsigned int i)
 				 hash);
 }
 
-/* Has a team do what is worth it of @len bytes; returns how many that are. */
+/* Has a team do its share of @len bytes; returns how many bytes it did. */
 static size_t nymph_pin_share(struct nymph_shared *s, size_t len)
 {
 	unsigned int i, nr_parts = s->team ? nymph_team_share(len) : 0;
 
-	/* what is not at a multiple of its size is no part of a hash */
+	/* a part of a hash has to start at a multiple of its size */
 	if (s->hash) {
 		s->len = nymph_blake3_len(s->hash);
 		if (s->len % NYMPH_TEAM_PART)
@@ -520,16 +562,14 @@ static size_t nymph_pin_share(struct nymph_shared *s, size_t len)
 }
 
 /**
- * nymph_pin_hash() - hash pinned memory
- * @pin: the memory
+ * nymph_pin_hash() - Hash pinned memory
+ * @pin: the memory; it has pages
  * @offset: where in it to start
  * @len: bytes
  * @hash: is updated
  * @team: with which the work can be shared, or NULL
- *
- * Return: whether the memory is still there.
  */
-bool nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
+void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 		    struct nymph_blake3 *hash, struct nymph_team *team)
 {
 	struct nymph_shared shared = {
@@ -540,17 +580,12 @@ bool nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 	};
 	size_t n;
 
-	if (pin->card)
-		return nymph_card_hash(pin->card, offset, len, hash);
-	if (pin->dmabuf)
-		return nymph_dmabuf_hash(pin->dmabuf, offset, len, hash);
 	n = nymph_pin_share(&shared, len);
 	nymph_pages_hash(pin, offset + n, len - n, hash);
-	return true;
 }
 
 /**
- * nymph_pin_copy() - copy pinned memory, and hash what arrives in one pass
+ * nymph_pin_copy() - Copy pinned memory, and hash what arrives in the same pass
  * @dst: where to; it has pages
  * @dst_off: where in it
  * @src: where from; it has pages
@@ -574,4 +609,48 @@ void nymph_pin_copy(const struct nymph_pin *dst, u64 dst_off,
 	size_t n = nymph_pin_share(&shared, len);
 
 	nymph_pages_copy(dst, dst_off + n, src, src_off + n, len - n, hash);
+}
+
+/**
+ * nymph_pin_copy_dmabuf() - Have the CPU copy from or to a dma-buf
+ * @dst: the destination
+ * @dst_off: offset into @dst
+ * @src: the source; one of the two is a dma-buf
+ * @src_off: offset into @src
+ * @len: bytes
+ *
+ * Return: whether the memory is still there and all exporters agreed.
+ */
+bool nymph_pin_copy_dmabuf(const struct nymph_pin *dst, u64 dst_off,
+			   const struct nymph_pin *src, u64 src_off, size_t len)
+{
+	bool write = !src->dmabuf, there = true;
+	struct nymph_dmabuf *d = write ? dst->dmabuf : src->dmabuf;
+	const struct iosys_map *at = nymph_dmabuf_begin(d, write);
+	struct iosys_map map;
+	u8 some[NYMPH_PIN_SOME];
+	size_t n;
+
+	if (!at)
+		return false;
+	map = *at;
+	if (!map.is_iomem) {
+		there = write ? nymph_pin_load(src, src_off,
+					       map.vaddr + dst_off, len) :
+				nymph_pin_store(dst, dst_off,
+						map.vaddr + src_off, len);
+		len = 0;
+	}
+	for (; there && len; len -= n, dst_off += n, src_off += n) {
+		n = min(len, sizeof(some));
+		if (write) {
+			there = nymph_pin_load(src, src_off, some, n);
+			if (there)
+				iosys_map_memcpy_to(&map, dst_off, some, n);
+		} else {
+			iosys_map_memcpy_from(some, &map, src_off, n);
+			there = nymph_pin_store(dst, dst_off, some, n);
+		}
+	}
+	return nymph_dmabuf_end(d, write) && there;
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: memory behind a handle: the driver's own, which user space maps,
- * user memory that stays pinned, memory of the device that copies, or a dma-buf.
+ * pcie_nymph: regions: memory behind a handle, and the handles of a ring. The memory
+ * is the driver's own, which user space maps; pinned user memory; memory of the
+ * engine's device; or a dma-buf.
  */
 #include <linux/anon_inodes.h>
 #include <linux/err.h>
@@ -13,7 +14,7 @@
 #include <linux/slab.h>
 
 #include "compat.h"
-#include "nymph.h"
+#include "ring.h"
 
 static struct nymph_region *nymph_region_new(struct user_struct *user,
 					     u64 length)
@@ -29,7 +30,7 @@ static struct nymph_region *nymph_region_new(struct user_struct *user,
 	return region;
 }
 
-/* A region is one if it got its memory. */
+/* Returns the region, or frees it and returns the error. */
 static struct nymph_region *nymph_region_filled(struct nymph_region *region,
 						int error)
 {
@@ -40,7 +41,7 @@ static struct nymph_region *nymph_region_filled(struct nymph_region *region,
 	return ERR_PTR(error);
 }
 
-/* Entries may name it time and again: a device that has it keeps it. */
+/* Keeps the memory mapped for devices: entries may name it again and again. */
 static struct nymph_region *nymph_region_keep_mapped(struct nymph_region *region)
 {
 	struct nymph_pin *pin = &region->pin;
@@ -55,19 +56,20 @@ static struct nymph_region *nymph_region_keep_mapped(struct nymph_region *region
 }
 
 /**
- * nymph_region_create() - allocate or pin memory
- * @ring: whose user is charged
+ * nymph_region_create() - Allocate, pin or import memory for a handle
+ * @user: the user who is charged
+ * @engine: the ring's engine, whose device has the memory that CARD takes
  * @arg: op ALLOC, REGISTER, CARD or IMPORT, flags, addr, length and fd, checked;
  *	IMPORT fills its length
  *
  * Return: the region, with one reference; -ENOMEM, -EFAULT, -EOPNOTSUPP, -ENODEV,
  * -EINTR if current was killed, or what nymph_dmabuf_import() says.
  */
-struct nymph_region *nymph_region_create(struct nymph_ring *ring,
+struct nymph_region *nymph_region_create(struct user_struct *user,
+					 struct nymph_engine *engine,
 					 struct nymph_buffer *arg)
 {
 	bool write = !(arg->flags & NYMPH_BUFFER_READ_ONLY);
-	struct user_struct *user = ring->user->account;
 	struct nymph_region *region;
 	int ret;
 
@@ -86,7 +88,7 @@ struct nymph_region *nymph_region_create(struct nymph_ring *ring,
 	if (!region)
 		return ERR_PTR(-ENOMEM);
 	if (arg->op == NYMPH_BUFFER_CARD)
-		ret = nymph_pin_card(&region->pin, ring->engine, arg->length);
+		ret = nymph_pin_card(&region->pin, engine, arg->length);
 	else if (arg->op == NYMPH_BUFFER_IMPORT)
 		ret = nymph_pin_dmabuf(&region->pin, arg->fd, write,
 				       &arg->length);
@@ -100,7 +102,7 @@ struct nymph_region *nymph_region_create(struct nymph_ring *ring,
 }
 
 /**
- * nymph_region_pin() - pin current's memory
+ * nymph_region_pin() - Pin current's memory
  * @user: who is charged
  * @addr: start, checked with nymph_check_mapped()
  * @length: bytes, not 0
@@ -120,7 +122,7 @@ struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
 }
 
 /**
- * nymph_region_put() - a handle, an entry or a mapping is done with the memory
+ * nymph_region_put() - Drop a reference to a region
  * @region: the region, or NULL
  */
 void nymph_region_put(struct nymph_region *region)
@@ -145,8 +147,47 @@ static const struct file_operations nymph_region_fops = {
 	.release = nymph_region_release,
 };
 
+/* Pages come back after MADV_DONTNEED, as those of a file do. */
+static vm_fault_t nymph_region_fault(struct vm_fault *vmf)
+{
+	const struct nymph_pin *pin =
+		&((struct nymph_region *)vmf->vma->vm_private_data)->pin;
+	unsigned long i = vmf->pgoff & (NYMPH_REGION_PAGES - 1);
+
+	if (i >= pin->nr_pages)
+		return VM_FAULT_SIGBUS;
+	vmf->page = pin->pages[i];
+	get_page(vmf->page);
+	return 0;
+}
+
+static const struct vm_operations_struct nymph_region_vm_ops = {
+	.fault = nymph_region_fault,
+};
+
 /**
- * nymph_region_map() - map memory of the driver's
+ * nymph_region_fill() - Fill a mapping with the memory of a region
+ * @region: memory of the driver; the mapping's file holds the region
+ * @vma: the mapping, inside the region; the lower bits of its offset are those
+ *	into the region
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int nymph_region_fill(struct nymph_region *region, struct vm_area_struct *vma)
+{
+	unsigned long first = vma->vm_pgoff & (NYMPH_REGION_PAGES - 1);
+	unsigned long left = vma_pages(vma);
+
+	vma->vm_private_data = region;
+	vma->vm_ops = &nymph_region_vm_ops;
+	/* no core dump needs it */
+	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP);
+	return vm_insert_pages(vma, vma->vm_start, region->pin.pages + first,
+			       &left);
+}
+
+/**
+ * nymph_region_map() - Map memory of the driver into a process
  * @region: current has a reference
  * @vma: what mmap() of the device is about to map
  *
@@ -154,9 +195,8 @@ static const struct file_operations nymph_region_fops = {
  */
 int nymph_region_map(struct nymph_region *region, struct vm_area_struct *vma)
 {
-	unsigned long first = vma->vm_pgoff &
-			      ((1UL << (NYMPH_REGION_SHIFT - PAGE_SHIFT)) - 1);
-	unsigned long nr_pages = vma_pages(vma), left = nr_pages;
+	unsigned long first = vma->vm_pgoff & (NYMPH_REGION_PAGES - 1);
+	unsigned long nr_pages = vma_pages(vma);
 	struct file *file;
 
 	if (!region->pin.ours || !(vma->vm_flags & VM_SHARED) ||
@@ -173,8 +213,68 @@ int nymph_region_map(struct nymph_region *region, struct vm_area_struct *vma)
 	vma_set_file(vma, file);
 	fput(file);
 
-	/* one process's, as the ring is; and no core dump needs it */
-	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
-	return vm_insert_pages(vma, vma->vm_start, region->pin.pages + first,
-			       &left);
+	/* one process's, as the ring is */
+	vm_flags_set(vma, VM_DONTCOPY);
+	return nymph_region_fill(region, vma);
+}
+
+/**
+ * nymph_region_add() - Give a region a handle
+ * @ring: a live ring; the caller holds the context's lock, so it stays alive
+ * @region: the region, whose reference the ring owns from now on
+ * @handle: filled
+ *
+ * Return: 0; -EMFILE if all handles are in use; -ENOMEM.
+ */
+int nymph_region_add(struct nymph_ring *ring, struct nymph_region *region,
+		     u32 *handle)
+{
+	int ret;
+
+	mutex_lock(&ring->lock);
+	ret = xa_alloc(&ring->carried->regions, handle, region,
+		       XA_LIMIT(1, NYMPH_MAX_REGIONS - 1), GFP_KERNEL_ACCOUNT);
+	mutex_unlock(&ring->lock);
+	return ret == -EBUSY ? -EMFILE : ret;
+}
+
+/**
+ * nymph_region_remove() - Take a handle from its region
+ * @ring: a live ring; the caller holds the context's lock, so it stays alive
+ * @handle: the handle
+ *
+ * Return: the region, whose reference the caller owns now; or NULL.
+ */
+struct nymph_region *nymph_region_remove(struct nymph_ring *ring, u32 handle)
+{
+	struct nymph_region *region;
+
+	mutex_lock(&ring->lock);
+	region = xa_erase(&ring->carried->regions, handle);
+	mutex_unlock(&ring->lock);
+	return region;
+}
+
+/**
+ * nymph_region_get() - Look up the region that a handle names
+ * @ring: the ring
+ * @handle: the handle
+ *
+ * Return: the region, with a reference; -ENOENT, or -ESTALE if the ring was
+ * reset or replaced.
+ */
+struct nymph_region *nymph_region_get(struct nymph_ring *ring, u32 handle)
+{
+	struct nymph_region *region = ERR_PTR(-ESTALE);
+
+	mutex_lock(&ring->lock);
+	if (!ring->dead) {
+		region = xa_load(&ring->carried->regions, handle);
+		if (region)
+			refcount_inc(&region->refs);
+		else
+			region = ERR_PTR(-ENOENT);
+	}
+	mutex_unlock(&ring->lock);
+	return region;
 }

@@ -1,44 +1,40 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: a ring: slots, completion records, and who runs them.
+ * pcie_nymph: a ring: its slots, its completion records, and its executors.
  *
- * Entries run in order, one at a time or in flights, by whoever holds
- * NYMPH_RING_EXECUTING: the ring's worker, or a caller that would only wait
+ * The executor, which holds NYMPH_RING_EXECUTING, runs entries in order, one at a
+ * time or in batches: it is the ring's worker, or a caller that would only wait
  * otherwise. The transfer under way belongs to the ring, not to the executor, so
- * an executor that is interrupted between two pieces lets another go on.
+ * another executor can go on if one is interrupted between two chunks.
+ *
+ * The file is long because submission, execution, retirement and the end of a ring
+ * share the state that nymph_ring.lock and NYMPH_RING_EXECUTING serialize.
  */
 #include <linux/atomic.h>
-#include <linux/cpumask.h>
+#include <linux/cred.h>
 #include <linux/err.h>
 #include <linux/freezer.h>
-#include <linux/kthread.h>
-#include <linux/memcontrol.h>
-#include <linux/module.h>
-#include <linux/sched/isolation.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
-#include <linux/topology.h>
+#include <linux/time_namespace.h>
 #include <linux/uaccess.h>
+#include <linux/uio.h>
 
 #include "compat.h"
-#include "nymph.h"
+#include "counters.h"
+#include "ring.h"
 #include "trace.h"
-
-/* How long close() gives a transfer under way to notice. */
-#define NYMPH_CLOSE_TIMEOUT	HZ
 
 static atomic_t nymph_last_ring_id = ATOMIC_INIT(0);
 
-/* The machine is about to be suspended, or is. */
+/* The machine is being suspended. */
 static bool nymph_all_paused;
 static DECLARE_WAIT_QUEUE_HEAD(nymph_resumed);
 
-static int nymph_ring_work(void *data);
-
 /**
- * nymph_rings_pause() - let all rings rest between two pieces, or go on
- * @pause: which of them
+ * nymph_rings_pause() - Pause or resume all rings, each between two chunks
+ * @pause: true to pause them
  */
 void nymph_rings_pause(bool pause)
 {
@@ -47,120 +43,178 @@ void nymph_rings_pause(bool pause)
 		wake_up_all(&nymph_resumed);
 }
 
-static struct nymph_estate *nymph_estate_create(void)
+/**
+ * nymph_context_put() - Drop a reference to a context
+ * @ctx: the context
+ */
+void nymph_context_put(struct nymph_context *ctx)
 {
-	struct nymph_estate *estate;
-
-	estate = kvzalloc(sizeof(*estate), GFP_KERNEL_ACCOUNT);
-	if (estate)
-		xa_init_flags(&estate->regions, XA_FLAGS_ALLOC1);
-	return estate;
+	if (!refcount_dec_and_test(&ctx->refs))
+		return;
+	mutex_destroy(&ctx->lock);
+	mutex_destroy(&ctx->setup);
+	kfree(ctx);
 }
 
-/* Gives back all of a dead ring's estate that is not mere figures. */
-static void nymph_ring_clear_estate(struct nymph_ring *ring)
+static struct nymph_carried *nymph_carried_create(void)
 {
-	struct nymph_estate *estate = ring->estate;
+	struct nymph_carried *carried;
+
+	carried = kvzalloc(sizeof(*carried), NYMPH_GFP_SIZED);
+	if (carried)
+		xa_init_flags(&carried->regions, XA_FLAGS_ALLOC1);
+	return carried;
+}
+
+/*
+ * Releases the eventfd and the regions in a dead ring's carried-over state. Several
+ * callers can do this at once: one of them releases each region.
+ */
+static void nymph_ring_clear_carried(struct nymph_ring *ring)
+{
+	struct nymph_carried *carried;
 	struct eventfd_ctx *eventfd;
 	struct nymph_region *region;
 	unsigned long handle;
 
 	/* entries that still run leave records */
 	mutex_lock(&ring->lock);
-	eventfd = estate->eventfd;
-	estate->eventfd = NULL;
+	carried = ring->carried;
+	eventfd = carried->eventfd;
+	carried->eventfd = NULL;
 	mutex_unlock(&ring->lock);
 	if (eventfd)
 		eventfd_ctx_put(eventfd);
 
-	/* nobody looks for regions in a dead ring */
-	xa_for_each(&estate->regions, handle, region)
-		nymph_region_put(region);
-	xa_destroy(&estate->regions);
+	xa_for_each(&carried->regions, handle, region)
+		nymph_region_put(xa_erase(&carried->regions, handle));
+}
+
+/**
+ * nymph_ring_has_ended() - Tell whether a ring has released all that others could have
+ * @ring: the ring
+ *
+ * Return: whether the engine and the user's charge are released.
+ */
+bool nymph_ring_has_ended(struct nymph_ring *ring)
+{
+	return test_bit(NYMPH_RING_ENDED, &ring->state);
+}
+
+/*
+ * Releases what others could have, once nothing is left to run. Current is the
+ * executor, or the only one that knows the ring. Returns whether it released it; it
+ * always does if it may wait.
+ */
+static bool nymph_ring_end(struct nymph_ring *ring, bool may_wait)
+{
+	if (nymph_ring_has_ended(ring))
+		return true;
+	if (ring->engine && !nymph_engine_put(ring, may_wait))
+		return false;
+	nymph_uncharge(ring->cred->user, ring->charged);
+	ring->charged = 0;
+	nymph_user_drop_ring(ring->cred);
+	nymph_count(NYMPH_COUNT_RINGS, -1);
+	/* whoever sees this bit sees what was given back */
+	smp_mb__before_atomic();
+	set_bit(NYMPH_RING_ENDED, &ring->state);
+	if (ring->worker)
+		nymph_worker_wake(ring);
+	return true;
 }
 
 static void nymph_ring_free(struct nymph_ring *ring)
 {
-	nymph_ring_withdraw(ring);
-	kvfree(ring->estate);
+	nymph_ring_end(ring, true);
+	/* a request may have added something when it had ended */
+	if (ring->carried) {
+		nymph_ring_clear_carried(ring);
+		xa_destroy(&ring->carried->regions);
+	}
+	kvfree(ring->carried);
 	kvfree(ring->records);
 	kvfree(ring->slots);
 	nymph_team_free(ring->team);
 	nymph_bounce_put(ring->bounce);
-	nymph_flight_free(ring->flight);
+	nymph_batch_free(ring->batch);
+	nymph_worker_free(ring);
 	put_pid(ring->owner);
+	put_cred(ring->cred);
 	mmdrop(ring->mm);
 	nymph_context_put(ring->ctx);
 	mutex_destroy(&ring->lock);
 	mutex_destroy(&ring->reap_lock);
-	nymph_user_drop_ring(ring->user);
-	if (ring->engine)
-		nymph_engine_put(ring);
 	kvfree(ring);
-	nymph_count(NYMPH_COUNT_RINGS, -1);
 }
 
-/* Memory next to the engine, which counts as current's. */
+/* Allocates an array next to the engine, charged to the cgroup of current. */
 static void *nymph_ring_array(const struct nymph_ring *ring, size_t n,
 			      size_t size)
 {
 	return kvmalloc_node(array_size(n, size),
-			     GFP_KERNEL_ACCOUNT | __GFP_ZERO,
+			     NYMPH_GFP_SIZED | __GFP_ZERO,
 			     ring->engine->node);
 }
 
-/* Makes the worker, and has it run next to the engine if there are CPUs. */
-static int nymph_ring_start_worker(struct nymph_ring *ring)
+/* Returns the number of pages that a ring takes. */
+static unsigned long nymph_ring_weight(const struct nymph_ring *ring)
 {
-	int node = ring->engine->node;
-	struct task_struct *worker;
+	size_t bytes = sizeof(*ring) + sizeof(*ring->carried) +
+		       array_size(ring->active.size, sizeof(*ring->slots)) +
+		       array_size(ring->unread.size, sizeof(*ring->records)) +
+		       sizeof(*ring->batch) + nymph_blake3_batch_size() +
+		       struct_size(ring->bounce, data, NYMPH_CHUNK);
 
-	worker = kthread_create_on_node(nymph_ring_work, ring, node, "nymph/%u",
-					ring->id);
-	if (IS_ERR(worker))
-		return PTR_ERR(worker);
-	/* CPUs that the administrator keeps to himself stay so */
-	if (node != NUMA_NO_NODE &&
-	    cpumask_intersects(cpumask_of_node(node), cpu_online_mask) &&
-	    cpumask_subset(cpumask_of_node(node),
-			   housekeeping_cpumask(HK_TYPE_KTHREAD)))
-		set_cpus_allowed_ptr(worker, cpumask_of_node(node));
-	ring->worker = worker;
-	wake_up_process(worker);
-	return 0;
+	return DIV_ROUND_UP(bytes, PAGE_SIZE);
+}
+
+/* Charges a new ring to its user, less the charge of the ring that it replaces. */
+static int nymph_ring_charge(struct nymph_ring *ring,
+			     const struct nymph_ring *old)
+{
+	unsigned long weight = nymph_ring_weight(ring), credit = 0;
+	int ret;
+
+	if (old && old->cred->user == ring->cred->user)
+		credit = old->charged;
+	ret = nymph_charge(ring->cred->user, weight, credit);
+	if (!ret)
+		ring->charged = weight;
+	return ret;
 }
 
 /**
- * nymph_ring_create() - make a ring that belongs to current's memory
- * @ctx: the context it is for
- * @setup: checked
+ * nymph_ring_create() - Create a ring that belongs to current's memory
+ * @ctx: the context that will have it
+ * @setup: checked parameters
  * @old: the ring whose place it takes if that is idle, or NULL
  *
  * Return: the ring, to be ended by nymph_ring_destroy() or
  * nymph_ring_release(); -ENODEV or what starting the engine says; -ENFILE,
- * -EMFILE, -ENOMEM, or -EINTR if current was killed.
+ * -EMFILE, -ENOMEM, -EINTR if current was killed, or what nymph_worker_start()
+ * says.
  */
 struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 				     const struct nymph_setup2 *setup,
 				     const struct nymph_ring *old)
 {
 	struct nymph_engine *engine;
-	struct nymph_user *user;
+	const struct cred *cred;
 	struct nymph_ring *ring;
 	int ret;
 
-	user = nymph_user_add_ring(old);
-	if (IS_ERR(user))
-		return ERR_CAST(user);
-	ring = kvzalloc(sizeof(*ring), GFP_KERNEL_ACCOUNT);
+	cred = nymph_user_add_ring(old ? old->cred : NULL);
+	if (IS_ERR(cred))
+		return ERR_CAST(cred);
+	ring = kvzalloc(sizeof(*ring), NYMPH_GFP_SIZED);
 	if (!ring) {
-		nymph_user_drop_ring(user);
+		nymph_user_drop_ring(cred);
 		return ERR_PTR(-ENOMEM);
 	}
 	nymph_count(NYMPH_COUNT_RINGS, 1);
 
 	refcount_set(&ring->refs, 1);
-	init_waitqueue_head(&ring->work_wait);
 	mutex_init(&ring->reap_lock);
 	mutex_init(&ring->lock);
 	refcount_inc(&ctx->refs);
@@ -168,35 +222,35 @@ struct nymph_ring *nymph_ring_create(struct nymph_context *ctx,
 	mmgrab(current->mm);
 	ring->mm = current->mm;
 	ring->owner = get_pid(task_tgid(current));
-	ring->user = user;
+	ring->cred = get_cred(cred);
 	ring->id = atomic_inc_return(&nymph_last_ring_id);
 	ring->paused = setup->flags & NYMPH_SETUP_PAUSED;
 	ring->active.size = setup->entries;
 	ring->unread.size = setup->records;
 	ring->label = setup->ring_addr;
 
+	ret = nymph_ring_charge(ring, old);
+	if (ret)
+		goto err;
 	engine = nymph_engine_get(setup->engine, &ring->auto_engine);
 	if (IS_ERR(engine)) {
 		ret = PTR_ERR(engine);
 		goto err;
 	}
 	ring->engine = engine;
-	ring->estate = nymph_estate_create();
+	ring->carried = nymph_carried_create();
 	ring->slots = nymph_ring_array(ring, setup->entries,
 				       sizeof(*ring->slots));
 	ring->records = nymph_ring_array(ring, setup->records,
 					 sizeof(*ring->records));
-	ring->flight = nymph_flight_create(engine);
-	ring->bounce = nymph_bounce_create(engine);
+	ring->batch = nymph_batch_create(engine);
+	ring->bounce = nymph_bounce_create(engine->node);
 	ret = -ENOMEM;
-	if (!ring->estate || !ring->slots || !ring->records || !ring->flight ||
+	if (!ring->carried || !ring->slots || !ring->records || !ring->batch ||
 	    !ring->bounce)
 		goto err;
 
-	ret = nymph_ring_publish(ring);
-	if (ret)
-		goto err;
-	ret = nymph_ring_start_worker(ring);
+	ret = nymph_worker_start(ring);
 	if (ret)
 		goto err;
 	return ring;
@@ -207,7 +261,7 @@ err:
 }
 
 /**
- * nymph_ring_put() - a request is done with the ring
+ * nymph_ring_put() - Drop a reference to a ring
  * @ring: the ring
  */
 void nymph_ring_put(struct nymph_ring *ring)
@@ -216,19 +270,27 @@ void nymph_ring_put(struct nymph_ring *ring)
 		nymph_ring_free(ring);
 }
 
-/* An answer without the lock: once it is yes, an executor can rely on it. */
-static bool nymph_ring_runnable(struct nymph_ring *ring)
+/* Takes no lock: an executor can rely on a true. */
+static bool nymph_ring_has_entry(struct nymph_ring *ring)
 {
 	/* pairs with nymph_fifo_push(): the slot at tail is filled */
-	return smp_load_acquire(&ring->active.count) &&
-	       (!READ_ONCE(ring->paused) || READ_ONCE(ring->dead));
+	return smp_load_acquire(&ring->active.count) && !READ_ONCE(ring->paused);
+}
+
+/* Tells whether an executor has something to do: entries, or the ring's end. */
+static bool nymph_ring_runnable(struct nymph_ring *ring)
+{
+	if (READ_ONCE(ring->dead))
+		return !nymph_ring_has_ended(ring);
+	return nymph_ring_has_entry(ring);
 }
 
 /**
- * nymph_ring_claim() - become the executor
+ * nymph_ring_claim() - Become the executor
  * @ring: the ring
  *
- * Return: whether current is now, and has to call nymph_ring_execute().
+ * Return: true if current is the executor now, and has to call
+ * nymph_ring_execute().
  */
 bool nymph_ring_claim(struct nymph_ring *ring)
 {
@@ -236,8 +298,10 @@ bool nymph_ring_claim(struct nymph_ring *ring)
 }
 
 /**
- * nymph_ring_claimable() - whether there is work and nobody does it
+ * nymph_ring_claimable() - Tell whether a ring has work and no executor
  * @ring: the ring
+ *
+ * Return: whether current can become the executor and has something to do.
  */
 bool nymph_ring_claimable(struct nymph_ring *ring)
 {
@@ -246,7 +310,7 @@ bool nymph_ring_claimable(struct nymph_ring *ring)
 }
 
 /**
- * nymph_ring_kick() - let the worker do what nobody does
+ * nymph_ring_kick() - Have the worker run a ring that has work and no executor
  * @ring: the ring
  */
 void nymph_ring_kick(struct nymph_ring *ring)
@@ -257,12 +321,16 @@ void nymph_ring_kick(struct nymph_ring *ring)
 	 * runs what is queued: a mutex that was unlocked orders no load behind it.
 	 */
 	smp_mb();
-	if (nymph_ring_claimable(ring))
-		wake_up(&ring->work_wait);
+	if (!nymph_ring_claimable(ring))
+		return;
+	if (!READ_ONCE(ring->orphan))
+		nymph_worker_wake(ring);
+	else if (nymph_ring_claim(ring))
+		nymph_ring_execute(ring, NULL);
 }
 
 /**
- * nymph_ring_enable() - let a paused ring run
+ * nymph_ring_enable() - Let a paused ring run
  * @ring: the ring
  */
 void nymph_ring_enable(struct nymph_ring *ring)
@@ -290,8 +358,10 @@ static bool nymph_ring_is_full(const struct nymph_ring *ring, bool record)
 }
 
 /**
- * nymph_ring_has_room() - whether an entry that wants a record is accepted now
+ * nymph_ring_has_room() - Tell whether an entry that wants a record is accepted now
  * @ring: the ring
+ *
+ * Return: whether there is a free slot and a free record.
  */
 bool nymph_ring_has_room(struct nymph_ring *ring)
 {
@@ -328,20 +398,23 @@ static int nymph_ring_push(struct nymph_ring *ring, struct nymph_slot *slot)
 }
 
 /**
- * nymph_ring_submit() - accept an entry
+ * nymph_ring_submit() - Accept an entry
  * @ring: a ring of current's memory
  * @entry: a private copy, unchecked
- * @waiter: counts it if it is COMPLETE_SYNC
+ * @waiter: the caller, which counts the entry if it is COMPLETE_SYNC
  *
- * The caller then runs it, or calls nymph_ring_kick().
+ * The caller then runs the entry, or calls nymph_ring_kick().
  *
- * Return: 0; -ESTALE if the ring was reset or replaced; or what docs/abi.md
- * says. If it is not 0, nothing changed.
+ * Return: 0; -ESTALE if the ring was reset or replaced; or what
+ * docs/reference/requests.md says. If it is not 0, nothing changed.
  */
 int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
 		      struct nymph_waiter *waiter)
 {
-	struct nymph_slot slot = { .entry = *entry };
+	struct nymph_slot slot = {
+		.entry = *entry,
+		.access = nymph_access_get(),
+	};
 	int ret;
 
 	ret = nymph_entry_check(entry);
@@ -406,15 +479,15 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 	}
 	ring->reserved--;
 	nymph_fifo_push(&ring->unread);
-	if (ring->estate->eventfd)
-		nymph_eventfd_raise(ring->estate->eventfd);
+	if (ring->carried->eventfd)
+		nymph_eventfd_raise(ring->carried->eventfd);
 }
 
-/* Retires the entry at tail: one step for whoever looks. Returns when that was. */
+/* Retires the entry at tail, in one step for all readers. Returns the time. */
 static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 {
 	struct nymph_slot *slot = nymph_ring_oldest(ring);
-	struct nymph_estate *estate = ring->estate;
+	struct nymph_carried *carried = ring->carried;
 	struct nymph_transfer *t = &ring->transfer;
 	u64 done = t->active ? t->done : 0;
 	u64 now;
@@ -427,8 +500,8 @@ static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 	if (slot->entry.flags & NYMPH_DMA_FLAG_RECORD) {
 		nymph_ring_leave_record(ring, slot, status, now);
 	} else if (status) {
-		if (!estate->errors++)
-			estate->first_error = status;
+		if (!carried->errors++)
+			carried->first_error = status;
 	}
 	if (slot->waiter) {
 		slot->waiter->status = status;
@@ -437,11 +510,11 @@ static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 	}
 	ring->chain_broken = status && slot->entry.flags & NYMPH_DMA_FLAG_LINK;
 	if (t->active && status != -ECANCELED)
-		nymph_latency_add(&estate->latency, now - slot->queued_ns);
+		nymph_latency_add(&carried->latency, now - slot->queued_ns);
 	trace_nymph_complete(ring, &slot->entry, done, status, now);
 	if (!nymph_entry_moves(&slot->entry))
 		done = 0;
-	estate->dma_bytes += done;
+	carried->dma_bytes += done;
 	nymph_fifo_pop(&ring->active, 1);
 	t->active = false;
 	mutex_unlock(&ring->lock);
@@ -453,10 +526,25 @@ static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 	return now;
 }
 
-/* @now: when the last entry ended, or 0 if that is some time ago */
+/* Retires all entries of a dead ring. Current is its executor. */
+static void nymph_ring_drain(struct nymph_ring *ring)
+{
+	/*
+	 * Nobody adds to a dead ring, so this comes to an end; pairs with
+	 * nymph_fifo_push(): the slot is filled.
+	 */
+	while (smp_load_acquire(&ring->active.count)) {
+		nymph_ring_retire(ring, -ECANCELED);
+		cond_resched();
+	}
+}
+
+/* @now: the time at which the last entry ended; 0 if it is not recent */
 static bool nymph_limits_reached(struct nymph_ring *ring,
 				 const struct nymph_limits *limits, u64 now)
 {
+	if (limits->is_worker)
+		return !nymph_worker_may_run(ring);
 	if (limits->waiter && !READ_ONCE(limits->waiter->pending))
 		return true;
 	if (limits->records && READ_ONCE(ring->unread.count) >= limits->records)
@@ -468,36 +556,28 @@ static bool nymph_limits_reached(struct nymph_ring *ring,
 	       (now ?: ktime_get_ns()) >= limits->deadline_ns;
 }
 
-/*
- * The worker's own reference is all that keeps the memory: the process is
- * gone. Then the rest of the queue must not be run for nobody.
- */
-static bool nymph_memory_abandoned(void)
-{
-	return current->flags & PF_KTHREAD && current->mm &&
-	       atomic_read(&current->mm->mm_users) == 1;
-}
-
 static int nymph_ring_step(struct nymph_ring *ring)
 {
 	struct nymph_slot *slot = nymph_ring_oldest(ring);
-
+	u32 access;
 	int ret;
 
 	if (READ_ONCE(slot->canceled))
 		return -ECANCELED;
+	access = nymph_access_switch(slot->access);
 	ret = nymph_transfer_step(ring, slot);
+	nymph_access_switch(access);
 	trace_nymph_landed(ring, 1);
 	return ret;
 }
 
 /*
- * Runs several entries at once, if they can be. Returns when the last of them was
- * retired, or 0.
+ * Runs several entries together, if they can be. Returns the time at which the last
+ * of them retired, or 0.
  */
-static u64 nymph_ring_fly(struct nymph_ring *ring)
+static u64 nymph_ring_run_batch(struct nymph_ring *ring)
 {
-	unsigned int i, n = nymph_flight_run(ring);
+	unsigned int i, n = nymph_batch_run(ring);
 	u64 now = 0;
 
 	if (n)
@@ -507,8 +587,8 @@ static u64 nymph_ring_fly(struct nymph_ring *ring)
 		int ret;
 
 		nymph_transfer_start(&ring->transfer, &slot->entry,
-				     ring->flight->started_ns);
-		ret = nymph_flight_land(ring, slot, i);
+				     ring->batch->started_ns);
+		ret = nymph_batch_land(ring, slot, i);
 		while (ret == NYMPH_STEP_MORE) {
 			cond_resched();
 			ret = nymph_ring_step(ring);
@@ -519,7 +599,7 @@ static u64 nymph_ring_fly(struct nymph_ring *ring)
 }
 
 /*
- * Starts the entry at tail, if none is under way, and runs a piece of it. Returns
+ * Starts the entry at tail, if none is under way, and runs a chunk of it. Returns
  * as nymph_transfer_step(); @now is when the one before it ended, or 0.
  */
 static int nymph_ring_run(struct nymph_ring *ring, u64 now)
@@ -532,7 +612,7 @@ static int nymph_ring_run(struct nymph_ring *ring, u64 now)
 }
 
 /**
- * nymph_ring_execute() - run what is queued, then stop being the executor
+ * nymph_ring_execute() - Run queued entries, then stop being the executor
  * @ring: current is its executor
  * @limits: when to stop earlier, or NULL
  */
@@ -540,30 +620,24 @@ void nymph_ring_execute(struct nymph_ring *ring,
 			const struct nymph_limits *limits)
 {
 	struct nymph_transfer *t = &ring->transfer;
-	u64 now = 0, flown;
+	u64 now = 0, batched;
 	int ret;
 
 	for (;;) {
 		if (READ_ONCE(ring->dead)) {
-			/*
-			 * Nobody adds to a dead ring, so this comes to an end;
-			 * pairs with nymph_fifo_push(): the slot is filled.
-			 */
-			while (smp_load_acquire(&ring->active.count)) {
-				nymph_ring_retire(ring, -ECANCELED);
-				cond_resched();
-			}
+			nymph_ring_drain(ring);
+			nymph_ring_clear_carried(ring);
+			nymph_ring_end(ring, true);
 			break;
 		}
 		if (limits && nymph_limits_reached(ring, limits, now))
 			break;
-		if (!t->active && nymph_memory_abandoned())
+		/* not whether it is runnable: it may be dead by now, and empty */
+		if (!t->active && !nymph_ring_has_entry(ring))
 			break;
-		if (!t->active && !nymph_ring_runnable(ring))
-			break;
-		flown = t->active ? 0 : nymph_ring_fly(ring);
-		if (flown) {
-			now = flown;
+		batched = t->active ? 0 : nymph_ring_run_batch(ring);
+		if (batched) {
+			now = batched;
 		} else {
 			ret = nymph_ring_run(ring, now);
 			if (ret == NYMPH_STEP_INTERRUPTED) {
@@ -595,13 +669,13 @@ void nymph_ring_execute(struct nymph_ring *ring,
 }
 
 /**
- * nymph_ring_wait() - wait until a caller's COMPLETE_SYNC entries have retired
+ * nymph_ring_wait() - Wait until a caller's COMPLETE_SYNC entries have retired
  * @ring: the ring
- * @waiter: the caller's
+ * @waiter: the caller
  *
- * Runs them, if nobody else does.
+ * The caller runs the entries, if nobody else does.
  *
- * Return: 0, or -EINTR if current is being killed; @waiter is free to go.
+ * Return: 0, or -EINTR if current is being killed; @waiter is not used any more.
  */
 int nymph_ring_wait(struct nymph_ring *ring, struct nymph_waiter *waiter)
 {
@@ -640,18 +714,67 @@ int nymph_ring_wait(struct nymph_ring *ring, struct nymph_waiter *waiter)
 }
 
 /**
- * nymph_ring_reap() - hand out completion records
+ * nymph_clock_offset() - Get the offset of current's clock to the kernel's
+ *
+ * A time namespace shifts CLOCK_MONOTONIC for its processes.
+ *
+ * Return: nanoseconds, negative if it is behind.
+ */
+s64 nymph_clock_offset(void)
+{
+	struct timespec64 offset = {};
+
+	timens_add_monotonic(&offset);
+	return timespec64_to_ns(&offset);
+}
+
+/* Converts a time of the kernel's clock to current's; 0, never, stays 0. */
+static u64 nymph_shift_time(u64 ns, s64 offset)
+{
+	return ns ? max_t(s64, 1, ns + offset) : 0;
+}
+
+/* Copies records out with times of current's clock; returns how many arrived whole. */
+static u32 nymph_records_copy(struct iov_iter *to,
+			      const struct nymph_record *records, u32 n)
+{
+	s64 offset = nymph_clock_offset();
+	struct nymph_record r;
+	size_t got;
+	u32 i;
+
+	if (!offset) {
+		got = copy_to_iter(records, n * sizeof(r), to);
+		iov_iter_revert(to, got % sizeof(r));
+		return got / sizeof(r);
+	}
+	for (i = 0; i < n; i++) {
+		r = records[i];
+		r.queued_ns = nymph_shift_time(r.queued_ns, offset);
+		r.started_ns = nymph_shift_time(r.started_ns, offset);
+		r.completed_ns = nymph_shift_time(r.completed_ns, offset);
+		got = copy_to_iter(&r, sizeof(r), to);
+		if (got < sizeof(r)) {
+			iov_iter_revert(to, got);
+			break;
+		}
+	}
+	return i;
+}
+
+/**
+ * nymph_ring_reap() - Hand out completion records
  * @ring: the ring
- * @to: where to, an array
- * @max: elements in it
- * @reaped: elements of it that were written before; raised
- * @count: where user space is told @reaped, or NULL
+ * @to: destination, with room for @max records less @reaped
+ * @max: highest number of records
+ * @reaped: number of records handed out before; raised
+ * @count: user memory that is told @reaped, or NULL
  *
  * Return: 0, -EINTR, or -EFAULT: a record that did not arrive whole, or was not
  * counted, stays unread.
  */
-int nymph_ring_reap(struct nymph_ring *ring, struct nymph_record __user *to,
-		    u32 max, u32 *reaped, u32 __user *count)
+int nymph_ring_reap(struct nymph_ring *ring, struct iov_iter *to, u32 max,
+		    u32 *reaped, u32 __user *count)
 {
 	u32 first, n, got;
 	int ret = 0;
@@ -667,10 +790,7 @@ int nymph_ring_reap(struct nymph_ring *ring, struct nymph_record __user *to,
 		mutex_unlock(&ring->lock);
 
 		/* the reap_lock keeps these records from being overwritten */
-		got = n - DIV_ROUND_UP(copy_to_user(to + *reaped,
-						    &ring->records[first],
-						    n * sizeof(*to)),
-				       sizeof(*to));
+		got = nymph_records_copy(to, &ring->records[first], n);
 		if (got < n)
 			ret = -EFAULT;
 		if (count && put_user(*reaped + got, count)) {
@@ -687,116 +807,12 @@ int nymph_ring_reap(struct nymph_ring *ring, struct nymph_record __user *to,
 	return ret;
 }
 
-static void nymph_ring_fill(const struct nymph_ring *ring,
-			    struct nymph_dma_ring *out)
-{
-	lockdep_assert_held(&ring->lock);
-	out->ring_size = ring->active.size;
-	out->head = nymph_fifo_head(&ring->active);
-	out->tail = ring->active.tail;
-	out->reserved = 0;
-	out->ring_addr = ring->label;
-}
-
 /**
- * nymph_ring_indices() - size, indices and label
- * @ring: the ring
- * @out: filled
- */
-void nymph_ring_indices(struct nymph_ring *ring, struct nymph_dma_ring *out)
-{
-	mutex_lock(&ring->lock);
-	nymph_ring_fill(ring, out);
-	mutex_unlock(&ring->lock);
-}
-
-/* What nymph_ring_snapshot() works with. */
-struct nymph_snapshot_copy {
-	struct nymph_blake3 hash;
-	u32 room;
-	struct nymph_entry entries[];
-};
-
-/*
- * Returns how many entries are active, or -ESTALE; all is filled if @copy has
- * the room.
- */
-static int nymph_ring_copy(struct nymph_ring *ring, struct nymph_snapshot *snap,
-			   struct nymph_snapshot_copy *copy)
-{
-	int i, active;
-
-	mutex_lock(&ring->lock);
-	active = ring->dead ? -ESTALE : ring->active.count;
-	if (active >= 0 && active <= copy->room) {
-		nymph_ring_fill(ring, &snap->ring);
-		snap->dma_bytes = ring->estate->dma_bytes;
-		snap->active_descriptors = active;
-		snap->unread_records = ring->unread.count;
-		snap->errors = ring->estate->errors;
-		snap->first_error = ring->estate->first_error;
-		snap->state = ring->paused ? NYMPH_STATE_PAUSED : 0;
-		snap->engine = ring->engine->id;
-		for (i = 0; i < active; i++)
-			copy->entries[i] =
-				ring->slots[nymph_fifo_at(&ring->active, i)].entry;
-	}
-	mutex_unlock(&ring->lock);
-	return active;
-}
-
-/**
- * nymph_ring_snapshot() - the ring at one moment, and its hash
- * @ring: the ring, or NULL if there is none
- * @snap: the fields that are answers are filled
- * @to: if not NULL: where the active entries are copied to
+ * nymph_ring_cancel() - Cancel the entries with a cookie
+ * @ring: a live ring; the caller holds the context's lock, so it stays alive
+ * @cookie: the cookie
  *
- * Return: 0, -ENOMEM, -ENOSPC if @snap->max_entries is too small for @to,
- * -EFAULT, or -ESTALE if the ring was reset or replaced.
- */
-int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
-			struct nymph_entry __user *to)
-{
-	struct nymph_snapshot_copy *copy = NULL;
-	int active = ring ? READ_ONCE(ring->active.count) : 0;
-	int room, ret = 0;
-
-	do {
-		room = active;
-		kvfree(copy);
-		copy = kvmalloc(struct_size(copy, entries, room),
-				GFP_KERNEL_ACCOUNT);
-		if (!copy)
-			return -ENOMEM;
-		copy->room = room;
-		if (ring)
-			active = nymph_ring_copy(ring, snap, copy);
-	} while (active > room);
-	if (active < 0) {
-		ret = active;
-		goto free;
-	}
-
-	nymph_ring_digest(&snap->ring, copy->entries, active, snap->dma_bytes,
-			  snap->ring_hash, &copy->hash);
-	if (to) {
-		if (active > snap->max_entries)
-			ret = -ENOSPC;
-		else if (copy_to_user(to, copy->entries,
-				      array_size(active, sizeof(*to))))
-			ret = -EFAULT;
-	}
-free:
-	kvfree(copy);
-	return ret;
-}
-
-/**
- * nymph_ring_cancel() - have entries end early
- * @ring: a live ring; it stays so by the context's lock
- * @cookie: which
- *
- * Return: how many there are.
+ * Return: number of entries that have it.
  */
 u32 nymph_ring_cancel(struct nymph_ring *ring, u64 cookie)
 {
@@ -812,111 +828,48 @@ u32 nymph_ring_cancel(struct nymph_ring *ring, u64 cookie)
 			found++;
 		}
 	}
-	/* a page fault that nobody answers ends for a signal alone */
 	if (found && nymph_ring_oldest(ring)->canceled)
-		send_sig(SIGKILL, ring->worker, 1);
+		nymph_worker_interrupt(ring);
 	mutex_unlock(&ring->lock);
 	return found;
 }
 
 /**
- * nymph_ring_set_eventfd() - be told of records
- * @ring: a live ring; it stays so by the context's lock
- * @eventfd: raised for each from now on, and the ring's; or NULL
+ * nymph_ring_set_eventfd() - Set the eventfd that is raised for records
+ * @ring: a live ring; the caller holds the context's lock, so it stays alive
+ * @eventfd: eventfd that the ring owns from now on, or NULL
  *
- * Return: the one before, which is the caller's now; or NULL.
+ * Return: the eventfd before, which the caller owns now; or NULL.
  */
 struct eventfd_ctx *nymph_ring_set_eventfd(struct nymph_ring *ring,
 					   struct eventfd_ctx *eventfd)
 {
 	mutex_lock(&ring->lock);
-	swap(ring->estate->eventfd, eventfd);
+	swap(ring->carried->eventfd, eventfd);
 	mutex_unlock(&ring->lock);
 	return eventfd;
 }
 
 /**
- * nymph_ring_latency() - how long entries took so far
- * @ring: a live ring; it stays so by the context's lock
+ * nymph_ring_latency() - Copy the times that entries took so far
+ * @ring: a live ring; the caller holds the context's lock, so it stays alive
  * @to: filled
  */
 void nymph_ring_latency(struct nymph_ring *ring, struct nymph_histogram *to)
 {
 	mutex_lock(&ring->lock);
-	*to = ring->estate->latency;
+	*to = ring->carried->latency;
 	mutex_unlock(&ring->lock);
 }
 
 /**
- * nymph_ring_add_region() - find a handle for memory
- * @ring: a live ring; it stays so by the context's lock
- * @region: the memory; the reference is the ring's from now on
- * @handle: the handle
- *
- * Return: 0; -EMFILE if all handles are in use; -ENOMEM.
- */
-int nymph_ring_add_region(struct nymph_ring *ring, struct nymph_region *region,
-			  u32 *handle)
-{
-	int ret;
-
-	mutex_lock(&ring->lock);
-	ret = xa_alloc(&ring->estate->regions, handle, region,
-		       XA_LIMIT(1, NYMPH_MAX_REGIONS - 1), GFP_KERNEL_ACCOUNT);
-	mutex_unlock(&ring->lock);
-	return ret == -EBUSY ? -EMFILE : ret;
-}
-
-/**
- * nymph_ring_remove_region() - give up a handle
- * @ring: a live ring; it stays so by the context's lock
- * @handle: the handle
- *
- * Return: the memory, whose reference is the caller's now; or NULL.
- */
-struct nymph_region *nymph_ring_remove_region(struct nymph_ring *ring,
-					      u32 handle)
-{
-	struct nymph_region *region;
-
-	mutex_lock(&ring->lock);
-	region = xa_erase(&ring->estate->regions, handle);
-	mutex_unlock(&ring->lock);
-	return region;
-}
-
-/**
- * nymph_ring_get_region() - the memory a handle names
- * @ring: the ring
- * @handle: the handle
- *
- * Return: the region, with a reference; -ENOENT, or -ESTALE if the ring was
- * reset or replaced.
- */
-struct nymph_region *nymph_ring_get_region(struct nymph_ring *ring, u32 handle)
-{
-	struct nymph_region *region = ERR_PTR(-ESTALE);
-
-	mutex_lock(&ring->lock);
-	if (!ring->dead) {
-		region = xa_load(&ring->estate->regions, handle);
-		if (region)
-			refcount_inc(&region->refs);
-		else
-			region = ERR_PTR(-ENOENT);
-	}
-	mutex_unlock(&ring->lock);
-	return region;
-}
-
-/**
- * nymph_ring_retire_idle() - end a ring that another takes the place of
- * @ring: the old one; nymph_ring_destroy() is next
- * @heir: the new one, which gets its estate
+ * nymph_ring_retire_idle() - End an idle ring whose place another takes
+ * @ring: the old ring; nymph_ring_destroy() is next
+ * @successor: the new ring, which gets the carried-over state
  *
  * Return: false if @ring is not idle; it stays as it is.
  */
-bool nymph_ring_retire_idle(struct nymph_ring *ring, struct nymph_ring *heir)
+bool nymph_ring_retire_idle(struct nymph_ring *ring, struct nymph_ring *successor)
 {
 	bool idle;
 
@@ -925,111 +878,94 @@ bool nymph_ring_retire_idle(struct nymph_ring *ring, struct nymph_ring *heir)
 	       !ring->unread.count;
 	if (idle) {
 		WRITE_ONCE(ring->dead, true);
-		swap(heir->estate, ring->estate);
+		swap(successor->carried, ring->carried);
 	}
 	mutex_unlock(&ring->lock);
 	return idle;
 }
 
-/**
- * nymph_ring_kill() - accept nothing more, end what runs at its next piece
- * @ring: the ring
- *
- * What is queued is canceled by the next executor.
- */
-void nymph_ring_kill(struct nymph_ring *ring)
+static void nymph_ring_refuse_all(struct nymph_ring *ring)
 {
 	mutex_lock(&ring->lock);
 	WRITE_ONCE(ring->dead, true);
 	mutex_unlock(&ring->lock);
-	/* a page fault that nobody answers ends for a signal alone */
-	send_sig(SIGKILL, ring->worker, 1);
-	wake_up(&ring->work_wait);
 	wake_up(&ring->ctx->wait);
 }
 
 /**
- * nymph_ring_destroy() - give up the context's hold on a ring
- * @ring: dead, with nothing left to run
+ * nymph_ring_kill() - Stop accepting entries, and end the running one at its next chunk
+ * @ring: the ring
+ *
+ * The next executor cancels queued entries and ends the ring.
  */
-void nymph_ring_destroy(struct nymph_ring *ring)
+void nymph_ring_kill(struct nymph_ring *ring)
 {
-	kthread_stop(ring->worker);
-	/* now, and not with the last reference: charges are given back */
-	nymph_ring_clear_estate(ring);
-	nymph_ring_put(ring);
+	nymph_ring_refuse_all(ring);
+	nymph_worker_interrupt(ring);
+	nymph_worker_wake(ring);
 }
 
 /**
- * nymph_ring_release() - the file is closed
- * @ring: no request uses it
+ * nymph_ring_orphan() - End a ring whose process has ended
+ * @ring: current is its worker
+ *
+ * All queued entries are canceled and the process's memory is released, even if
+ * another process has the file.
+ */
+void nymph_ring_orphan(struct nymph_ring *ring)
+{
+	mutex_lock(&ring->lock);
+	WRITE_ONCE(ring->orphan, true);
+	WRITE_ONCE(ring->dead, true);
+	mutex_unlock(&ring->lock);
+	nymph_ring_kick(ring);
+	wake_up(&ring->ctx->wait);
+}
+
+/**
+ * nymph_ring_destroy() - Drop the context's reference to a ring and end it
+ * @ring: a ring that nobody can look up
+ *
+ * The ring has ended on return, unless the worker or a request is about to end it.
+ */
+void nymph_ring_destroy(struct nymph_ring *ring)
+{
+	nymph_ring_refuse_all(ring);
+	if (nymph_ring_claim(ring))
+		nymph_ring_execute(ring, NULL);
+	nymph_ring_put(ring);
+}
+
+/* Tells whether current, which closes the file, owns the ring. */
+static bool nymph_ring_is_currents(const struct nymph_ring *ring)
+{
+	return !(current->flags & PF_KTHREAD) &&
+	       (current->mm == ring->mm || task_tgid(current) == ring->owner);
+}
+
+/**
+ * nymph_ring_release() - End a ring whose file is closed
+ * @ring: a ring that no request uses
+ *
+ * The function does not wait. If the owner closes the file, everything that is not
+ * in use is released on return, and the worker releases the rest. If another
+ * process closes it, the worker releases everything.
  */
 void nymph_ring_release(struct nymph_ring *ring)
 {
-	bool orphan;
+	bool is_currents = nymph_ring_is_currents(ring);
 
-	nymph_ring_kill(ring);
-	wait_event_timeout(ring->ctx->wait,
-			   !test_bit(NYMPH_RING_EXECUTING, &ring->state),
-			   NYMPH_CLOSE_TIMEOUT);
-
-	/*
-	 * The worker can be stuck in a page fault for as long as a file system
-	 * likes. close() does not wait for that: the worker inherits the ring.
-	 */
-	orphan = !nymph_ring_claim(ring);
-	if (orphan) {
-		nymph_ring_clear_estate(ring);
-		__module_get(THIS_MODULE);
-		/* pairs with the worker's load: it sees the reference above */
-		smp_store_release(&ring->orphan, true);
-		wake_up(&ring->work_wait);
-		return;
+	nymph_ring_refuse_all(ring);
+	if (is_currents && nymph_ring_claim(ring)) {
+		nymph_ring_drain(ring);
+		nymph_ring_clear_carried(ring);
+		nymph_ring_end(ring, false);
+		clear_bit_unlock(NYMPH_RING_EXECUTING, &ring->state);
+	} else {
+		nymph_worker_interrupt(ring);
+		if (is_currents)
+			nymph_ring_clear_carried(ring);
 	}
-	nymph_ring_execute(ring, NULL);
-	nymph_ring_destroy(ring);
-}
-
-static void nymph_ring_work_in_mm(struct nymph_ring *ring)
-{
-	struct mem_cgroup *memcg, *old;
-
-	/* without the memory its entries fail, one by one */
-	if (READ_ONCE(ring->dead) || !mmget_not_zero(ring->mm)) {
-		nymph_ring_execute(ring, NULL);
-		return;
-	}
-	kthread_use_mm(ring->mm);
-	/* what is allocated on the way is the process's */
-	memcg = get_mem_cgroup_from_mm(ring->mm);
-	old = set_active_memcg(memcg);
-	nymph_ring_execute(ring, NULL);
-	set_active_memcg(old);
-	mem_cgroup_put(memcg);
-	kthread_unuse_mm(ring->mm);
-	mmput(ring->mm);
-}
-
-static int nymph_ring_work(void *data)
-{
-	struct nymph_ring *ring = data;
-
-	allow_kernel_signal(SIGKILL);
-	set_freezable();
-	while (!kthread_should_stop()) {
-		wait_event_freezable(ring->work_wait,
-				     kthread_should_stop() ||
-				     READ_ONCE(ring->orphan) ||
-				     nymph_ring_claimable(ring));
-		if (signal_pending(current))
-			flush_signals(current);
-		if (nymph_ring_claimable(ring) && nymph_ring_claim(ring))
-			nymph_ring_work_in_mm(ring);
-		/* pairs with nymph_ring_release() */
-		if (smp_load_acquire(&ring->orphan)) {
-			nymph_ring_put(ring);
-			module_put_and_kthread_exit(0);
-		}
-	}
-	return 0;
+	nymph_ring_kick(ring);
+	nymph_ring_put(ring);
 }

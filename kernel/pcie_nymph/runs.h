@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * pcie_nymph: how scattered memory is cut into what a DMA channel takes.
+ * pcie_nymph: cutting scattered memory into parts that a DMA channel takes.
  */
 #ifndef _NYMPH_RUNS_H
 #define _NYMPH_RUNS_H
@@ -10,12 +10,12 @@
 #include <linux/scatterlist.h>
 
 /**
- * nymph_neighbours() - how far memory goes on without a gap
- * @pages: the memory
- * @offset: where in it to start
- * @max: no need to look further
+ * nymph_neighbours() - Count the contiguous bytes from an offset on
+ * @pages: pages of the memory
+ * @offset: offset into the memory in bytes
+ * @max: highest number of bytes to look at
  *
- * Return: bytes, from 1 to @max.
+ * Return: number of bytes, from 1 to @max.
  */
 static inline size_t nymph_neighbours(struct page *const *pages, u64 offset,
 				      size_t max)
@@ -30,9 +30,9 @@ static inline size_t nymph_neighbours(struct page *const *pages, u64 offset,
 }
 
 /**
- * struct nymph_cut - who moves the next bytes
- * @by_cpu: so many are the CPU's
- * @by_dma: and so many behind them the channel's
+ * struct nymph_cut - the next bytes, split between the CPU and a channel
+ * @by_cpu: number of bytes that the CPU moves first
+ * @by_dma: number of bytes behind them that the channel moves
  */
 struct nymph_cut {
 	size_t by_cpu;
@@ -40,14 +40,13 @@ struct nymph_cut {
 };
 
 /**
- * nymph_cut() - leave to the CPU what a channel can't, or must not, move
- * @dst: where to: address, or offset into a page
- * @src: where from
- * @len: bytes, not 0
- * @align: what the channel's addresses and lengths are multiples of, a power of
- *	two
+ * nymph_cut() - Split bytes between the CPU and a channel
+ * @dst: destination: address, or offset into a page
+ * @src: source: address, or offset into a page
+ * @len: number of bytes, not 0
+ * @align: alignment of the channel's addresses and lengths, a power of two
  *
- * Return: at least one of the two numbers is not 0; together at most @len.
+ * Return: the two numbers of bytes; at least one is not 0, their sum is at most @len.
  */
 static inline struct nymph_cut nymph_cut(u64 dst, u64 src, size_t len,
 					 size_t align)
@@ -62,9 +61,9 @@ static inline struct nymph_cut nymph_cut(u64 dst, u64 src, size_t len,
 }
 
 /**
- * struct nymph_run - mapped bytes without a gap
- * @offset: where in the memory they start
- * @dma: where the device has them
+ * struct nymph_run - mapped bytes that are contiguous for a device
+ * @offset: offset of the first byte in the memory
+ * @dma: address of the first byte for the device
  */
 struct nymph_run {
 	u64 offset;
@@ -72,13 +71,13 @@ struct nymph_run {
 };
 
 /**
- * nymph_runs_of() - where a device has memory
- * @table: mapped
- * @runs: filled, as many as the table has parts at most
- * @nr_runs: how many there are, at first none
- * @merge: whether parts that are neighbours for the device become one run
+ * nymph_runs_of() - List the runs of a mapped table
+ * @table: a mapped table
+ * @runs: filled; has room for as many runs as the table has parts
+ * @nr_runs: number of runs; 0 before the call
+ * @merge: whether parts that are contiguous for the device become one run
  *
- * Return: bytes in all.
+ * Return: number of bytes of all runs.
  */
 static inline u64 nymph_runs_of(const struct sg_table *table,
 				struct nymph_run *runs, unsigned int *nr_runs,
@@ -102,13 +101,13 @@ static inline u64 nymph_runs_of(const struct sg_table *table,
 }
 
 /**
- * nymph_run_at() - where a device has bytes of memory
- * @runs: in the order of their offsets; the first starts at 0
- * @nr_runs: how many
- * @offset: which bytes
- * @len: how many; lowered to those that are neighbours
+ * nymph_run_at() - Get the address of bytes for a device
+ * @runs: runs in the order of their offsets; the first starts at 0
+ * @nr_runs: number of runs
+ * @offset: offset of the first byte in the memory
+ * @len: number of bytes; lowered to the number in the same run
  *
- * Return: the address of the first.
+ * Return: address of the first byte for the device.
  */
 static inline dma_addr_t nymph_run_at(const struct nymph_run *runs,
 				      unsigned int nr_runs, u64 offset,
@@ -116,7 +115,7 @@ static inline dma_addr_t nymph_run_at(const struct nymph_run *runs,
 {
 	unsigned int first = 0, end = nr_runs;
 
-	/* the last that does not start behind it */
+	/* the last run that does not start behind the offset */
 	while (end - first > 1) {
 		unsigned int middle = first + (end - first) / 2;
 

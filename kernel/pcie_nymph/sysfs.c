@@ -1,46 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: counters, limits, and who holds what: /sys/class/misc/pcie_nymph
- * and the files' fdinfo.
+ * pcie_nymph: counters and limits in /sys/class/misc/pcie_nymph, and rings in the
+ * fdinfo of their files. sysfs has only totals, because everyone can read it. A user
+ * sees the rings of a process only with permission to see the files of the process.
  */
-#include <linux/cred.h>
 #include <linux/device.h>
-#include <linux/percpu.h>
 #include <linux/pid.h>
-#include <linux/sched/user.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 
-#include "nymph.h"
+#include "counters.h"
+#include "ring.h"
 
-static DEFINE_PER_CPU(long [NYMPH_NR_COUNTERS], nymph_counters);
-
-/**
- * nymph_count() - raise or lower a counter
- * @counter: which
- * @n: by how much
- */
-void nymph_count(enum nymph_counter counter, long n)
-{
-	this_cpu_add(nymph_counters[counter], n);
-}
-
-static ssize_t nymph_show_counter(char *buf, enum nymph_counter counter)
-{
-	long sum = 0;
-	int cpu;
-
-	for_each_possible_cpu(cpu)
-		sum += per_cpu(nymph_counters, cpu)[counter];
-	return sysfs_emit(buf, "%ld\n", sum);
-}
+const char *nymph_blake3_chosen;
 
 #define NYMPH_COUNTER_ATTR(_name, _counter)				\
 static ssize_t _name##_show(struct device *dev,				\
 			    struct device_attribute *attr, char *buf)	\
 {									\
-	return nymph_show_counter(buf, _counter);			\
+	return sysfs_emit(buf, "%ld\n", nymph_counter_read(_counter));			\
 }									\
 static DEVICE_ATTR_RO(_name)
 
@@ -131,12 +110,14 @@ static DEVICE_ATTR_RW(_name)
 
 NYMPH_LIMIT_ATTR(max_rings);
 NYMPH_LIMIT_ATTR(max_user_rings);
+NYMPH_LIMIT_ATTR(max_user_card_percent);
 
 static struct attribute *nymph_limit_attrs[] = {
 	&dev_attr_max_entries.attr,
 	&dev_attr_max_length.attr,
 	&dev_attr_max_rings.attr,
 	&dev_attr_max_user_rings.attr,
+	&dev_attr_max_user_card_percent.attr,
 	NULL
 };
 
@@ -189,7 +170,7 @@ const struct attribute_group *nymph_attr_groups[] = {
 	NULL
 };
 
-/* What an administrator is told of a ring, in fdinfo and in sysfs alike. */
+/* Values of a ring that fdinfo shows. */
 struct nymph_ring_info {
 	u32 active;
 	u32 unread;
@@ -216,13 +197,13 @@ static void nymph_ring_describe(struct nymph_ring *ring,
 	mutex_lock(&ring->lock);
 	info->active = ring->active.count;
 	info->unread = ring->unread.count;
-	info->errors = ring->estate->errors;
-	info->dma_bytes = ring->estate->dma_bytes;
+	info->errors = ring->carried->errors;
+	info->dma_bytes = ring->carried->dma_bytes;
 	info->pinned_bytes = (u64)atomic_long_read(&ring->pinned_pages)
 			     << PAGE_SHIFT;
-	/* the regions of a dead ring are being given back */
+	/* the regions of a dead ring are being released */
 	if (!ring->dead)
-		xa_for_each(&ring->estate->regions, handle, region) {
+		xa_for_each(&ring->carried->regions, handle, region) {
 			info->buffer_bytes += (u64)region->pin.nr_pages
 					      << PAGE_SHIFT;
 			if (region->pin.card)
@@ -230,7 +211,7 @@ static void nymph_ring_describe(struct nymph_ring *ring,
 			if (region->pin.dmabuf)
 				info->imported_bytes += region->length;
 		}
-	latency = &ring->estate->latency;
+	latency = &ring->carried->latency;
 	for (i = 0; i < ARRAY_SIZE(nymph_permilles); i++)
 		info->latency[i] = nymph_latency_quantile(latency,
 							  nymph_permilles[i]);
@@ -240,9 +221,9 @@ static void nymph_ring_describe(struct nymph_ring *ring,
 }
 
 /**
- * nymph_ring_show_fdinfo() - what /proc/PID/fdinfo/FD says of a file's ring
- * @ring: current has a reference
- * @m: where to
+ * nymph_ring_show_fdinfo() - Show a file's ring in /proc/PID/fdinfo/FD
+ * @ring: the ring; the caller has a reference
+ * @m: destination
  */
 void nymph_ring_show_fdinfo(struct nymph_ring *ring, struct seq_file *m)
 {
@@ -258,118 +239,12 @@ void nymph_ring_show_fdinfo(struct nymph_ring *ring, struct seq_file *m)
 	seq_printf(m, "nymph-unread:\t%u\n", info.unread);
 	seq_printf(m, "nymph-errors:\t%llu\n", info.errors);
 	seq_printf(m, "nymph-dma-bytes:\t%llu\n", info.dma_bytes);
+	seq_printf(m, "nymph-ring-bytes:\t%llu\n",
+		   (u64)ring->charged << PAGE_SHIFT);
 	seq_printf(m, "nymph-pinned-bytes:\t%llu\n", info.pinned_bytes);
 	seq_printf(m, "nymph-buffer-bytes:\t%llu\n", info.buffer_bytes);
 	seq_printf(m, "nymph-card-bytes:\t%llu\n", info.card_bytes);
 	seq_printf(m, "nymph-imported-bytes:\t%llu\n", info.imported_bytes);
 	seq_printf(m, "nymph-latency-ns:\tp50=%llu p95=%llu p99=%llu p99.9=%llu max=%llu count=%llu\n",
 		   l[0], l[1], l[2], l[3], l[4], l[5]);
-}
-
-/* A directory ring<N> under the device. */
-struct nymph_ring_dir {
-	struct kobject kobj;
-	struct nymph_ring *ring;
-};
-
-#define NYMPH_RING_ATTR(_name, _format, _value)				\
-static ssize_t ring_##_name##_show(struct kobject *kobj,		\
-				   struct kobj_attribute *attr,		\
-				   char *buf)				\
-{									\
-	struct nymph_ring *ring =					\
-		container_of(kobj, struct nymph_ring_dir, kobj)->ring;	\
-	struct nymph_ring_info info;					\
-									\
-	nymph_ring_describe(ring, &info);				\
-	return sysfs_emit(buf, _format "\n", _value);			\
-}									\
-static const struct kobj_attribute ring_##_name##_attr =		\
-	__ATTR(_name, 0444, ring_##_name##_show, NULL)
-
-NYMPH_RING_ATTR(owner, "%d", pid_vnr(ring->owner));
-NYMPH_RING_ATTR(uid, "%u", from_kuid_munged(current_user_ns(),
-					    ring->user->account->uid));
-NYMPH_RING_ATTR(engine, "%s", ring->engine->name);
-NYMPH_RING_ATTR(entries, "%u", ring->active.size);
-NYMPH_RING_ATTR(active, "%u", info.active);
-NYMPH_RING_ATTR(unread, "%u", info.unread);
-NYMPH_RING_ATTR(errors, "%llu", info.errors);
-NYMPH_RING_ATTR(dma_bytes, "%llu", info.dma_bytes);
-NYMPH_RING_ATTR(pinned_bytes, "%llu", info.pinned_bytes);
-NYMPH_RING_ATTR(buffer_bytes, "%llu", info.buffer_bytes);
-NYMPH_RING_ATTR(card_bytes, "%llu", info.card_bytes);
-NYMPH_RING_ATTR(imported_bytes, "%llu", info.imported_bytes);
-NYMPH_RING_ATTR(latency_p50_ns, "%llu", info.latency[0]);
-NYMPH_RING_ATTR(latency_p95_ns, "%llu", info.latency[1]);
-NYMPH_RING_ATTR(latency_p99_ns, "%llu", info.latency[2]);
-NYMPH_RING_ATTR(latency_p999_ns, "%llu", info.latency[3]);
-
-static const struct attribute *const nymph_ring_attrs[] = {
-	&ring_owner_attr.attr,
-	&ring_uid_attr.attr,
-	&ring_engine_attr.attr,
-	&ring_entries_attr.attr,
-	&ring_active_attr.attr,
-	&ring_unread_attr.attr,
-	&ring_errors_attr.attr,
-	&ring_dma_bytes_attr.attr,
-	&ring_pinned_bytes_attr.attr,
-	&ring_buffer_bytes_attr.attr,
-	&ring_card_bytes_attr.attr,
-	&ring_imported_bytes_attr.attr,
-	&ring_latency_p50_ns_attr.attr,
-	&ring_latency_p95_ns_attr.attr,
-	&ring_latency_p99_ns_attr.attr,
-	&ring_latency_p999_ns_attr.attr,
-	NULL
-};
-
-static void nymph_ring_dir_release(struct kobject *kobj)
-{
-	kfree(container_of(kobj, struct nymph_ring_dir, kobj));
-}
-
-static const struct kobj_type nymph_ring_dir_type = {
-	.sysfs_ops = &kobj_sysfs_ops,
-	.release = nymph_ring_dir_release,
-};
-
-/**
- * nymph_ring_publish() - give a ring its directory
- * @ring: the ring
- *
- * Return: 0, or a negative errno.
- */
-int nymph_ring_publish(struct nymph_ring *ring)
-{
-	struct nymph_ring_dir *dir;
-	int ret;
-
-	dir = kzalloc(sizeof(*dir), GFP_KERNEL_ACCOUNT);
-	if (!dir)
-		return -ENOMEM;
-	dir->ring = ring;
-	ret = kobject_init_and_add(&dir->kobj, &nymph_ring_dir_type,
-				   nymph_device_kobject(), "ring%u", ring->id);
-	if (!ret)
-		ret = sysfs_create_files(&dir->kobj, nymph_ring_attrs);
-	if (ret) {
-		kobject_put(&dir->kobj);
-		return ret;
-	}
-	ring->dir = dir;
-	return 0;
-}
-
-/**
- * nymph_ring_withdraw() - take a ring's directory away
- * @ring: the ring; nobody is reading of it afterwards
- */
-void nymph_ring_withdraw(struct nymph_ring *ring)
-{
-	if (!ring->dir)
-		return;
-	kobject_del(&ring->dir->kobj);
-	kobject_put(&ring->dir->kobj);
 }

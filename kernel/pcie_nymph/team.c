@@ -1,32 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: work of a ring that several CPUs share. Its executor does it, and who
- * of the others comes in time helps. Nobody waits for one that does not, nor for
- * anything but work that a CPU is at: no part may sleep, or touch user memory.
+ * pcie_nymph: teams: CPUs that share the work of a ring. The executor does the work,
+ * and CPUs that come in time help it. The executor waits for no CPU that has not
+ * begun a part, so no part may sleep or access user memory.
+ *
+ * The helpers are workers of the kernel, to which no limit of the ring's process
+ * applies. So they help only a process without such limits.
  */
 #include <linux/atomic.h>
+#include <linux/cgroup.h>
 #include <linux/cpumask.h>
 #include <linux/minmax.h>
+#include <linux/pid.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
 #include "compat.h"
-#include "nymph.h"
+#include "memory.h"
 
-/* What a large piece has, which is the most that is shared at a time. */
-#define NYMPH_TEAM_PARTS	(NYMPH_LARGE_PIECE / NYMPH_TEAM_PART)
+/* Parts of a large chunk, which is the most that is shared at a time. */
+#define NYMPH_TEAM_PARTS	(NYMPH_LARGE_CHUNK / NYMPH_TEAM_PART)
 
 /* The least that is worth waking a CPU for. */
 #define NYMPH_TEAM_MIN		(4 * NYMPH_TEAM_PART)
 
-/* So that two parts are each one's. */
+/* Two parts for each CPU. */
 #define NYMPH_TEAM_HELPERS	(NYMPH_TEAM_PARTS / 2 - 1)
 
 /**
  * struct nymph_helper - a CPU other than the executor's
- * @work: what it is given
- * @team: whom it helps
+ * @work: its work item
+ * @team: the team it helps
  */
 struct nymph_helper {
 	struct work_struct work;
@@ -35,12 +41,12 @@ struct nymph_helper {
 
 /**
  * struct nymph_team - CPUs that share the work of a ring
- * @fn: does a part
- * @arg: for @fn
- * @nr_parts: how many there are
- * @next: the first that nobody has begun
- * @helpers: all but the executor
- * @hashes: for each part
+ * @fn: callback that does a part
+ * @arg: argument of @fn
+ * @nr_parts: number of parts
+ * @next: first part that nobody has begun
+ * @helpers: all CPUs but the executor
+ * @hashes: one hash for each part
  */
 struct nymph_team {
 	void (*fn)(void *arg, unsigned int part);
@@ -70,10 +76,10 @@ static void nymph_team_help(struct work_struct *work)
 }
 
 /**
- * nymph_team_create() - make what a ring needs to share its work
- * @node: where, or NUMA_NO_NODE
+ * nymph_team_create() - Allocate what a ring needs to share its work among CPUs
+ * @node: NUMA node, or NUMA_NO_NODE
  *
- * Return: it, to be freed with nymph_team_free(); or NULL.
+ * Return: the team, to be freed with nymph_team_free(); or NULL.
  */
 struct nymph_team *nymph_team_create(int node)
 {
@@ -91,7 +97,7 @@ struct nymph_team *nymph_team_create(int node)
 }
 
 /**
- * nymph_team_free() - the ring goes
+ * nymph_team_free() - Free what nymph_team_create() allocated
  * @team: what nymph_team_create() made, or NULL
  */
 void nymph_team_free(struct nymph_team *team)
@@ -99,11 +105,42 @@ void nymph_team_free(struct nymph_team *team)
 	kvfree(team);
 }
 
+/* Tells whether a cgroup limits the process's CPU time. Under RCU. */
+static bool nymph_cpu_is_rationed(struct task_struct *task)
+{
+#ifdef CONFIG_CGROUP_SCHED
+	return task_css_check(task, cpu_cgrp_id, true)->parent;
+#else
+	return false;
+#endif
+}
+
 /**
- * nymph_team_share() - how much of something is worth being shared
- * @len: bytes of it, at most NYMPH_LARGE_PIECE
+ * nymph_team_is_allowed() - Tell whether other CPUs may help a process
+ * @process: the process
  *
- * Return: how many parts of NYMPH_TEAM_PART bytes, or 0.
+ * Return: true if nothing keeps that process from having all CPUs by itself.
+ */
+bool nymph_team_is_allowed(struct pid *process)
+{
+	struct task_struct *owner;
+	bool allowed;
+
+	rcu_read_lock();
+	owner = pid_task(process, PIDTYPE_TGID);
+	allowed = owner && task_nice(owner) <= 0 &&
+		  owner->policy != SCHED_IDLE &&
+		  cpumask_subset(cpu_online_mask, owner->cpus_ptr) &&
+		  !nymph_cpu_is_rationed(owner);
+	rcu_read_unlock();
+	return allowed;
+}
+
+/**
+ * nymph_team_share() - Compute how much of some work is worth sharing
+ * @len: bytes of the work, at most NYMPH_LARGE_CHUNK
+ *
+ * Return: number of parts of NYMPH_TEAM_PART bytes, or 0.
  */
 unsigned int nymph_team_share(size_t len)
 {
@@ -113,11 +150,11 @@ unsigned int nymph_team_share(size_t len)
 }
 
 /**
- * nymph_team_run() - do something in parts
- * @team: the ring's; current is its executor
- * @fn: does a part; no two CPUs do the same
- * @arg: for @fn
- * @nr_parts: how many there are
+ * nymph_team_run() - Run the parts of some work on several CPUs
+ * @team: the ring's team; current is the ring's executor
+ * @fn: callback that does a part; one CPU does each part
+ * @arg: argument of @fn
+ * @nr_parts: number of parts
  */
 void nymph_team_run(struct nymph_team *team,
 		    void (*fn)(void *arg, unsigned int part), void *arg,
@@ -126,7 +163,8 @@ void nymph_team_run(struct nymph_team *team,
 	unsigned int i, nr_helpers;
 
 	nr_helpers = min3(nr_parts / 2, num_online_cpus(),
-			  NYMPH_TEAM_HELPERS + 1U) - 1;
+			  NYMPH_TEAM_HELPERS + 1U);
+	nr_helpers -= nr_helpers > 0;
 	team->fn = fn;
 	team->arg = arg;
 	team->nr_parts = nr_parts;
@@ -134,15 +172,17 @@ void nymph_team_run(struct nymph_team *team,
 	for (i = 0; i < nr_helpers; i++)
 		queue_work(NYMPH_UNBOUND_WQ, &team->helpers[i].work);
 	nymph_team_work(team);
-	/* all parts are begun: one that did not come yet has nothing to do */
+	/* all parts are begun: a helper that has not started has nothing to do */
 	for (i = 0; i < nr_helpers; i++)
 		cancel_work_sync(&team->helpers[i].work);
 }
 
 /**
- * nymph_team_hash() - a hash to make a part's with
- * @team: the ring's
- * @part: which part
+ * nymph_team_hash() - Get the hash of a part
+ * @team: the ring's team
+ * @part: index of the part
+ *
+ * Return: the hash.
  */
 struct nymph_blake3 *nymph_team_hash(struct nymph_team *team, unsigned int part)
 {

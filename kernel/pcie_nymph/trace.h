@@ -11,15 +11,15 @@
 #include <linux/ktime.h>
 #include <linux/tracepoint.h>
 
-#include "nymph.h"
+#include "ring.h"
 
 /*
- * Every event says when it was: ns of CLOCK_MONOTONIC, as records have them.
- * Those without a cookie are about the entries that the ring has started and
- * not yet completed, and nymph_mapped is of the thread that is at them.
+ * Every event has its time in ns of CLOCK_MONOTONIC, as records have them outside of
+ * time namespaces. An event without a cookie is about the entries that the ring has
+ * started and not yet completed. nymph_mapped comes from the thread that runs them.
  */
 
-/* An entry's memory is looked up, and pinned if it is ZERO_COPY: before, and after. */
+/* Before and after an entry's memory is looked up, and pinned if it is ZERO_COPY. */
 DECLARE_EVENT_CLASS(nymph_entry_class,
 		    TP_PROTO(const struct nymph_ring *ring,
 			     const struct nymph_entry *e),
@@ -84,7 +84,7 @@ TRACE_EVENT(nymph_start,
 		      __entry->ring, __entry->cookie, __entry->engine,
 		      __entry->length, __entry->ns));
 
-/* An engine is given the next bytes; and they are moved, by it or in its place by the CPU. */
+/* An engine is given bytes; bytes are moved, by the engine or the CPU in its place. */
 DECLARE_EVENT_CLASS(nymph_move_class,
 		    TP_PROTO(const struct nymph_ring *ring,
 			     const struct nymph_move *moves, unsigned int n),
@@ -110,7 +110,7 @@ DEFINE_EVENT(nymph_move_class, nymph_moved,
 		      const struct nymph_move *moves, unsigned int n),
 	     TP_ARGS(ring, moves, n));
 
-/* The channel's device has @n of the moves mapped, in so many runs of bytes. */
+/* @n moves are mapped for the channel's device, in @runs runs of bytes. */
 TRACE_EVENT(nymph_mapped,
 	    TP_PROTO(u32 engine, unsigned int n, unsigned int runs),
 	    TP_ARGS(engine, n, runs),
@@ -125,7 +125,7 @@ TRACE_EVENT(nymph_mapped,
 	    TP_printk("engine=%u n=%u runs=%u ns=%llu", __entry->engine,
 		      __entry->n, __entry->runs, __entry->ns));
 
-/* A piece, or a flight of @n entries, is moved and hashed, as far as asked. */
+/* A chunk, or a batch of @n entries, is moved, and hashed if the entries ask for it. */
 TRACE_EVENT(nymph_landed,
 	    TP_PROTO(const struct nymph_ring *ring, unsigned int n),
 	    TP_ARGS(ring, n),

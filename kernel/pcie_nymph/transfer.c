@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: one entry: is it well formed, and moving it piece by piece.
+ * pcie_nymph: one entry: the check whether it is well formed, and its chunks.
+ *
+ * The file is long because the operations share one table, and their chunks share
+ * private functions that load, move, hash and compare bytes.
  */
 #include <linux/err.h>
 #include <linux/mm.h>
@@ -10,19 +13,20 @@
 #include <linux/string.h>
 #include <linux/uaccess.h>
 
-#include "nymph.h"
+#include "counters.h"
+#include "ring.h"
 
-/* What every operation takes. */
+/* Flags that every operation takes. */
 #define NYMPH_FLAGS_ALWAYS						\
 	(NYMPH_DMA_FLAG_COMPLETE_SYNC | NYMPH_DMA_FLAG_RECORD |		\
 	 NYMPH_DMA_FLAG_LINK | NYMPH_DMA_FLAG_BARRIER)
 
 /**
- * struct nymph_operation - what there is to know of an opcode
- * @flags: what it takes
+ * struct nymph_operation - properties of an opcode
+ * @flags: flags that it takes
  * @src: it reads a source
  * @dst: it has a destination
- * @moves: it writes to that, and does not only read it
+ * @moves: it writes to the destination
  */
 struct nymph_operation {
 	u32 flags;
@@ -74,8 +78,8 @@ static bool nymph_entry_overlaps(const struct nymph_entry *e)
 }
 
 /**
- * nymph_entry_check() - whether an entry is well formed
- * @e: a private copy of what user space gave
+ * nymph_entry_check() - Check whether an entry is well formed
+ * @e: a private copy of the user's entry
  *
  * Return: 0 or -EINVAL.
  */
@@ -117,26 +121,27 @@ int nymph_entry_check(const struct nymph_entry *e)
 }
 
 /**
- * nymph_entry_moves() - whether the bytes an entry has done were moved
+ * nymph_entry_moves() - Tell whether an entry writes the bytes that it counts as done
  * @e: a checked entry
+ *
+ * Return: true for COPY and FILL.
  */
 bool nymph_entry_moves(const struct nymph_entry *e)
 {
 	return nymph_operation_of(e)->moves;
 }
 
-/* Looks up the buffer, if the operand is in one. */
+/* Looks up the region, if the operand has a handle. */
 static int nymph_operand_find(struct nymph_ring *ring,
 			      struct nymph_operand *o, u32 handle, u64 at)
 {
 	struct nymph_region *region;
 
 	o->used = true;
-	/* copy_from_user() takes no tag of a process that has not asked for it */
-	o->at = handle ? at : untagged_addr(at);
+	o->at = at;
 	if (!handle)
 		return 0;
-	region = nymph_ring_get_region(ring, handle);
+	region = nymph_region_get(ring, handle);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	o->region = region;
@@ -163,7 +168,7 @@ static int nymph_operand_pin(struct nymph_ring *ring, struct nymph_operand *o,
 
 	if (!o->used || o->region)
 		return 0;
-	region = nymph_region_pin(ring->user->account, o->at, len, write);
+	region = nymph_region_pin(ring->cred->user, o->at, len, write);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	atomic_long_add(region->pin.nr_pages, &ring->pinned_pages);
@@ -183,10 +188,10 @@ static void nymph_operand_release(struct nymph_ring *ring,
 }
 
 /**
- * nymph_entry_prepare() - make sure of the memory that an entry names
+ * nymph_entry_prepare() - Check, look up and pin the memory that an entry names
  * @ring: a ring of current's memory
- * @slot: holds the checked entry, and nothing else; nymph_entry_release()
- *	undoes what this does
+ * @slot: slot with the checked entry and nothing else; nymph_entry_release()
+ *	undoes this
  *
  * Return: 0, or a negative errno, and nothing is kept then; -ESTALE if the ring
  * was reset or replaced.
@@ -227,9 +232,9 @@ int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot)
 }
 
 /**
- * nymph_entry_release() - let go of the memory that an entry names
+ * nymph_entry_release() - Release the memory that an entry names
  * @ring: the ring
- * @slot: what nymph_entry_prepare() prepared; no engine may still use it
+ * @slot: slot that nymph_entry_prepare() prepared; no engine may still use it
  */
 void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot)
 {
@@ -238,7 +243,7 @@ void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot)
 }
 
 /**
- * nymph_transfer_start() - get ready for the entry at tail
+ * nymph_transfer_start() - Prepare for the entry at tail
  * @t: the ring's
  * @entry: that entry
  * @now: CLOCK_MONOTONIC
@@ -262,8 +267,8 @@ void nymph_transfer_start(struct nymph_transfer *t,
 }
 
 /*
- * A short user copy is a fault, unless it was cut short by the signal that
- * kills this thread: then another one, if any is left, can do it.
+ * A short user copy is a fault, unless the signal that kills this thread cut it
+ * short: then another thread, if any is left, can do it.
  */
 static int nymph_fault(void)
 {
@@ -280,16 +285,16 @@ static bool nymph_has_pages(const struct nymph_operand *o)
 	return o->region && o->region->pin.pages;
 }
 
-/* A device's memory, which the CPU is slow at; or a dma-buf, which may be that. */
-static bool nymph_is_far(const struct nymph_operand *o)
+/* Memory of a device, which the CPU accesses slowly; or a dma-buf, which may be. */
+static bool nymph_is_device_memory(const struct nymph_operand *o)
 {
 	return o->region && !o->region->pin.pages;
 }
 
 /*
- * Whether others are done with the memory, so far that it can be read, or
- * written. It is looked at time and again, so that whoever waits for this can
- * see meanwhile whether he still has to.
+ * Tells whether others are done with the memory, so that it can be read, or
+ * written. Each call waits for a short time, so that the executor can check between
+ * two calls whether it has to stop. Returns 0, NYMPH_STEP_MORE or -ETIMEDOUT.
  */
 static int nymph_operand_await(struct nymph_transfer *t,
 			       const struct nymph_operand *o, bool write)
@@ -323,26 +328,28 @@ static int nymph_transfer_await(struct nymph_transfer *t,
 	return ret;
 }
 
-/* Returns how many of the bytes could be loaded. */
+/* Returns the number of bytes that could be loaded. */
 static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
 			 size_t len)
 {
 	if (o->region)
 		return nymph_pin_load(&o->region->pin, o->at + offset, to,
 				      len) ? len : 0;
-	return len - copy_from_user(to, u64_to_user_ptr(o->at + offset), len);
+	return len - copy_from_user(to, nymph_user_ptr(o->at + offset, len),
+				    len);
 }
 
 /**
- * nymph_transfer_prepare() - get the next bytes of an entry ready to be moved
+ * nymph_transfer_prepare() - Prepare the next move of an entry
  * @ring: current is its executor
  * @slot: a COPY or FILL
- * @at: how many of its bytes are moved already, a multiple of 8
- * @len: how many are next
- * @ahead: how many of these are in the bounce buffer already; all of them, or a
- *	multiple of 8
- * @bounce_off: where the bounce buffer has room for them, and up to 7 more
- * @move: filled, for nymph_engine_move(); its len is less than @len if not all
+ * @at: number of bytes that are moved already, a multiple of 8
+ * @len: number of bytes to move next
+ * @ahead: number of these that are in the bounce buffer already: all, or a multiple
+ *	of 8
+ * @bounce_off: offset of their room in the bounce buffer, which has up to 7 bytes
+ *	more
+ * @move: filled, for nymph_engine_move(); its len is less than @len if not all bytes
  *	could be read
  *
  * Return: 0; -EFAULT if not all could be read; NYMPH_STEP_INTERRUPTED.
@@ -378,22 +385,44 @@ int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
 	return nymph_is_borrowed(&slot->src) ? nymph_fault() : -EFAULT;
 }
 
-/* Who shares the work at so many bytes; NULL if it is not worth it. */
+/* Returns the CPUs that share work of @len bytes; NULL if it is not worth it. */
 static struct nymph_team *nymph_team_for(struct nymph_ring *ring, size_t len)
 {
-	if (!nymph_team_share(len))
+	if (!nymph_team_share(len) || !nymph_team_is_allowed(ring->owner))
 		return NULL;
 	if (!ring->team)
 		ring->team = nymph_team_create(ring->engine->node);
 	return ring->team;
 }
 
+/*
+ * Hashes memory behind a handle; returns whether the memory is still there. The CPU
+ * may access memory without pages slowly, and it cannot be preempted while it
+ * hashes. So it first copies such memory into the bounce buffer, which is free.
+ */
+static bool nymph_hash_region(struct nymph_ring *ring,
+			      const struct nymph_region *region, u64 at,
+			      size_t len, struct nymph_blake3 *hash)
+{
+	void *bounce = ring->bounce->data;
+
+	if (region->pin.pages) {
+		nymph_pin_hash(&region->pin, at, len, hash,
+			       nymph_team_for(ring, len));
+		return true;
+	}
+	if (!nymph_pin_load(&region->pin, at, bounce, len))
+		return false;
+	nymph_blake3_update(hash, bounce, len);
+	return true;
+}
+
 /**
- * struct nymph_sending - a piece that is on its way
+ * struct nymph_sending - a chunk that an engine moves
  * @ring: the ring
- * @move: the piece
- * @loaded: bytes that the bounce buffer has
- * @ret: 0, or -EFAULT if its source is there no more
+ * @move: the chunk
+ * @loaded: number of bytes in the bounce buffer
+ * @ret: 0, or -EFAULT if the source is gone
  */
 struct nymph_sending {
 	struct nymph_ring *ring;
@@ -403,8 +432,8 @@ struct nymph_sending {
 };
 
 /*
- * Hashes what is being sent: all that was loaded, even if less is sent; what is
- * left is sent next. Nothing of it is loaded, or hashed, again.
+ * Hashes what is being sent: all that was loaded, even if less is sent. The rest is
+ * sent next, and neither loaded nor hashed again.
  */
 static void nymph_hash_sent(void *arg)
 {
@@ -413,9 +442,8 @@ static void nymph_hash_sent(void *arg)
 	const struct nymph_move *move = s->move;
 
 	if (move->src) {
-		if (!nymph_pin_hash(&move->src->region->pin, move->src_off,
-				    move->len, &t->src_hash,
-				    nymph_team_for(s->ring, move->len)))
+		if (!nymph_hash_region(s->ring, move->src->region,
+				       move->src_off, move->len, &t->src_hash))
 			s->ret = -EFAULT;
 		return;
 	}
@@ -424,7 +452,7 @@ static void nymph_hash_sent(void *arg)
 	t->ahead = s->loaded;
 }
 
-/* So much was sent; the bounce buffer begins with what comes next. */
+/* Drops the bytes that were sent from the bounce buffer. */
 static void nymph_drop_sent(struct nymph_transfer *t,
 			    const struct nymph_move *move)
 {
@@ -436,7 +464,7 @@ static void nymph_drop_sent(struct nymph_transfer *t,
 			nymph_move_bounce(move) + move->done, t->ahead);
 }
 
-/* Hashes what was moved, if the entry asks for that, and it is not done yet. */
+/* Hashes what was moved, if the entry asks for it and it is not done yet. */
 static int nymph_hash_moved(struct nymph_ring *ring, struct nymph_slot *slot,
 			    const struct nymph_move *move)
 {
@@ -445,19 +473,17 @@ static int nymph_hash_moved(struct nymph_ring *ring, struct nymph_slot *slot,
 
 	if (move->hash)
 		return 0;
-	/* the CPU is not to be at a dma-buf while an engine is */
+	/* the CPU must not access a dma-buf while an engine does */
 	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH && move->src &&
 	    move->src->region->pin.dmabuf &&
-	    !nymph_pin_hash(&move->src->region->pin, move->src_off, move->done,
-			    &t->src_hash, NULL))
+	    !nymph_hash_region(ring, move->src->region, move->src_off,
+			       move->done, &t->src_hash))
 		return -EFAULT;
-	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY && !move->adrift) {
+	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY && !move->quarantined) {
 		if (move->dst->region)
-			return nymph_pin_hash(&move->dst->region->pin,
-					      move->dst_off, move->done,
-					      &t->dst_hash,
-					      nymph_team_for(ring, move->done)) ?
-				0 : -EFAULT;
+			return nymph_hash_region(ring, move->dst->region,
+						 move->dst_off, move->done,
+						 &t->dst_hash) ? 0 : -EFAULT;
 		if (nymph_load(move->dst, t->done, nymph_move_bounce(move),
 			       move->done) < move->done)
 			return nymph_fault();
@@ -467,7 +493,7 @@ static int nymph_hash_moved(struct nymph_ring *ring, struct nymph_slot *slot,
 	return 0;
 }
 
-/* What is left to do once the engine was at the next bytes. */
+/* Takes in what an engine did with the next chunk. */
 static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 			   const struct nymph_move *move)
 {
@@ -476,7 +502,10 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 
 	if (ret == -EFAULT && nymph_is_borrowed(&slot->dst))
 		ret = nymph_fault();
-	/* the whole piece is done again; what was sent is in the bounce buffer still */
+	/* an executor that was killed did not wait for the engine's deadline */
+	if (ret == -EINTR)
+		ret = -ETIMEDOUT;
+	/* the whole chunk is done again; the bounce buffer still has what was sent */
 	if (ret == NYMPH_STEP_INTERRUPTED)
 		return ret;
 	/* of an entry that failed there is no digest */
@@ -491,8 +520,8 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 }
 
 /*
- * Has what is sent hashed while an engine is at it; and what the CPU copies as it
- * arrives, if that is all that is hashed.
+ * Has the source hashed while an engine moves it. If only the destination is hashed,
+ * the CPU hashes it as it copies.
  */
 static void nymph_hash_sending(struct nymph_ring *ring, struct nymph_slot *slot,
 			       struct nymph_move *move,
@@ -513,16 +542,16 @@ static void nymph_hash_sending(struct nymph_ring *ring, struct nymph_slot *slot,
 	}
 	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
 	    !(move->src && move->src->region->pin.dmabuf)) {
-		move->meanwhile = nymph_hash_sent;
-		move->meanwhile_arg = sending;
+		move->overlap = nymph_hash_sent;
+		move->overlap_arg = sending;
 	}
 }
 
 /* A COPY or a FILL. */
-static int nymph_copy_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+static int nymph_copy_chunk(struct nymph_ring *ring, struct nymph_slot *slot,
 			    size_t len)
 {
-	struct nymph_move *move = ring->flight->moves;
+	struct nymph_move *move = ring->batch->moves;
 	struct nymph_sending sending;
 	int ret, err;
 
@@ -542,9 +571,9 @@ static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
 	struct nymph_transfer *t = &ring->transfer;
 
 	if (slot->dst.region) {
-		if (!nymph_pin_hash(&slot->dst.region->pin,
-				    slot->dst.at + t->checked, len,
-				    &t->dst_hash, nymph_team_for(ring, len)))
+		if (!nymph_hash_region(ring, slot->dst.region,
+				       slot->dst.at + t->checked, len,
+				       &t->dst_hash))
 			return -EFAULT;
 	} else {
 		void *bounce = ring->bounce->data;
@@ -557,7 +586,7 @@ static int nymph_read_back(struct nymph_ring *ring, struct nymph_slot *slot,
 	return 0;
 }
 
-static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+static int nymph_hash_chunk(struct nymph_ring *ring, struct nymph_slot *slot,
 			    size_t len)
 {
 	struct nymph_transfer *t = &ring->transfer;
@@ -565,9 +594,9 @@ static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 	int ret = 0;
 
 	if (slot->entry.flags & NYMPH_DMA_FLAG_ZERO_COPY) {
-		if (!nymph_pin_hash(&slot->src.region->pin,
-				    slot->src.at + t->done, len, &t->src_hash,
-				    nymph_team_for(ring, len)))
+		if (!nymph_hash_region(ring, slot->src.region,
+				       slot->src.at + t->done, len,
+				       &t->src_hash))
 			return -EFAULT;
 	} else {
 		loaded = nymph_load(&slot->src, t->done, ring->bounce->data,
@@ -583,15 +612,15 @@ static int nymph_hash_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 	return ret;
 }
 
-static int nymph_compare_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+static int nymph_compare_chunk(struct nymph_ring *ring, struct nymph_slot *slot,
 			       size_t len)
 {
-	u8 *src = ring->bounce->data, *dst = src + NYMPH_PIECE / 2;
+	u8 *src = ring->bounce->data, *dst = src + NYMPH_CHUNK / 2;
 	struct nymph_transfer *t = &ring->transfer;
 	size_t n, equal = 0;
 	int ret = 0;
 
-	len = min_t(size_t, len, NYMPH_PIECE / 2);
+	len = min_t(size_t, len, NYMPH_CHUNK / 2);
 	n = nymph_load(&slot->src, t->done, src, len);
 	n = min(n, nymph_load(&slot->dst, t->done, dst, len));
 	if (n < len) {
@@ -609,20 +638,20 @@ static int nymph_compare_piece(struct nymph_ring *ring, struct nymph_slot *slot,
 	return -EBADMSG;
 }
 
-static int nymph_piece(struct nymph_ring *ring, struct nymph_slot *slot,
+static int nymph_chunk(struct nymph_ring *ring, struct nymph_slot *slot,
 		       size_t len)
 {
 	switch (slot->entry.opcode) {
 	case NYMPH_OP_HASH:
-		return nymph_hash_piece(ring, slot, len);
+		return nymph_hash_chunk(ring, slot, len);
 	case NYMPH_OP_COMPARE:
-		return nymph_compare_piece(ring, slot, len);
+		return nymph_compare_chunk(ring, slot, len);
 	default:
-		return nymph_copy_piece(ring, slot, len);
+		return nymph_copy_chunk(ring, slot, len);
 	}
 }
 
-/* How many of the bytes that are in no bounce buffer are next. */
+/* Returns the size of the next chunk that needs no bounce buffer. */
 static size_t nymph_next_direct(const struct nymph_ring *ring,
 				const struct nymph_slot *slot)
 {
@@ -631,41 +660,41 @@ static size_t nymph_next_direct(const struct nymph_ring *ring,
 			 !(e->flags & NYMPH_FLAGS_HASHED);
 
 	if (by_engine)
-		return NYMPH_MAX_SPREAD * NYMPH_LARGE_PIECE;
-	return nymph_is_far(&slot->src) || nymph_is_far(&slot->dst) ?
-	       NYMPH_PIECE : NYMPH_LARGE_PIECE;
+		return NYMPH_MAX_SPREAD * NYMPH_LARGE_CHUNK;
+	return nymph_is_device_memory(&slot->src) || nymph_is_device_memory(&slot->dst) ?
+	       NYMPH_CHUNK : NYMPH_LARGE_CHUNK;
 }
 
-/* How many of an entry's bytes are next. */
-static size_t nymph_next_piece(const struct nymph_ring *ring,
+/* Returns the size of an entry's next chunk. */
+static size_t nymph_next_chunk(const struct nymph_ring *ring,
 			       const struct nymph_slot *slot, u64 left)
 {
 	const struct nymph_entry *e = &slot->entry;
-	size_t most = NYMPH_PIECE;
+	size_t most = NYMPH_CHUNK;
 
 	if (e->flags & NYMPH_DMA_FLAG_ZERO_COPY &&
 	    (e->opcode == NYMPH_OP_COPY || e->opcode == NYMPH_OP_HASH))
 		most = nymph_next_direct(ring, slot);
 	else if (!(ring->engine->offloads && nymph_entry_moves(e)) &&
 		 e->opcode != NYMPH_OP_COMPARE &&
-		 !nymph_is_far(&slot->src) && !nymph_is_far(&slot->dst))
-		most = NYMPH_SMALL_PIECE;
+		 !nymph_is_device_memory(&slot->src) && !nymph_is_device_memory(&slot->dst))
+		most = NYMPH_SMALL_CHUNK;
 	return min_t(u64, left, most);
 }
 
-/* How many bytes of the destination are read back next. */
+/* Returns how many bytes of the destination are read back next. */
 static size_t nymph_next_read_back(const struct nymph_slot *slot, u64 left)
 {
-	size_t most = NYMPH_PIECE;
+	size_t most = NYMPH_CHUNK;
 
 	if (nymph_has_pages(&slot->dst))
-		most = NYMPH_LARGE_PIECE;
+		most = NYMPH_LARGE_CHUNK;
 	else if (nymph_is_borrowed(&slot->dst))
-		most = NYMPH_SMALL_PIECE;
+		most = NYMPH_SMALL_CHUNK;
 	return min_t(u64, left, most);
 }
 
-/* What the digests say, which are made. */
+/* Compares the digests, if there are two. */
 static int nymph_transfer_judge(struct nymph_transfer *t)
 {
 	const u32 both = NYMPH_RECORD_SRC_DIGEST | NYMPH_RECORD_DST_DIGEST;
@@ -704,11 +733,11 @@ static int nymph_transfer_progress(struct nymph_transfer *t,
 }
 
 /**
- * nymph_transfer_renew_bounce() - see that the bounce buffer may be written
+ * nymph_transfer_renew_bounce() - Make sure that the bounce buffer may be written
  * @ring: current is its executor
  *
- * An engine that is adrift may read what is in the one there was for ever. It was
- * at no entry that goes on, so nothing that is in there is wanted any more.
+ * A quarantined operation may read the present buffer for ever. Its entry has failed,
+ * so nobody needs the bytes: the ring gets a new buffer.
  *
  * Return: 0 or -ENOMEM.
  */
@@ -718,7 +747,7 @@ int nymph_transfer_renew_bounce(struct nymph_ring *ring)
 
 	if (refcount_read(&ring->bounce->refs) == 1)
 		return 0;
-	bounce = nymph_bounce_create(ring->engine);
+	bounce = nymph_bounce_create(ring->engine->node);
 	if (!bounce)
 		return -ENOMEM;
 	nymph_bounce_put(ring->bounce);
@@ -727,9 +756,9 @@ int nymph_transfer_renew_bounce(struct nymph_ring *ring)
 }
 
 /**
- * nymph_transfer_step() - do the next piece of the entry at tail
+ * nymph_transfer_step() - Do the next chunk of the entry at tail
  * @ring: current is its executor
- * @slot: the one at tail, started
+ * @slot: the slot at tail, started
  *
  * Return: 0 when all is done; NYMPH_STEP_MORE; NYMPH_STEP_INTERRUPTED; or the
  * negative errno that the entry ends with.
@@ -755,8 +784,8 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 		return ret;
 
 	if (t->done < e->length)
-		ret = nymph_piece(ring, slot,
-				  nymph_next_piece(ring, slot,
+		ret = nymph_chunk(ring, slot,
+				  nymph_next_chunk(ring, slot,
 						   e->length - t->done));
 	else
 		ret = nymph_read_back(ring, slot,
@@ -766,15 +795,15 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 }
 
 /**
- * nymph_transfer_land() - an engine was at all of the entry at tail
+ * nymph_transfer_land() - Take in the result of a move of the whole entry at tail
  * @ring: current is its executor
- * @slot: the one at tail, started
- * @move: all of it
- * @src_digest: of what was sent, if the entry asks for it; NULL if no digests are
- *	made yet, and none of what it has in the bounce buffer is asked for
- * @dst_digest: of what was read back
+ * @slot: the slot at tail, started
+ * @move: the move of all its bytes
+ * @src_digest: digest of what was sent, if the entry asks for it; NULL if there are
+ *	no digests yet, and none of the bounce buffer is asked for
+ * @dst_digest: digest of what was read back
  *
- * Return: as nymph_transfer_step(), which is for what is left to do.
+ * Return: as nymph_transfer_step(), which does the rest.
  */
 int nymph_transfer_land(struct nymph_ring *ring, struct nymph_slot *slot,
 			const struct nymph_move *move, const u8 *src_digest,

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * pcie_nymph: the module's counters, which sysfs shows as totals.
+ */
+#ifndef _NYMPH_COUNTERS_H
+#define _NYMPH_COUNTERS_H
+
+enum nymph_counter {
+	NYMPH_COUNT_SUBMITTED,
+	NYMPH_COUNT_COMPLETED,
+	NYMPH_COUNT_FAILED,
+	NYMPH_COUNT_BYTES,
+	NYMPH_COUNT_VERIFIED,
+	NYMPH_COUNT_MISMATCHED,
+	NYMPH_COUNT_CONTEXTS,
+	NYMPH_COUNT_RINGS,
+	NYMPH_COUNT_PINNED_PAGES,
+	NYMPH_COUNT_ALLOCATED_PAGES,
+	NYMPH_COUNT_CARD_BYTES,
+	NYMPH_COUNT_IMPORTED_BYTES,
+	NYMPH_COUNT_EXPORTS,
+	NYMPH_COUNT_MAPPINGS,
+	NYMPH_COUNT_ENGINE_FAILURES,
+	NYMPH_COUNT_FALLBACKS,
+	NYMPH_COUNT_QUARANTINED,
+	NYMPH_NR_COUNTERS
+};
+
+void nymph_count(enum nymph_counter counter, long n);
+long nymph_counter_read(enum nymph_counter counter);
+
+#endif /* _NYMPH_COUNTERS_H */
