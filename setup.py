@@ -3,4 +3,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["pynymph/_build.py:ffibuilder"])
+setup(cffi_modules=["pynymph/_build.py:ffibuilder", "pynymph/_build.py:tree"])

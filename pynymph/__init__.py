@@ -10,6 +10,7 @@ from pynymph.aio import AsyncRing
 from pynymph.buffer import RingBuffer
 from pynymph.errors import (
     ArgumentError,
+    ArgumentTypeError,
     CanceledError,
     ClosedError,
     ForkedError,
@@ -18,15 +19,18 @@ from pynymph.errors import (
     RingTimeoutError,
     VerifyError,
 )
-from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Nop, Operation
-from pynymph.ring import Ring, Transfer, query
-from pynymph.state import Entry, Latency, Query, Snapshot, Status
+from pynymph.openfile import query
+from pynymph.operation import Compare, Copy, Fill, Hash, Nop, Operation
+from pynymph.ring import Ring
+from pynymph.state import Completion, Entry, Latency, Query, Snapshot, Status
 from pynymph.topology import PciFunction, PciLink, topology
+from pynymph.transfer import Transfer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "ArgumentTypeError",
     "AsyncRing",
     "CanceledError",
     "ClosedError",

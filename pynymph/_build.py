@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Builds `pynymph._nymph`, the compiled face of kernel/pcie_nymph.h. Run by setup.py.
+"""Builds `pynymph._nymph`, the compiled face of kernel/pcie_nymph.h, and `pynymph._tree`. Run by setup.py.
 
 Every struct and constant is taken out of the header at build time, so there is no second copy to drift.
 Request numbers are left out: `pynymph.abi` makes them, with ioctl-opt.
@@ -26,6 +26,8 @@ typedef unsigned long long __u64;
 def cdef(header: str) -> str:
     """What of `header`, the text of a C header, cffi is to know: all its structs, and all its constants."""
     code = re.sub(r"/\*.*?\*/", " ", header, flags=re.DOTALL).replace("\\\n", " ")
+    # What these have is in the macros, too.
+    code = re.sub(r"^__extension__ enum\b.*?\};", "", code, flags=re.DOTALL | re.MULTILINE)
     constants = re.findall(r"^#define[ \t]+(NYMPH_\w+)[ \t]+(?!_IO)\S", code, flags=re.MULTILINE)
     structs = re.sub(r"^[ \t]*#.*$", "", code, flags=re.MULTILINE)
     # cffi leaves it to the compiler how long an array is whose length has a name.
@@ -40,4 +42,22 @@ ffibuilder.set_source(
     '#include "pcie_nymph.h"',
     include_dirs=[str(Path(HEADER).parent)],
     depends=[HEADER],
+)
+
+tree = FFI()
+tree.cdef("""
+    void nymph_tree_nodes(const uint8_t *p, uint64_t nbytes, uint64_t first, const uint32_t *key,
+                          uint32_t flags, unsigned int level, uint8_t *out);
+    void nymph_tree_root(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
+""")
+tree.set_source(
+    "pynymph._tree",
+    """
+    #include <stdint.h>
+    void nymph_tree_nodes(const uint8_t *p, uint64_t nbytes, uint64_t first, const uint32_t *key,
+                          uint32_t flags, unsigned int level, uint8_t *out);
+    void nymph_tree_root(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
+    """,
+    sources=["pynymph/_tree.c"],
+    extra_compile_args=["-std=gnu11", "-O3"],
 )

@@ -2,7 +2,7 @@
 """The contract of kernel/pcie_nymph.h as Python sees it: `ffi` has its structs, `lib` its constants.
 
 The request numbers stand here under the names they have in the header, made with ioctl-opt;
-tests/unit/test_header.py holds all of it against the header.
+tests/unit/kernel/test_header.py holds all of it against the header.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ioctl_opt import IOC, IOC_NONE, IOC_READ, IOC_WRITE
 
 from pynymph._nymph import ffi as ffi
 from pynymph._nymph import lib as lib
+from pynymph.integers import INT64_MAX, whole
+from pynymph.owner import Owner
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -49,7 +51,7 @@ NYMPH_IOC_LATENCY = _request(IOC_READ | IOC_WRITE, 14, "nymph_latency")
 
 
 def new(struct: str, **fields: Any) -> Any:
-    """A zeroed `struct` from the header with `fields` set, and its `size` if it has one."""
+    """Make a zeroed `struct` of the header with `fields` set, and its `size` if it has one."""
     cdata = ffi.new(f"struct {struct} *", fields)
     if "size" in dict(ffi.typeof(f"struct {struct}").fields):
         cdata.size = ffi.sizeof(cdata[0])
@@ -57,14 +59,24 @@ def new(struct: str, **fields: Any) -> Any:
 
 
 def address(cdata: Any) -> int:
-    """Where `cdata`, a pointer or an array, points to: what the structs call an address."""
+    """Return the address that `cdata`, a pointer or an array, points to."""
     return int(ffi.cast("uintptr_t", cdata))
 
 
 def map_shared(fd: int, length: int, offset: int = 0, *, writable: bool = True) -> Buffer:
-    """Map `length` bytes of a file from `offset` on. Unlike mmap.mmap(), this does not keep it open.
+    """Map a part of a file. Unlike mmap.mmap(), this does not keep the file open.
 
-    They stay mapped as long as something has the result, or a view of it.
+    Args:
+        fd: its descriptor.
+        length: bytes to map.
+        offset: of the first byte, whole pages.
+        writable: whether the mapping is.
+
+    Returns:
+        A buffer. The bytes stay mapped while something has it, or a view of it.
+
+    Raises:
+        OSError: the file can't be mapped.
     """
     protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
     at = _libc.mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
@@ -82,22 +94,31 @@ def map_shared(fd: int, length: int, offset: int = 0, *, writable: bool = True) 
     return mapped
 
 
-class Device:
-    """An open file of the driver, with the requests it takes. What is refused raises OSError.
+class Device(Owner):
+    """Open a file of the driver, and make its requests.
 
     pynymph.model.Model has the same methods, and no driver behind them.
+
+    Raises:
+        OSError: the driver refuses; so do all methods.
     """
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def fileno(self) -> int:
+        """Return the descriptor, to poll."""
         return self._fd
 
     def ioctl(self, request: int, argument: Any = None) -> int:
-        """Make `request`. `argument` is a pointer to a struct of `ffi`, which is read and written.
+        """Make a request, and make it again after EINTR: a request that ends so changed nothing.
 
-        Made again after EINTR: a request that ends so changed nothing, and the signal has had its handler.
+        Args:
+            request: one of the NYMPH_IOC_ numbers.
+            argument: a pointer to a struct of `ffi`, which is read and written.
+
+        Returns:
+            What the request returns.
         """
         while True:
             try:
@@ -108,12 +129,14 @@ class Device:
                 continue
 
     def read(self, size: int) -> bytes:
-        """Completion records, as many as are there and fit in `size` bytes."""
-        return os.read(self._fd, size)
+        """Read completion records: as many as there are and fit in `size` bytes."""
+        return os.read(self._fd, whole(size, "size", 0, INT64_MAX))
 
     def mmap(self, length: int, offset: int) -> Buffer:
-        """Map `length` bytes of an allocated buffer: `offset` is its mmap_offset, or whole pages more."""
-        return map_shared(self._fd, length, offset)
+        """Map `length` bytes of an allocated buffer. `offset` is its mmap_offset, or whole pages more."""
+        length = whole(length, "length", 0, INT64_MAX)
+        return map_shared(self._fd, length, whole(offset, "offset", 0, INT64_MAX))
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._fd)

@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Self
 
 from pynymph.errors import FullError, NymphError
-from pynymph.operation import Compare, Completion, Copy, Fill, Hash, Job, Operation
-from pynymph.ring import Ring, Transfer
+from pynymph.operation import Compare, Copy, Fill, Hash, Job, Operation
+from pynymph.owner import Owner
+from pynymph.ring import Ring
+from pynymph.state import Completion
+from pynymph.transfer import Transfer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,23 +24,36 @@ if TYPE_CHECKING:
     from pynymph.batch import Batch
 
 
-class AsyncRing:
-    """A DMA ring of one event loop: arguments, operations and errors are those of Ring.
+class AsyncRing(Owner):
+    """Open a DMA ring for one event loop; arguments, operations and errors are those of Ring.
 
     >>> async with pynymph.AsyncRing() as ring:
     ...     done = await ring.copy(src=data, dst=buffer, verify=True)
 
-    It belongs to the loop that runs when it is made; only that loop's thread may use it, and any number of
-    its tasks. A full ring lets them wait for room, one after the other. A task that is cancelled meanwhile,
-    by asyncio.timeout() say, cancels its operation; until that has ended, which may be later, its buffers are
-    held, as Ring does. `ring` is the Ring behind it, for all that does not wait: allocate(), register(),
-    status(), snapshot(), latency(), enable() and reset().
+    The ring belongs to the loop that runs when it is made. Only that loop's thread may use it, with any
+    number of tasks. Tasks wait for room in a full ring one after the other. A task that is cancelled, for
+    example by asyncio.timeout(), cancels its operation; the ring holds the buffers until the operation has
+    ended, which may be later.
+
+    `ring` is the Ring behind it, for methods that do not wait: allocate(), register(), status(), snapshot(),
+    latency(), enable() and reset().
+
+    Args:
+        entries: how many operations the ring can queue, 1 to 4096.
+        options: engine, device, paused and label, as for Ring.
+
+    Raises:
+        RuntimeError: no event loop runs.
+        NymphError: as Ring raises it.
     """
 
+    _instead = "it owns an open file; open another AsyncRing, and pass memory on by RingBuffer.export()"
+
     def __init__(self, entries: int = 256, **options: Any) -> None:
-        """As Ring(entries, ...)."""
+        """Open the ring. See the class."""
         self._loop = asyncio.get_running_loop()
         self.ring = Ring(entries, **options)
+        self._core = self.ring._core
         self._fd = self.ring.fileno()
         self._is_watched = False
         self._turn = asyncio.Lock()  # who may wait for room
@@ -55,7 +71,7 @@ class AsyncRing:
         return f"<pynymph.AsyncRing of {self.ring!r}>"
 
     def close(self) -> None:
-        """Cancel what is in flight, and close the ring. Closing again does nothing."""
+        """Cancel all operations, and close the ring. Idempotent."""
         if self._fd == -1:
             return
         self._watch(False)
@@ -70,7 +86,7 @@ class AsyncRing:
     async def copy(
         self, *, src: Buffer, dst: Buffer, verify: bool = False, digest: bool = False, zero_copy: bool = False
     ) -> Completion:
-        """Copy all of `src` to `dst`; see Ring.copy()."""
+        """Copy all of `src` to `dst`. Args, Returns, Raises: as Ring.copy()."""
         return await self.run(Copy(src=src, dst=dst, verify=verify, digest=digest, zero_copy=zero_copy))
 
     async def fill(
@@ -82,18 +98,18 @@ class AsyncRing:
         digest: bool = False,
         zero_copy: bool = False,
     ) -> Completion:
-        """Write `pattern` into `dst` over and over; see Ring.fill()."""
+        """Write `pattern` into `dst` over and over. Args, Returns, Raises: as Ring.fill()."""
         operation = Fill(dst=dst, pattern=pattern, verify=verify, digest=digest, zero_copy=zero_copy)
         return await self.run(operation)
 
     async def digest(self, *, src: Buffer, zero_copy: bool = False) -> bytes:
-        """BLAKE3-256 of all of `src`, made by the driver; see Ring.digest()."""
+        """Hash all of `src` in the driver. Args, Returns, Raises: as Ring.digest()."""
         digest = (await self.run(Hash(src=src, zero_copy=zero_copy))).src_digest
         assert digest is not None
         return digest
 
     async def compare(self, *, a: Buffer, b: Buffer, zero_copy: bool = False) -> int | None:
-        """The offset of the first byte in which `a` and `b` differ, or None; see Ring.compare()."""
+        """Find the first byte in which `a` and `b` differ. Args, Returns, Raises: as Ring.compare()."""
         try:
             await self.run(Compare(a=a, b=b, zero_copy=zero_copy))
         except NymphError as e:
@@ -103,7 +119,17 @@ class AsyncRing:
         return None
 
     async def run(self, operation: Operation) -> Completion:
-        """Queue an operation, and return when it has ended. Raises NymphError if that was no success."""
+        """Queue an operation, and wait until it has ended.
+
+        Args:
+            operation: a Copy, Hash, Fill, Compare or Nop.
+
+        Returns:
+            A Completion.
+
+        Raises:
+            NymphError: the operation was refused or failed, as Ring.copy() raises it.
+        """
         transfer = await self._submit(operation, collectable=False)
         try:
             return await self.result(transfer)
@@ -113,23 +139,30 @@ class AsyncRing:
             raise
 
     async def run_many(self, entries: NDArray[np.void]) -> NDArray[np.void]:
-        """Queue a NumPy array of entries, as room for them comes, and return how they ended, in their order.
+        """Queue a NumPy array of entries as room for them comes, and wait until all have ended.
 
-        See Ring.submit_many() about entries, and Batch.result() about what is returned. Raises NymphError if
-        an entry was refused; those before it, and all if the task is cancelled, go on and hold their buffers.
+        Args:
+            entries: as for Ring.submit_many().
+
+        Returns:
+            An array of pynymph.batch.RECORD, in the order of the entries.
+
+        Raises:
+            NymphError: an entry was refused. The entries before it go on and hold their buffers. If the task
+                is cancelled, all entries do so.
         """
         import numpy as np
 
-        with self.ring._lock():
-            many, memories = self.ring._checked(entries)
+        with self._core.lock():
+            many, memories = self._core.checked(entries)
         batches: list[Batch] = []
         async with self._turn:
             taken = 0
             while taken < len(many) or not batches:
                 try:
-                    with self.ring._lock():
-                        end = taken + self.ring.entries
-                        batch = self.ring._make_batch(many, memories, taken, end, wait=False)
+                    with self._core.lock():
+                        end = taken + self._core.entries
+                        batch = self._core.make_batch(many, memories, taken, end, wait=False)
                 except FullError:
                     await self._wait_for_room()
                     continue
@@ -142,17 +175,28 @@ class AsyncRing:
             await self._ended.wait()
         return np.concatenate([batch.result() for batch in batches])
 
-    # --- many, and do something else meanwhile ---
+    # --- many operations in flight ---
 
     async def submit(self, operation: Operation) -> Transfer:
         """Queue an operation, once there is room, for result() or completions().
 
-        Raises FullError if that can't come: as many completions as there can be wait to be collected.
+        Args:
+            operation: a Copy, Hash, Fill, Compare or Nop.
+
+        Returns:
+            A Transfer.
+
+        Raises:
+            FullError: ENOSPC, no more completions can wait to be collected.
+            NymphError: the operation was refused.
         """
         return await self._submit(operation, collectable=True)
 
     async def result(self, transfer: Transfer) -> Completion:
-        """Wait until an operation of submit() has ended; see Transfer.result(). Cancelled, the wait ends."""
+        """Wait until an operation of submit() has ended. Returns, Raises: as Transfer.result().
+
+        A task that is cancelled only ends its wait.
+        """
         job = transfer._job
         while job.outcome is None:
             ended = self._waiting.get(job.cookie)
@@ -162,11 +206,14 @@ class AsyncRing:
         return transfer.result()
 
     async def completions(self) -> AsyncIterator[Completion]:
-        """How operations of submit() ended, as Ring.completions() has it: `async for` of the ring itself."""
+        """Iterate over operations of submit() as they end, as Ring.completions() does.
+
+        `async for` of the ring itself does the same.
+        """
         while True:
-            with self.ring._lock():
-                job = self.ring._take_ended()
-                in_flight = self.ring._expects_completions()
+            with self._core.lock():
+                job = self._core.take_ended()
+                in_flight = self._core.expects_completions()
             if job is not None:
                 assert isinstance(job.outcome, Completion)
                 yield job.outcome
@@ -180,22 +227,22 @@ class AsyncRing:
         return self.completions()
 
     async def _submit(self, operation: Operation, *, collectable: bool) -> Transfer:
-        job = Job(operation, self.ring, collectable=collectable)
+        job = Job(operation, self._core, collectable=collectable)
         job.on_end = lambda: self._end(job)
         try:
             async with self._turn:
                 while not self._try(job):
                     await self._wait_for_room()
         finally:
-            self.ring._let_go_of_refused([job])
-        return Transfer(self.ring, job)
+            self._core.release_refused([job])
+        return Transfer(self._core, job)
 
     def _try(self, job: Job) -> bool:
-        with self.ring._lock():
-            self.ring._reap()
+        with self._core.lock():
+            self._core.reap()
             if job.collectable:
-                self.ring._room_for_completions()
-            accepted = self.ring._submit_if_room(job)
+                self._core.room_for_completions()
+            accepted = self._core.submit_if_room(job)
         if accepted:
             self._watch(True)
         return accepted
@@ -222,14 +269,14 @@ class AsyncRing:
         self._is_watched = wanted
 
     def _collect(self) -> None:
-        """There are records."""
-        with self.ring._lock():
-            self.ring._reap()
-            more = bool(self.ring._in_flight or self.ring._batches)
+        """Collect records, which the loop has found."""
+        with self._core.lock():
+            self._core.reap()
+            more = bool(self._core.in_flight or self._core.batches)
         self._watch(more)
 
     def _end(self, job: Job) -> None:
-        """Called by the ring, with its mutex held."""
+        """Wake the task that waits for a job. The ring calls this with its mutex held."""
         ended = self._waiting.pop(job.cookie, None)
         if ended is not None and not ended.done():
             ended.set_result(None)

@@ -1,105 +1,131 @@
 # SPDX-License-Identifier: MIT
-"""Memory that a ring knows by a handle."""
+"""Memory that a ring names by a handle, and buffers of arrays and tensors."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+import re
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from pynymph import dlpack
 from pynymph.abi import ffi, lib
-from pynymph.errors import ArgumentError, error
+from pynymph.errors import ArgumentError, ArgumentTypeError, error
+from pynymph.integers import shown, whole
 from pynymph.mutex import Mutex
+from pynymph.owner import Owner
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+# Attributes of tensors, such as torch's, whose memory is not their values. DLPack of torch 2.13 refuses all
+# but the first. It ignores that one: 2.0 would be copied, and verified, instead of -2.0.
+_FIXES = {
+    "is_neg": ("is negated lazily", "resolve_neg"),
+    "is_conj": ("is conjugated lazily", "resolve_conj"),
+    "requires_grad": ("requires a gradient", "detach"),
+    "is_sparse": ("is sparse", "to_dense"),
+    "is_quantized": ("is quantized", "int_repr"),
+}
+_OBJECTS = "holds Python objects, that is pointers; give their values in an array of another dtype"
 
-class Memory:
-    """What stands behind a RingBuffer and all its parts.
 
-    `source`: its bytes, or None if only operations reach them. `hold`: it is the user's, who could free it.
+class Table(Protocol):
+    """The buffers of a ring by handle: see pynymph.table."""
+
+    def export(self, memory: Memory) -> int: ...
+
+    def free(self, memory: Memory) -> None: ...
+
+    def free_later(self, handle: int) -> None: ...
+
+
+class Memory(Owner):
+    """Keep the memory behind a RingBuffer and all its parts.
+
+    Args:
+        source: the bytes, or None if only operations reach them.
+        readonly: whether the memory can only be a source.
+        table: the table that has the handle.
+        hold: whether to keep the user from freeing the memory.
     """
 
-    def __init__(
-        self, source: Buffer | None, readonly: bool, forget: Callable[[int], None], *, hold: bool
-    ) -> None:
+    # Class attributes, so that they exist if __init__ fails early.
+    handle = 0
+    gone: str | None = None
+    """Why the memory can't be used any more, or None."""
+
+    def __init__(self, source: Buffer | None, readonly: bool, table: Table, *, hold: bool) -> None:
         self.source = source
         self.readonly = readonly
-        self.handle = 0
-        self.gone: str | None = None
-        """Why it can't be used any more."""
-        self._forget = forget
+        self._table = weakref.ref(table)  # memory is no reason to keep a ring
         held = hold and source is not None
         self._hold = ffi.from_buffer(source, require_writable=not readonly) if held else None
         self._lock = Mutex()
         self._users = set[object]()
 
     def __del__(self) -> None:
-        if self.handle and self.gone is None:
-            self._forget(self.handle)
+        if self.handle and self.gone is None and (table := self._table()) is not None:
+            table.free_later(self.handle)
 
     def check(self) -> None:
-        """Raise what says why it can't be used, if it can't."""
+        """Raise ClosedError (EBADF) if the memory can't be used any more; the message says why."""
         if self.gone is not None:
             raise error(errno.EBADF, f"the buffer can't be used: {self.gone}; make another one")
 
     def take(self, user: object) -> None:
-        """A transfer uses it, until it lets go."""
+        """Note that `user`, a transfer, uses the memory until release()."""
         self._users.add(user)
 
-    def let_go(self, user: object) -> None:
-        """Again does nothing, so that Ctrl-C may come at any point of what calls this."""
+    def release(self, user: object) -> None:
+        """Note that `user` has ended. Idempotent, so that a caller can repeat it after Ctrl-C."""
         self._users.discard(user)
         if self.gone is not None:
-            self._release()
+            self._unhold()
 
     def end(self, why: str) -> None:
-        """The handle is no more. Memory of the driver's goes with the last view, the user's is held until no
-        transfer uses it.
+        """Note that the handle is gone. `why`: the reason, for errors.
+
+        Driver memory is freed with its last view. User memory is held until no transfer uses it.
         """
         self.gone = why
         self.source = b""
-        self._release()
+        self._unhold()
 
-    def _release(self) -> None:
+    def _unhold(self) -> None:
         with self._lock:
             if not self._users and self._hold is not None:
                 ffi.release(self._hold)
                 self._hold = None
 
 
-class RingBuffer:
-    """Memory of one ring, named by a handle: of its allocate(), register(), import_dmabuf() or
-    allocate_on_card().
+class RingBuffer(Owner):
+    """Name memory of one ring by a handle.
 
-    It is a src or dst of every operation of that ring, and so is any part of it: `buffer[100:200]` is a
-    RingBuffer too, of the same memory. NumPy, DLPack and, from Python 3.12 on, memoryview() and whatever
-    takes buffers see its bytes without a copy; `view` does in every Python. Memory on a card is not seen, and
-    only operations reach it.
+    Ring.allocate(), register(), import_dmabuf() and allocate_on_card() return RingBuffers. A RingBuffer is a
+    source or a destination of any operation of its ring. Each part of it is, too: `buffer[100:200]` is a
+    RingBuffer of the same memory.
 
-    free(), or the end of a `with`, gives up the handle, for all parts; so do Ring.reset() and Ring.close(),
-    and garbage collection. Then using it is a NymphError. Transfers in flight go on, and views stay what they
-    are. A child made by fork does not have the memory of Ring.allocate(), nor may it look there.
+    NumPy and DLPack use the bytes without a copy. So do memoryview() and every function that takes buffers,
+    from Python 3.12 on; `view` works in every Python. Only operations reach memory on a card. torch 2.13
+    ignores that memory is read-only: writing to a tensor of torch.from_dlpack(buffer) changes the memory of a
+    buffer that is registered read_only.
+
+    free(), or the end of a `with`, frees the handle for all parts. So do Ring.reset(), Ring.close() and
+    garbage collection. Using the buffer then raises ClosedError. Transfers in flight go on, and views stay
+    valid. A child made by fork does not have the memory of Ring.allocate(), and must not access it.
     """
 
-    def __init__(
-        self,
-        memory: Memory,
-        offset: int,
-        nbytes: int,
-        owner: object,
-        free: Callable[[Memory], None],
-        export: Callable[[Memory], int],
-    ) -> None:
+    _instead = "it is memory of one ring; bytes(buffer.view) copies it, and export() passes it on"
+
+    def __init__(self, memory: Memory, offset: int, nbytes: int, table: Table) -> None:
         self._memory = memory
-        self._owner = owner
-        self._free = free
-        self._export = export
+        self._table = table
         self._pid = os.getpid()
         self.offset = offset
-        """Of its first byte in the memory behind the handle."""
+        """Offset of the first byte in the memory behind the handle."""
         self.nbytes = nbytes
 
     def __enter__(self) -> Self:
@@ -116,48 +142,76 @@ class RingBuffer:
         return self.nbytes
 
     def __getitem__(self, part: slice) -> RingBuffer:
-        """Some of its bytes, by their offsets: `buffer[first:end]`."""
+        """Return a part of the memory, by offsets in bytes: `buffer[first:end]`.
+
+        Raises:
+            ArgumentError: EINVAL, `part` is no slice of whole numbers, or has a step other than 1.
+            ClosedError: EBADF, the buffer was freed.
+        """
         if not isinstance(part, slice):
-            raise ArgumentError(errno.EINVAL, "a RingBuffer has parts, [first:end]; bytes are in its view")
-        first, end, step = part.indices(self.nbytes)
+            raise ArgumentError(
+                errno.EINVAL, "a RingBuffer has parts and no elements; take [first:end], or its view"
+            )
+        parts = ((part.start, "first"), (part.stop, "end"), (part.step, "step"))
+        given = [None if value is None else whole(value, name) for value, name in parts]
+        if given[2] == 0:
+            raise ArgumentError(
+                errno.EINVAL, "a part of a RingBuffer has no gaps, and step is 0; leave it out"
+            )
+        first, end, step = slice(*given).indices(self.nbytes)
         if step != 1:
-            raise ArgumentError(errno.EINVAL, f"a part of a RingBuffer has no gaps, and step is {step}")
+            message = f"a part of a RingBuffer has no gaps, and step is {step}; leave it out"
+            raise ArgumentError(errno.EINVAL, message)
         self.check()
         nbytes = max(0, end - first)
-        return RingBuffer(self._memory, self.offset + first, nbytes, self._owner, self._free, self._export)
+        return RingBuffer(self._memory, self.offset + first, nbytes, self._table)
 
     @property
     def readonly(self) -> bool:
-        """Whether it can only be a source."""
+        """Whether the memory can only be a source."""
         return self._memory.readonly
 
     @property
     def view(self) -> memoryview:
-        """Its bytes, as they are now and will be: not a copy. A NymphError if only operations reach them."""
+        """A memoryview of the memory: unsigned bytes, of shape (nbytes,), without a copy.
+
+        Raises:
+            ClosedError: EBADF, the buffer was freed.
+            ArgumentError: EOPNOTSUPP, only operations reach the memory.
+        """
         self.check()
         if self._memory.source is None:
-            message = "memory that only operations reach has no view: copy() brings its bytes here"
+            message = (
+                "memory that only operations reach has no view: copy() its bytes to a buffer that has one"
+            )
             raise ArgumentError(errno.EOPNOTSUPP, message)
-        with memoryview(self._memory.source) as whole, whole.cast("B") as octets:
-            part = octets[self.offset : self.offset + self.nbytes]
+        with octets(self._memory.source) as all_bytes:
+            part = all_bytes[self.offset : self.offset + self.nbytes]
             return part.toreadonly() if self.readonly else part
 
     def export(self) -> int:
-        """Memory of Ring.allocate() as a dma-buf: a new file descriptor, which is the caller's to close.
+        """Export memory of Ring.allocate() as a dma-buf.
 
-        Any process that gets it, by socket.send_fds() say, and any driver that imports it, has the same
-        bytes: whole pages, and all of the memory, also if this is a part, which then starts at `offset`. They
-        live, and count as locked memory of who allocated them, until the last holder has let go.
+        Any process that gets the file, for example by socket.send_fds(), and any driver that imports it,
+        shares the bytes. The dma-buf has all pages of the memory; a part starts at `offset` in it. The memory
+        is freed, and stops counting as locked memory of the process that allocated it, with its last user.
+
+        Returns:
+            A new file descriptor, which the caller closes.
+
+        Raises:
+            ClosedError: EBADF, the buffer was freed.
+            NymphError: EINVAL, the memory is not of Ring.allocate(). EMFILE, there are too many open files.
         """
         self.check()
-        return self._export(self._memory)
+        return self._table.export(self._memory)
 
     def free(self) -> None:
-        """Give up the handle. Transfers in flight go on; freeing again does nothing."""
-        self._free(self._memory)
+        """Free the handle. Transfers in flight go on. Idempotent."""
+        self._table.free(self._memory)
 
     def check(self) -> None:
-        """Raise what says why it can't be used, if it can't."""
+        """Raise ClosedError or ForkedError if the buffer can't be used; the message says why."""
         if os.getpid() != self._pid:
             raise error(errno.EPERM, "this buffer is another process's; after fork, open a Ring of your own")
         self._memory.check()
@@ -179,31 +233,80 @@ class RingBuffer:
         return (1, 0)  # kDLCPU
 
 
-def with_bytes(thing: Any) -> Buffer:
-    """`thing`, or an array of its memory if it has no buffer protocol, but DLPack, as tensors have.
+def with_bytes(thing: Any, name: str) -> Buffer:
+    """Return `thing` if it is a buffer, else a flat buffer of its memory, without a copy.
 
-    A RingBuffer is as good as one. Raises TypeError if it has neither, and ArgumentError if its memory is not
-    the CPU's.
+    Args:
+        thing: a RingBuffer, or C-contiguous memory of the CPU: an object with the buffer protocol, a NumPy
+            array of any dtype but objects, or an object with DLPack or __array_interface__, such as a tensor.
+        name: the caller's name for it, for errors.
+
+    Returns:
+        A RingBuffer or a buffer.
+
+    Raises:
+        ArgumentError: EINVAL, its memory can't be used; the message says what to give instead.
+        ArgumentTypeError: EINVAL, it has no memory.
     """
     if isinstance(thing, RingBuffer):
         return thing
     try:
-        memoryview(thing).release()
-    except TypeError:
-        if not hasattr(thing, "__dlpack__"):
-            raise
-    else:
+        with memoryview(thing) as view:
+            _check_layout(view, name)
         return thing  # type: ignore[no-any-return]
+    except ArgumentError:
+        raise
+    except (TypeError, ValueError, BufferError) as error:
+        # No buffer; one that is closed; or one with a dtype that the protocol has no letter for.
+        refused = str(error)  # and not its traceback, which would hold all of this
+    if (numpy := sys.modules.get("numpy")) is not None:
+        if isinstance(thing, numpy.ndarray):
+            return _octets_of_array(thing, name)
+        if isinstance(thing, numpy.generic):
+            return bytes(thing.tobytes())  # it can't be written to
+    for attribute, (state, fix) in _FIXES.items():
+        found = getattr(thing, attribute, False)
+        if found() if callable(found) else found is True:
+            raise ArgumentError(errno.EINVAL, f"{name} is a tensor that {state}; give tensor.{fix}()")
+    if hasattr(thing, "__dlpack__"):
+        return dlpack.octets(thing, name)
+    if hasattr(thing, "__array_interface__"):
+        import numpy as np
+
+        return with_bytes(np.asarray(thing), name)
+    message = f"{name} is {shown(thing)}; give bytes, an array or a tensor: {refused}"
+    raise ArgumentTypeError(errno.EINVAL, message)
+
+
+def _octets_of_array(array: Any, name: str) -> Buffer:
+    """Return the memory of an array whose dtype has no letter in the buffer protocol: bfloat16 has none."""
     import numpy
 
-    try:
-        array: Any = numpy.from_dlpack(thing)
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise ArgumentError(errno.EINVAL, f"DLPack does not give its memory to the CPU: {error}") from None
-    return array  # type: ignore[no-any-return]
+    if array.dtype.hasobject:
+        raise ArgumentError(errno.EINVAL, f"{name} {_OBJECTS}")
+    if not array.flags.c_contiguous:
+        raise ArgumentError(errno.EINVAL, f"{name} is {dlpack.gaps(array.flags.f_contiguous)}")
+    flat: Buffer = array.view(numpy.ndarray).reshape(-1).view(numpy.uint8)
+    return flat
 
 
-def check_length(nbytes: int) -> None:
-    if not 1 <= nbytes <= lib.NYMPH_MAX_LENGTH:
-        limit = lib.NYMPH_MAX_LENGTH
-        raise ArgumentError(errno.EINVAL, f"a buffer has 1 to {limit} bytes, and this one {nbytes}")
+def _check_layout(view: memoryview, name: str) -> None:
+    """Raise ArgumentError if a buffer has gaps, or Python's objects."""
+    if not view.c_contiguous:
+        raise ArgumentError(errno.EINVAL, f"{name} is {dlpack.gaps(view.f_contiguous)}")
+    # In a struct, names stand between colons.
+    if "O" in view.format and "O" in re.sub(":[^:]*:", "", view.format):
+        raise ArgumentError(errno.EINVAL, f"{name} {_OBJECTS}")
+
+
+def octets(buffer: Buffer) -> memoryview:
+    """View all bytes of a C-contiguous buffer, whatever its format is, as flat unsigned bytes."""
+    with memoryview(buffer) as view:
+        readonly = view.readonly
+    flat = memoryview(ffi.buffer(ffi.from_buffer(buffer)))
+    return flat.toreadonly() if readonly else flat
+
+
+def checked_length(nbytes: int) -> int:
+    """Convert the length of a buffer, in bytes, to an int. Raises ArgumentError if no buffer can have it."""
+    return whole(nbytes, "nbytes", 1, lib.NYMPH_MAX_LENGTH)

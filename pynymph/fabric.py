@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The fabric as NYMPH's own software knows it, and the proof that it works.
 
-Without a driver it is the reference model, and everything it says has "model" for an engine.
+Without a driver it is the reference model, and each report of it has "model" for an engine.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Self
 
 from pynymph import abi, digest
-from pynymph.buffer import check_length
-from pynymph.errors import ArgumentError, ClosedError, NymphError
+from pynymph.buffer import checked_length
+from pynymph.errors import ClosedError, NymphError, error
+from pynymph.integers import UINT32_MAX, UINT64_MAX, seconds, whole
 from pynymph.operation import Copy
+from pynymph.owner import Owner
 from pynymph.ring import DEVICE, MODEL, Ring, query
-from pynymph.state import Snapshot
+from pynymph.state import Snapshot, Status
 
 LABEL = 0x1000000  # what NYMPH's daemon has always given its ring for an address
 
 
 @dataclass(frozen=True)
 class DMADescriptor:
-    """A copy, as struct nymph_dma_desc has it: addresses of this process's memory, `length` in bytes.
+    """Describe a copy as struct nymph_dma_desc does.
 
-    `flags` are NYMPH_DMA_FLAG_...; with COMPLETE_SYNC the copy has ended when submit_dma() returns. Else its
-    memory has to stay until get_status() counts its bytes.
+    Addresses are of this process's memory, `length` is in bytes. `flags` are `NYMPH_DMA_FLAG_...`: with
+    COMPLETE_SYNC the copy has ended when submit_dma() returns. Without it, the memory has to stay until
+    get_status() counts its bytes.
     """
 
     src_addr: int
@@ -40,19 +43,15 @@ class DMADescriptor:
 
 
 @dataclass(frozen=True)
-class FabricStatus:
-    """What the ring did so far. `ring_hash` is the driver's own, 32 bytes; `engine` moves its bytes."""
+class FabricStatus(Status):
+    """Tell what the ring did so far. `ring_hash` is the driver's own, 32 bytes; `engine` moves the bytes."""
 
-    dma_bytes: int
-    ring_hash: bytes
-    ring_size: int
-    active_descriptors: int
     engine: str | None
 
 
 @dataclass(frozen=True)
 class EngineVerification:
-    """Whether one engine proved itself just now, and if not, why. What did not come to be is None."""
+    """Tell whether one engine proved itself just now, and why not. Values that were not reached are None."""
 
     engine: str
     verified: bool
@@ -64,11 +63,13 @@ class EngineVerification:
     dma_bytes: int | None = None
     src_digest: bytes | None = None
     dst_digest: bytes | None = None
+    errno: int | None = None
+    """Of the error that ended it; None if there was none, and what was found disagreed."""
 
 
 @dataclass(frozen=True)
 class FabricVerification:
-    """What get_fabric_verify_status() found: `verified` is true only if every engine is."""
+    """Tell what get_fabric_verify_status() found: `verified` is true only if every engine is."""
 
     verified: bool
     status: FabricStatus
@@ -78,14 +79,15 @@ class FabricVerification:
 
 
 def find_device() -> str:
-    """The driver's device, or the model if there is no driver."""
+    """Return the driver's device, or "model:" if there is no driver."""
     return DEVICE if Path(DEVICE).exists() else MODEL
 
 
-class ZLTA2Fabric:
-    """One ring, by the names NYMPH's software has for what it does. Raises NymphError.
+class ZLTA2Fabric(Owner):
+    """Drive one ring, by the names that NYMPH's software has for its requests. Methods raise NymphError.
 
-    `device`: a path, or "model:"; None: the driver's, or the model where there is none.
+    Args:
+        device: a path, or "model:". None: the driver's device, or the model if there is no driver.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -99,36 +101,69 @@ class ZLTA2Fabric:
         self.close()
 
     def initialize(self, ring_size: int = 256) -> bool:
-        """Open the device and set up a ring of `ring_size` entries, 1 to 4096. Again does nothing. True."""
+        """Open the device, and set up a ring. Idempotent.
+
+        Args:
+            ring_size: how many entries, 1 to 4096.
+
+        Returns:
+            True.
+
+        Raises:
+            NymphError: as Ring raises it.
+        """
         if self._ring is None:
             self._ring = Ring(ring_size, device=self._device or find_device(), label=LABEL)
         return True
 
     def is_initialized(self) -> bool:
+        """Tell whether the device is open."""
         return self._ring is not None
 
     def submit_dma(self, descriptor: DMADescriptor) -> bool:
-        """Queue one copy: SUBMIT_DMA. True; a NymphError says why it was refused, or failed if it was to be
-        waited for.
+        """Queue one copy, by SUBMIT_DMA.
+
+        Returns:
+            True.
+
+        Raises:
+            NymphError: the copy was refused; with COMPLETE_SYNC, also that it failed.
         """
-        try:
-            desc = abi.new("nymph_dma_desc", **asdict(descriptor))
-        except (OverflowError, TypeError) as error:
-            raise ArgumentError(errno.EINVAL, f"{descriptor} has a number that can't be: {error}") from None
-        self._opened()._submit_dma(desc)
+        given = asdict(descriptor)
+        widest = {"length": UINT32_MAX, "flags": UINT32_MAX}
+        numbers = {name: whole(each, name, 0, widest.get(name, UINT64_MAX)) for name, each in given.items()}
+        desc = abi.new("nymph_dma_desc", **numbers)
+        self._opened()._core.submit_dma(desc)
         return True
 
     def get_status(self) -> FabricStatus:
-        """Counters, and the driver's hash of the ring."""
+        """Read the counters, and the driver's hash of the ring."""
         return _status(self._opened().snapshot())
 
     def reset(self) -> bool:
-        """Cancel what is queued, and be as after initialize(). True."""
+        """Cancel all copies, and be as after initialize().
+
+        Returns:
+            True.
+        """
         self._opened().reset()
         return True
 
-    def get_fabric_verify_status(self, nbytes: int = 64 * 1024, timeout: float = 10.0) -> FabricVerification:
-        """Have every engine prove itself, one after the other, by `nbytes`; see verify_engine()."""
+    def get_fabric_verify_status(
+        self, nbytes: int = 64 * 1024, timeout: float | None = 10.0
+    ) -> FabricVerification:
+        """Have every engine prove itself, one after the other; see verify_engine().
+
+        Args:
+            nbytes: bytes that each copies, 1 byte to 1 GiB.
+            timeout: seconds for each; None waits for ever.
+
+        Returns:
+            A FabricVerification.
+
+        Raises:
+            NymphError: the fabric itself can't be asked. An engine that fails raises nothing.
+        """
         ring = self._opened()
         device = MODEL if ring.is_model else self._device or find_device()
         engines = tuple(
@@ -141,7 +176,7 @@ class ZLTA2Fabric:
         return FabricVerification(verified and bool(engines), _status(snapshot), recomputed, engines)
 
     def close(self) -> None:
-        """Close the device. Again does nothing."""
+        """Close the device. Idempotent."""
         ring, self._ring = self._ring, None
         if ring is not None:
             ring.close()
@@ -153,7 +188,11 @@ class ZLTA2Fabric:
 
 
 def get_fabric_verify_status(device: str | None = None) -> FabricVerification:
-    """ZLTA2Fabric.get_fabric_verify_status() of a fabric of its own."""
+    """Verify a fabric that is opened for it; see ZLTA2Fabric.get_fabric_verify_status().
+
+    Args:
+        device: as for ZLTA2Fabric.
+    """
     with ZLTA2Fabric(device) as fabric:
         fabric.initialize()
         return fabric.get_fabric_verify_status()
@@ -164,31 +203,47 @@ def _status(of: Snapshot) -> FabricStatus:
 
 
 def verify_engine(
-    engine: str, *, device: str = DEVICE, nbytes: int = 64 * 1024, timeout: float = 10.0
+    engine: str, *, device: str = DEVICE, nbytes: int = 64 * 1024, timeout: float | None = 10.0
 ) -> EngineVerification:
-    """Have an engine copy random bytes, and look at all it leaves: on a ring of its own, paused at first.
+    """Have an engine copy random bytes, and check all that it leaves, on a ring of its own.
 
-    Verified is what agrees in everything: the digests of the record with those of source and destination,
-    made here; the bytes; the engine; dma_bytes; and the ring's hash with that of SNAPSHOT made here, with the
-    copy queued and after it. Ends within about `timeout` seconds, and what the driver takes to give a channel
-    up.
+    The ring is paused at first. An engine is verified if all of these agree: the digests of the record with
+    those of source and destination, made here; the bytes; the engine's name; dma_bytes; and the ring's hash
+    with that of SNAPSHOT, made here, with the copy queued and after it.
+
+    Args:
+        engine: its name.
+        device: as for Ring.
+        nbytes: bytes to copy, 1 byte to 1 GiB.
+        timeout: seconds to wait for the copy, beside the time the driver takes to give a channel up; None
+            waits for ever.
+
+    Returns:
+        An EngineVerification; a failure is in its `reason`, and raises nothing.
     """
-    check_length(nbytes)
+    nbytes = checked_length(nbytes)
+    timeout = seconds(timeout)
     started = time.perf_counter()
     found: dict[str, bytes | int] = {}
+    code: int | None = None
     try:
         reason = _disagreement(engine, device, nbytes, timeout, found)
     except NymphError as error:
-        reason = error.strerror or str(error)
-    return EngineVerification(engine, reason is None, reason, time.perf_counter() - started, **found)  # type: ignore[arg-type]
+        reason, code = error.strerror or str(error), error.errno
+    took = time.perf_counter() - started
+    return EngineVerification(engine, reason is None, reason, took, errno=code, **found)  # type: ignore[arg-type]
 
 
 def _disagreement(
-    engine: str, device: str, nbytes: int, timeout: float, found: dict[str, bytes | int]
+    engine: str, device: str, nbytes: int, timeout: float | None, found: dict[str, bytes | int]
 ) -> str | None:
     src = os.urandom(nbytes)
-    # Whole pages that nothing else will have: a channel that is given up may still write to them.
-    dst = mmap.mmap(-1, nbytes)
+    # Whole pages that nothing else uses: a channel that did not stop may still write to them.
+    try:
+        dst = mmap.mmap(-1, nbytes)
+    except OSError as e:
+        message = f"{nbytes} bytes cannot be mapped: {e.strerror}; verify with fewer"
+        raise error(e.errno or 0, message) from None
     with Ring(1, engine=engine, device=device, paused=True, label=LABEL) as ring:
         transfer = ring.submit(Copy(src=src, dst=dst, verify=True))
         queued = ring.snapshot()

@@ -2,7 +2,7 @@
 """A lock that Ctrl-C can't leave locked."""
 
 import _thread
-from typing import Literal
+from typing import Literal, NoReturn, SupportsIndex
 
 
 class Mutex(_thread.RLock):  # type: ignore[misc]  # final for typeshed, and not for Python
@@ -19,6 +19,9 @@ class Mutex(_thread.RLock):  # type: ignore[misc]  # final for typeshed, and not
             if self.is_mine:
                 self.release()
             raise
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("cannot copy or pickle a Mutex: make another one")
 
     @property
     def is_mine(self) -> bool:

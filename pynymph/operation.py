@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a ring can be asked to do, and what becomes of it on the way."""
+"""Operations of a ring: their descriptions, and jobs that the driver runs."""
 
 from __future__ import annotations
 
 import errno
-import os
-import resource
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pynymph.abi import address, ffi, lib
 from pynymph.buffer import Memory, RingBuffer, with_bytes
-from pynymph.errors import ArgumentError, NymphError, error
+from pynymph.errors import ArgumentError, ArgumentTypeError, Hints, NymphError, failure, operation_hints
+from pynymph.integers import shown
+from pynymph.owner import Owner
+from pynymph.state import Completion
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,38 +31,21 @@ _FLAGS = {
 _BOTH = lib.NYMPH_DMA_FLAG_VERIFY_HASH | lib.NYMPH_DMA_FLAG_DIGEST_ONLY
 
 
-@dataclass(frozen=True)
-class Completion:
-    """How an operation ended. Times are CLOCK_MONOTONIC in ns; digests are BLAKE3-256 or None."""
-
-    cookie: int
-    status: int
-    """0, or why it failed as a negative errno."""
-    bytes_done: int
-    """Bytes that reached the destination, were hashed, or were found equal, from the start on."""
-    engine: str | None
-    """Name of the engine that was last at it, None if none was: several can share a large copy."""
-    queued_ns: int
-    started_ns: int
-    """0 if no engine took it."""
-    completed_ns: int
-    src_digest: bytes | None
-    """Of exactly the bytes sent; advisory with zero_copy: another thread may have changed src meanwhile."""
-    dst_digest: bytes | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What Ring.submit() takes: Copy, Hash, Fill, Compare or Nop. Buffers are as Ring.copy() describes them.
+    """Describe one operation for Ring.submit(): a Copy, Hash, Fill, Compare or Nop.
 
-    `link`: if this does not succeed, the operation that is queued next ends with a CanceledError instead of
-    being started. `barrier`: starts after all before it have ended, and before any behind it.
+    Buffers and flags are those of the Ring method of the same name.
+
+    Args:
+        link: if this operation fails, end the next queued one with a CanceledError.
+        barrier: start after all operations queued before have ended, and before any queued later.
     """
 
     link: bool = False
     barrier: bool = False
 
-    # What the entry has, and the names of its sides: what is read, and then what is written, or read too.
+    # The opcode of the entry, the names of its sides, and whether `_dst` is written.
     _opcode: ClassVar[int]
     _src: ClassVar[str | None] = None
     _dst: ClassVar[str | None] = None
@@ -70,7 +54,7 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(Operation):
-    """All of `src` to `dst`; see Ring.copy()."""
+    """Copy all of `src` to `dst`; see Ring.copy()."""
 
     src: Buffer
     dst: Buffer
@@ -84,7 +68,7 @@ class Copy(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Hash(Operation):
-    """The digest of `src`, in the src_digest of the Completion; see Ring.digest()."""
+    """Hash all of `src`, into the src_digest of the Completion; see Ring.digest()."""
 
     src: Buffer
     zero_copy: bool = False
@@ -95,7 +79,7 @@ class Hash(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Fill(Operation):
-    """`pattern` over and over into `dst`; see Ring.fill()."""
+    """Write `pattern` into `dst` over and over; see Ring.fill()."""
 
     dst: Buffer
     pattern: bytes = b"\0"
@@ -109,7 +93,10 @@ class Fill(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Operation):
-    """`a` with `b`. If they differ, that is a VerifyError, and bytes_done is where; see Ring.compare()."""
+    """Compare `a` with `b`.
+
+    A difference is a VerifyError whose bytes_done is its offset; see Ring.compare().
+    """
 
     a: Buffer
     b: Buffer
@@ -121,27 +108,37 @@ class Compare(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Nop(Operation):
-    """Nothing. It ends in its turn, so it tells that what was queued before has ended."""
+    """Do nothing. A Nop ends after all operations that were queued before it."""
 
     _opcode = lib.NYMPH_OP_NOP
 
 
-class Job:
-    """An operation on its way: its entry, and the hold on its buffers."""
+class Job(Owner):
+    """Make the entry of an operation, and hold its buffers until the driver is done with them.
+
+    Args:
+        operation: the operation.
+        table: the buffer table of the ring that will run it.
+        collectable: whether Ring.completions() returns it.
+
+    Raises:
+        ArgumentError: EINVAL, the operation can't be served; the message says why.
+    """
 
     cookie = 0
-    """The ring gives it one, when it is first submitted."""
+    """Number that the ring sets when it first submits the job."""
     outcome: Completion | NymphError | None = None
     on_end: Callable[[], None] | None = None
-    """Called once there is an outcome, by whom it is found, with the ring's mutex held."""
+    """Callback for the outcome, called with the ring's mutex held."""
     is_memory = True
-    """Whether all its bytes are in memory: else a file may have to be read, which nothing interrupts."""
+    """Whether all bytes are in memory. Else the driver may read a file, which no signal interrupts."""
 
-    def __init__(self, operation: Operation, owner: object, *, collectable: bool = False) -> None:
+    def __init__(self, operation: Operation, table: object, *, collectable: bool = False) -> None:
         if not isinstance(operation, Operation):
-            raise ArgumentError(errno.EINVAL, f"{operation!r} is no operation such as Copy(src=..., dst=...)")
+            message = f"{operation!r} is no operation; give one, such as Copy(src=..., dst=...)"
+            raise ArgumentError(errno.EINVAL, message)
         self.collectable = collectable
-        """Whether Ring.completions() tells of it."""
+        """Whether Ring.completions() returns it."""
         self.operation = type(operation)
         flags = lib.NYMPH_DMA_FLAG_RECORD
         for name, flag in _FLAGS.items():
@@ -149,19 +146,18 @@ class Job:
                 flags |= flag
         if flags & _BOTH == _BOTH:
             raise ArgumentError(errno.EINVAL, "verify makes both digests; leave out digest")
-        # First all checks: what fails here has nothing to let go of.
+        # All checks come first: if one fails, there is nothing to release.
         src = dst = None
         length = nbytes = 0
         if operation._src:
-            src = with_bytes(getattr(operation, operation._src))
-            length = nbytes = self._check(operation._src, src, False, owner)
+            src = with_bytes(getattr(operation, operation._src), operation._src)
+            length = nbytes = self._check(operation._src, src, False, table)
         if operation._dst:
-            dst = with_bytes(getattr(operation, operation._dst))
-            length = self._check(operation._dst, dst, operation._writes, owner)
+            dst = with_bytes(getattr(operation, operation._dst), operation._dst)
+            length = self._check(operation._dst, dst, operation._writes, table)
         if src is not None and length != nbytes:
-            raise ArgumentError(
-                errno.EINVAL, f"{operation._src} has {nbytes} bytes, {operation._dst} has {length} bytes"
-            )
+            sizes = f"{operation._src} has {nbytes} bytes, {operation._dst} has {length} bytes"
+            raise ArgumentError(errno.EINVAL, f"{sizes}; give buffers of one size")
         if not 1 <= length <= lib.NYMPH_MAX_LENGTH and self._names:
             raise ArgumentError(
                 errno.EINVAL,
@@ -182,30 +178,40 @@ class Job:
             if isinstance(operation, Fill):
                 entry.src = _pattern(operation.pattern)
         except BaseException:
-            self.let_go()
+            self.release()
             raise
 
     @property
     def _names(self) -> list[str]:
         return [name for name in (self.operation._src, self.operation._dst) if name]
 
-    def _check(self, name: str, buffer: Buffer, writes: bool, owner: object) -> int:
-        """Raise if it can't be that. Returns how many bytes it has."""
+    def _check(self, name: str, buffer: Buffer, writes: bool, table: object) -> int:
+        """Check one side of the operation.
+
+        Args:
+            name: name of the side, for errors.
+            buffer: its buffer.
+            writes: whether the operation writes to it.
+            table: the ring's buffer table.
+
+        Returns:
+            The number of bytes.
+
+        Raises:
+            ArgumentError: EINVAL, the buffer can't be that side.
+            ClosedError: EBADF, the buffer was freed.
+        """
         if isinstance(buffer, RingBuffer):
             buffer.check()
-            if buffer._owner is not owner:
+            if buffer._table is not table:
                 raise ArgumentError(
-                    errno.EINVAL, f"{name} is a buffer of another ring; make one of this ring's"
+                    errno.EINVAL, f"{name} is a buffer of another ring; make one with this ring"
                 )
             nbytes, readonly = buffer.nbytes, buffer.readonly
         else:
             with memoryview(buffer) as view:
-                if not view.c_contiguous:
-                    raise ArgumentError(
-                        errno.EINVAL, f"{name} is not C-contiguous; give a buffer without gaps"
-                    )
                 nbytes, readonly = view.nbytes, view.readonly
-                # An array of NumPy's has its own memory if there is no base.
+                # A NumPy array without a base has its own memory.
                 own = isinstance(view.obj, (bytes, bytearray, array)) or getattr(view.obj, "base", 0) is None
                 self.is_memory = self.is_memory and own
         if writes and readonly:
@@ -216,7 +222,7 @@ class Job:
         return nbytes
 
     def _take(self, buffer: Buffer, writes: bool) -> tuple[int, int]:
-        """Hold it. Returns where it is, as the entry has it: an offset and a handle, or an address and 0."""
+        """Hold a buffer. Returns its offset and its handle, or its address and 0, for the entry."""
         if isinstance(buffer, RingBuffer):
             memory = buffer._memory
             self._memories.append(memory)
@@ -227,81 +233,50 @@ class Job:
         return address(held), 0
 
     def end(self, outcome: Completion | NymphError) -> None:
-        """The driver is done with it, and its buffers."""
+        """Note how the operation ended. The driver does not use its buffers any more."""
         self.outcome = outcome
-        self.let_go()
+        self.release()
         if self.on_end is not None:
             self.on_end()
 
     def check(self) -> None:
-        """Raise if a buffer was freed since: its handle may be another's by now."""
+        """Raise ClosedError if a buffer was freed: its handle may be another buffer's by now."""
         for memory in self._memories:
             memory.check()
 
-    def let_go(self) -> None:
-        """Of the buffers, at once: their owner may want to resize or close them. Again does nothing."""
+    def release(self) -> None:
+        """Release the buffers, so that their owner can resize or close them. Idempotent."""
         for memory in self._memories:
-            memory.let_go(self)
+            memory.release(self)
         self._memories.clear()
         for held in self._held:
             ffi.release(held)
         self._held.clear()
 
-    def hints(self) -> dict[int, str]:
-        """Why the driver can have refused this."""
-        names = " and ".join(self._names)
+    def hints(self) -> Hints:
+        """Return messages for the errors with which the driver can refuse the operation."""
         written = self.operation._dst if self.operation._writes else None
-        needs = [
-            f"{name} is not mapped {'writable' if name == written else 'readable'}" for name in self._names
-        ]
-        hints = {
-            errno.EINVAL: f"{names} overlap: give separate ones; if not, reset() was cut short: again",
-            errno.EFAULT: f"part of {', or of '.join(needs)}",
-            errno.EOPNOTSUPP: f"the driver does not serve this kind of {self.operation.__name__}",
-            errno.ENOSPC: "the ring is full; collect completions, or open it with more entries",
-            errno.ENOENT: "a buffer was freed meanwhile; make another one",
-        }
-        if self.entry.flags & lib.NYMPH_DMA_FLAG_ZERO_COPY:
-            hints[errno.ENOMEM] = (
-                f"zero_copy pins {names}, each huge page of them as a whole, and {memlock()} does not allow "
-                "it; raise it (ulimit -l), take less at a time, or do it without zero_copy"
-            )
-            hints[errno.EOPNOTSUPP] = (
-                "zero_copy can't write into a shared mapping of a file; do it without, or use other memory"
-            )
-        return hints
+        zero_copy = bool(self.entry.flags & lib.NYMPH_DMA_FLAG_ZERO_COPY)
+        return operation_hints(self.operation.__name__, self._names, written, zero_copy)
 
     def failure(self, completion: Completion) -> NymphError:
-        """What to raise of a `completion` that is not success."""
-        number = -completion.status
-        done = f"after {completion.bytes_done} bytes"
-        if number == errno.EBADMSG and self.operation is Compare:
-            message = f"a and b differ, first at byte {completion.bytes_done}"
-        elif number == errno.EBADMSG:
-            assert completion.src_digest is not None and completion.dst_digest is not None
-            message = (
-                f"dst is not what was sent: BLAKE3 {completion.dst_digest.hex()} instead of "
-                f"{completion.src_digest.hex()}; if nothing else wrote to the buffers, distrust the engine"
-            )
-        elif number == errno.EFAULT:
-            names = " or ".join(self._names)
-            message = f"the memory of {names} went away {done}; keep it mapped until it has ended"
-        elif number == errno.ECANCELED:
-            message = f"it was canceled {done}: by cancel(), or because what it was linked to failed"
-        else:
-            message = f"{os.strerror(number)}, {done}"
-        return error(number, message, completion)
+        """Make the error of a `completion` whose status is not 0."""
+        return failure(self.operation.__name__, self._names, completion)
 
 
-def memlock() -> str:
-    """The limit that pinned memory runs into, and how much it is now."""
-    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    allowed = "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"
-    return f"RLIMIT_MEMLOCK ({allowed} for all pinned) or memory"
+def _pattern(pattern: Buffer) -> int:
+    """Repeat a pattern to 8 bytes, and return them as a little-endian number.
 
-
-def _pattern(pattern: bytes) -> int:
-    """The 8 bytes that fill, as a number, the lowest first."""
-    if len(pattern) not in (1, 2, 4, 8):
-        raise ArgumentError(errno.EINVAL, f"a pattern has 1, 2, 4 or 8 bytes, and this one {len(pattern)}")
-    return int.from_bytes(bytes(pattern) * (8 // len(pattern)), "little")
+    `pattern`: a buffer of 1, 2, 4 or 8 bytes, such as bytes or a NumPy number.
+    """
+    try:
+        with memoryview(pattern) as view:
+            octets = bytes(view)
+    except TypeError:
+        message = f"pattern is {shown(pattern)}; give 1, 2, 4 or 8 bytes, such as (7).to_bytes(4, 'little')"
+        raise ArgumentTypeError(errno.EINVAL, message) from None
+    if len(octets) not in (1, 2, 4, 8):
+        raise ArgumentError(
+            errno.EINVAL, f"a pattern has 1, 2, 4 or 8 bytes; give so many, not {len(octets)}"
+        )
+    return int.from_bytes(octets * (8 // len(octets)), "little")

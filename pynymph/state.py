@@ -1,16 +1,42 @@
 # SPDX-License-Identifier: MIT
-"""What a driver and a ring say of themselves."""
+"""Reports: what a driver, a ring and an operation that has ended tell of themselves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pynymph.abi import ffi
+from pynymph._nymph import ffi
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Tell how an operation ended.
+
+    Times are CLOCK_MONOTONIC in ns. Digests are BLAKE3-256, 32 bytes, or None.
+    """
+
+    cookie: int
+    status: int
+    """0, or why it failed as a negative errno."""
+    bytes_done: int
+    """Bytes that reached the destination, were hashed, or were found equal, from the start on."""
+    engine: str | None
+    """Name of the engine that was last at it, None if none was: several can share a large copy."""
+    queued_ns: int
+    started_ns: int
+    """0 if no engine took it."""
+    completed_ns: int
+    src_digest: bytes | None
+    """Digest of exactly the bytes sent; advisory with zero_copy, where another thread can change src."""
+    dst_digest: bytes | None
 
 
 @dataclass(frozen=True)
 class Query:
-    """What the driver serves. Bit n of `requests` and `opcodes` stands for number n."""
+    """Tell what the driver serves.
+
+    Bit n of `requests` and `opcodes` stands for number n; lengths are in bytes.
+    """
 
     version: int
     features: int
@@ -26,7 +52,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Status:
-    """What the ring did so far; `ring_hash` is the driver's own, 32 bytes."""
+    """Tell what the ring did so far. `dma_bytes` counts bytes; `ring_hash` is the driver's own, 32 bytes."""
 
     dma_bytes: int
     ring_hash: bytes
@@ -36,7 +62,10 @@ class Status:
 
 @dataclass(frozen=True)
 class Entry:
-    """A transfer that is queued or runs. Addresses and length are in bytes, of this process's memory."""
+    """Describe an operation that is queued or runs.
+
+    Addresses and length are in bytes, of this process's memory.
+    """
 
     opcode: int
     flags: int
@@ -48,7 +77,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The ring at one moment. pynymph.digest.ring_hash() computes `ring_hash` again from the rest."""
+    """Tell all that the ring's hash covers at one moment.
+
+    pynymph.digest.ring_hash() computes `ring_hash`, 32 bytes, again from the rest.
+    """
 
     ring_size: int
     head: int
@@ -71,17 +103,17 @@ class Snapshot:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The active entries from tail on."""
+        """The active entries, from tail on."""
         parsed = ffi.from_buffer("struct nymph_entry[]", self.entry_bytes)
         return tuple(Entry(e.opcode, e.flags, e.length, e.src, e.dst, e.cookie) for e in parsed)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long operations took, from submit to the end, in ns. Those that were canceled do not count.
+    """Tell how long operations took, from submit to the end, in ns.
 
-    `p50` and so on: what so many per cent did not exceed, rounded up to the end of a bucket of the histogram:
-    by an eighth at most.
+    Operations that were canceled do not count. `p50` is the time that 50 % did not exceed, and so on, rounded
+    up to the end of a bucket of the histogram: at most an eighth too much.
     """
 
     count: int

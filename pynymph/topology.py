@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The PCI functions of this machine, their drivers and their DMA channels, as sysfs shows them."""
+"""Read the PCI functions of this machine, their drivers and their DMA channels, from sysfs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PORTS: dict[int, PortKind] = {4: "root", 5: "upstream", 6: "downstream"}
 
 @dataclass(frozen=True)
 class PciLink:
-    """A PCI Express link as a function at its end has it: GT/s and lanes, None where it does not say."""
+    """Describe the PCI Express link of a function: GT/s and lanes, or None where unknown."""
 
     speed: float | None
     width: int | None
@@ -37,7 +37,7 @@ class PciLink:
 
 @dataclass(frozen=True)
 class PciFunction:
-    """A PCI function, and all that is below it."""
+    """Describe a PCI function, and all functions below it."""
 
     address: str
     """domain:bus:device.function, as in "0000:05:00.0"."""
@@ -60,16 +60,25 @@ class PciFunction:
     children: tuple[PciFunction, ...]
 
     def walk(self) -> Iterator[PciFunction]:
-        """It, and all below it, from top to bottom."""
+        """Iterate over the function and all below it, from top to bottom."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def topology(root: str | Path = "/sys") -> tuple[PciFunction, ...]:
-    """The functions on this machine's root buses, and what is below each. `root`: where sysfs is.
+    """Read the functions on this machine's root buses, with all that is below each.
 
-    Raises NymphError if there is no PCI. What is unplugged meanwhile may be there with less than it had.
+    A function that is unplugged during the call may be listed with fewer details.
+
+    Args:
+        root: where sysfs is mounted.
+
+    Returns:
+        A PciFunction for each on a root bus, by address.
+
+    Raises:
+        NymphError: ENOENT, the machine has no PCI, or no sysfs is there.
     """
     bus = Path(root) / "bus/pci"
     try:

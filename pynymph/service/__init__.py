@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""nymphd: the fabric as a service. docs/nymphd.md has what it says and takes.
+"""The former name of the package nymphd, for one release."""
 
-It needs what `pip install 'pynymph[service]'` brings; nothing else of pynymph does.
-"""
+import importlib
+import pkgutil
+import sys
+import warnings
 
-import os
+import nymphd
 
-# ONNX Runtime reads it when it is imported: else it would write into the home directory, and to Microsoft.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+warnings.warn("pynymph.service is now the package nymphd: import that", DeprecationWarning, stacklevel=2)
+for _each in pkgutil.iter_modules(nymphd.__path__):
+    if _each.name != "__main__":
+        sys.modules[f"{__name__}.{_each.name}"] = importlib.import_module(f"nymphd.{_each.name}")
+sys.modules[__name__] = nymphd
