@@ -2,7 +2,7 @@
 """Builds a kernel module and tries it in a virtual machine, without root.
 
 - arch: what differs between the guests' architectures
-- kernels, debug_kernel: Debian's kernels and headers, unpacked; sanitizer kernels, built from their source
+- kernels, from_source: Debian's kernels and headers, unpacked; kernels built from their source
 - root: Debian roots: the guest's disk, and the place the builds run in
 - build: modules, and this checkout's Python binding
 - accel: KVM if a guest really runs under it, else TCG

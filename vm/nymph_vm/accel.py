@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""KVM or TCG. That /dev/kvm opens says little: there are machines where guests hang then. So one is tried."""
+"""What runs a guest: the host itself (native), KVM or TCG.
+
+That /dev/kvm opens says little: there are machines where guests hang then. So one is tried.
+"""
 
 import json
 import os
@@ -13,7 +16,12 @@ PROBE_SECONDS = 15
 
 
 def choose(kernel: Kernel) -> str:
-    """Say "kvm" if a guest runs under it, else "tcg". Tried once per QEMU, host and access to /dev/kvm."""
+    """Say "native" of user-mode Linux, else "kvm" if a guest runs under it, else "tcg".
+
+    KVM is tried once per QEMU, host and access to /dev/kvm.
+    """
+    if kernel.arch.is_native:
+        return "native"
     if not kernel.arch.is_host:
         return "tcg"
     may_open = os.access(KVM_DEVICE, os.R_OK | os.W_OK)

@@ -62,8 +62,8 @@ def _apt_get(arch: Arch, *arguments: str, cwd: Path | None = None) -> None:
 
 def _config(arch: Arch) -> Path:
     """Read after the host's own configuration, so that proxies and the like stay the host's."""
-    folder = cache_folder() / f"apt-{arch.name}"
-    archs = " ".join(f'"{each.name}";' for each in {arch.name: arch, AMD64.name: AMD64}.values())
+    folder = cache_folder() / f"apt-{arch.debian}"
+    archs = " ".join(f'"{each.debian}";' for each in {arch.debian: arch, AMD64.debian: AMD64}.values())
     for name in ("lists/partial", "archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "sources.list").write_text(sources(NEWER))
@@ -75,7 +75,7 @@ def _config(arch: Arch) -> Path:
         Dir::State "{folder}"; Dir::State::status "{folder}/status"; Dir::Cache "{folder}";
         Dir::Etc::sourcelist "{folder}/sources.list"; Dir::Etc::sourceparts "/dev/null";
         Dir::Etc::preferences "{folder}/preferences"; Dir::Etc::preferencesparts "/dev/null";
-        APT::Architecture "{arch.name}"; APT::Architectures {{ {archs} }};
+        APT::Architecture "{arch.debian}"; APT::Architectures {{ {archs} }};
         APT::Default-Release ""; APT::Sandbox::User ""; Acquire::Languages "none";
         APT::Update::Error-Mode "any";
         #clear APT::Update::Post-Invoke;

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""All that differs between the guests' architectures. The host is amd64; other guests are emulated."""
+"""All that differs between the guests' architectures.
+
+The host is amd64. Guests for `um` are native ones: user-mode Linux, a kernel that is a program of the host's.
+Others are QEMU's.
+"""
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GIB = 1 << 30
 
@@ -12,7 +16,8 @@ GIB = 1 << 30
 class Arch:
     """A guest's architecture, and QEMU's machine for it."""
 
-    name: str  # as Debian has it
+    name: str  # as users say it
+    debian: str  # as Debian has it
     uname: str  # as kernels name it to programs, and QEMU and wheels do
     qemu: str  # QEMU's program
     machine: str
@@ -23,11 +28,16 @@ class Arch:
     ram: Callable[[int], list[tuple[int, int]]]  # of that many bytes, each part's bus address and size
     kbuild: str  # shell commands, before any `make` in a kernel's source or headers
     folder: str  # below arch/ in a kernel's source
-    boot: str  # below that folder: what a build of a whole kernel makes for QEMU
+    others: str  # what the names of other architectures' folders there begin with, as a glob
+    boot: str  # below that folder: what a build of a whole kernel makes to boot
     stock_image: str  # what QEMU boots of a kernel of Debian's
     build_needs: str  # files of a kernel's source that building a module takes, beside common ones
     compilers: dict[int, str]  # for programs, by their width
     build_packages: tuple[str, ...]  # for all that is built
+
+    @property
+    def is_native(self) -> bool:
+        return self.name == "um"
 
     @property
     def is_host(self) -> bool:
@@ -41,6 +51,7 @@ def _q35(size: int) -> list[tuple[int, int]]:
 
 AMD64 = Arch(
     name="amd64",
+    debian="amd64",
     uname="x86_64",
     qemu="qemu-system-x86_64",
     machine="q35",
@@ -55,6 +66,7 @@ AMD64 = Arch(
     ram=_q35,
     kbuild="",
     folder="x86",
+    others="[!x]*",
     # The ELF file will not do: the entry for it (PVH) runs C code with KASAN's checks before KASAN can work.
     boot="boot/bzImage",
     stock_image="vmlinux",
@@ -65,6 +77,7 @@ AMD64 = Arch(
 
 ARM64 = Arch(
     name="arm64",
+    debian="arm64",
     uname="aarch64",
     qemu="qemu-system-aarch64",
     machine="virt,gic-version=3",
@@ -76,6 +89,7 @@ ARM64 = Arch(
     ram=lambda size: [(GIB, size)],
     kbuild="export ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-",
     folder="arm64",
+    others="[!a]*",
     boot="boot/Image",
     stock_image="Image",
     build_needs="",
@@ -86,4 +100,16 @@ ARM64 = Arch(
     ),
 )
 
-ARCHS = {arch.name: arch for arch in (AMD64, ARM64)}
+# Programs, disks and builds are those of amd64. What QEMU would be told is of no use here.
+UM = replace(
+    AMD64,
+    name="um",
+    kbuild="export ARCH=um SUBARCH=x86_64",
+    folder="um",
+    others="[!ux]*",
+    boot="../../linux",
+    stock_image="",  # Debian's has neither DMA nor PCI
+    build_needs="arch/x86/include arch/x86/um arch/x86/Makefile*",
+)
+
+ARCHS = {arch.name: arch for arch in (AMD64, ARM64, UM)}

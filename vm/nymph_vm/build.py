@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Builds modules, and this checkout's Python package, for the guest: in the build root, when they changed.
+"""Builds modules, and this checkout's Python packages, for the guest: in the build root, when they changed.
 
 Results are in build/: build/KERNEL/FOLDER/NAME.ko, build/python/ARCH/, build/programs/ARCH/. A running guest
 sees that folder, so rename only.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from nymph_vm import kernels, root
+from nymph_vm import configurations, kernels, root
 from nymph_vm.arch import AMD64, Arch
 from nymph_vm.host import CHECKOUT, HarnessError, call, console, locked, step
 
@@ -23,6 +25,7 @@ BUILD = CHECKOUT / "build"
 MODULES = CHECKOUT / "kernel"  # the folder of nymph_endpoint.ko and pcie_nymph.ko
 HEADER = MODULES / "pcie_nymph.h"
 PLANTED = CHECKOUT / "tests/planted"
+TEST_MODULES = CHECKOUT / "tests/modules"  # what else a DMA channel can have about it
 
 KDIR = "/usr/src/linux-headers-{release}"
 MAKE = f'{{kbuild}}\nmake -s -j{os.cpu_count()} -C {KDIR} M="$PWD/{{folder}}" {{flags}} modules'
@@ -38,7 +41,7 @@ PADDING = re.compile(r"XXX|/\* (bit_)?(padding|holes?)\b|holes: ")  # as pahole 
 BUILD_PYTHON = """
     touch README.md  # pyproject.toml names it
     CC='{compiler}' python3 setup.py -q build --build-lib out
-    cp -r vm/nymph_vm out/
+    cp -r nymphd/nymphd vm/nymph_vm out/
     python3 -m compileall -q out"""
 
 
@@ -51,12 +54,13 @@ class Built:
 
 
 def prepare(kernel_name: str) -> Built:
-    """The modules for a kernel, and the Python package; built if their sources changed."""
+    """The modules for a kernel, and the Python packages; built if their sources changed."""
     built = Built(kernels.prepare(kernel_name), modules(MODULES, kernel_name))
     arch = built.kernel.arch
     script = BUILD_PYTHON.format(compiler=arch.compilers[64])
     sources = _from(CHECKOUT, _python_sources())
-    _build("building pynymph for the guest", BUILD / "python" / arch.name, sources, script, arch)
+    doing = "building pynymph and nymphd for the guest"
+    _build(doing, BUILD / "python" / arch.debian, sources, script, arch)
     return built
 
 
@@ -85,8 +89,17 @@ def program(source: Path, *options: str, arch: Arch = AMD64, bits: int = 64) -> 
     name = source.stem + ("" if bits == 64 else f"-{bits}") + "".join(options)
     compiler = f"{arch.compilers[bits]} -static -pthread -O1 -Wall -Wextra -Werror"
     script = f"mkdir out\n{compiler} -o out/{name} {source.name} {' '.join(options)}"
-    target = BUILD / "programs" / arch.name / name
+    target = BUILD / "programs" / arch.debian / name
     _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script, arch)
+    return target / name
+
+
+def library(source: Path) -> Path:
+    """A C library for the harness itself; built if its source changed."""
+    name = f"{source.stem}.so"
+    script = f"mkdir out\ngcc -shared -fPIC -O2 -pthread -Wall -Wextra -Werror -o out/{name} {source.name}"
+    target = BUILD / "host" / source.stem
+    _build(f"building {name}", target, {source.name: source}, script, AMD64)
     return target / name
 
 
@@ -102,6 +115,44 @@ def lint(folder: Path, kernel_name: str) -> list[str]:
     with step(doing), tempfile.TemporaryDirectory() as nothing:
         said = _run(disk, _from(folder.parent, module_sources(folder)), script, Path(nothing), kernel)
     return [line for line in said.splitlines() if re.search(r"warning:|error:", line)]
+
+
+def lint_configurations(folder: Path) -> list[str]:
+    """What is wrong with a folder's modules in kernels that have little: nothing, if they build for all.
+
+    They are not linked to such a kernel, of which nobody builds the rest; so beside what the compiler says,
+    it is what they need and the kernel cannot have.
+    """
+    ready = configurations.prepare(kernels.source_of("debug-6.1"))
+    script = "mkdir out\n"
+    for name in configurations.LINES:
+        at = configurations.name_of(name)
+        # The kernel's own build takes for granted that it is where it was prepared, and may write there.
+        script += f"""
+            rm -rf linux work {at}
+            cp -a /mnt/linux linux
+            mkdir -p out
+            cp -a /mnt/{at} out/{at}
+            cp -a {folder.name} work
+            make -s -j{os.cpu_count()} -C linux ARCH=i386 O="$PWD/out/{at}" M="$PWD/work" \
+                KBUILD_MODPOST_WARN=1 modules || echo "error: {folder.name}/ does not build: {name}"
+            find work -name '*.ko' | sed 's/^/{at}: built /'
+            find work -name '*.ko' -exec nm -u {{}} + | sed 's/^ *U /{at}: needs /'
+            rm -rf out/{at}"""
+    disk = root.prepare()
+    doing = f"{folder.name}/ for kernels of 32 bits, with one CPU, without PCI, without dma-bufs"
+    sources = _from(folder.parent, module_sources(folder))
+    with step(doing), tempfile.TemporaryDirectory() as nothing, _archive(sources) as archive:
+        said = root.run_inside(disk, {ready: "mnt"}, script, archive, Path(nothing)).splitlines()
+    found = [line for line in said if re.search(r"warning:|error:", line)]
+    for name, absent in configurations.ABSENT.items():
+        at = configurations.name_of(name)
+        if not any(line.startswith(f"{at}: built ") for line in said):
+            found.append(f"{folder.name}/: nothing was built: {name}")
+        if absent is not None:
+            needs = re.compile(rf"{at}: needs ({absent})")
+            found += [f"{folder.name}/: {line}" for line in sorted(set(said)) if needs.match(line)]
+    return found
 
 
 def structs() -> list[str]:
@@ -145,8 +196,9 @@ def _python_sources() -> list[Path]:
     pages = {".html", ".css", ".js", ".svg", ".woff2"}  # of nymphd
     package = [
         path
-        for path in (CHECKOUT / "pynymph").rglob("*")
-        if path.suffix in {".py", ".pyi", ".typed", *pages}
+        for folder in ("pynymph", "nymphd/nymphd")
+        for path in (CHECKOUT / folder).rglob("*")
+        if path.suffix in {".c", ".h", ".json", ".py", ".pyi", ".typed", *pages}
     ]
     single = ("setup.py", "pyproject.toml", "kernel/pcie_nymph.h")
     guest = [f"vm/nymph_vm/{name}.py" for name in ("__init__", "double_fetch", "guest_plugin", "kmsg")]
@@ -202,9 +254,16 @@ def _run(
         files = kernel.folder / "root"
         for folder in (files / "usr/src", *(files / "usr/lib").glob("linux-kbuild-*")):
             mounts[folder] = str(folder.relative_to(files))
+    with _archive(sources) as archive:
+        return root.run_inside(disk, mounts, script, archive, results)
+
+
+@contextlib.contextmanager
+def _archive(sources: dict[str, Path]) -> Iterator[IO[bytes]]:
+    """The sources, under the names given, as a tar."""
     with tempfile.TemporaryFile() as archive:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for name, path in sources.items():
                 tar.add(path, name)
         archive.seek(0)
-        return root.run_inside(disk, mounts, script, archive, results)
+        yield archive

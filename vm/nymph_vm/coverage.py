@@ -12,7 +12,7 @@ from nymph_vm import build, root
 from nymph_vm.host import CHECKOUT, HarnessError, step
 
 SOURCES = "/tmp/build/kernel/"  # where the module was built
-TESTS = {"pcie_nymph/kunit.c"}  # no code to be tested
+TESTS = "pcie_nymph/kunit"  # start of the names of tests, which are no code to be tested
 
 SCRIPT = """
     tar -xf counts.tar
@@ -69,7 +69,7 @@ def summarize(objects: list[dict[str, object]]) -> dict[str, Coverage]:
     for each in objects:
         for file in each["files"]:  # type: ignore[attr-defined]
             name = file["file"].removeprefix(SOURCES)
-            if name == file["file"] or name in TESTS:
+            if name == file["file"] or name.startswith(TESTS):
                 continue
             for line in file["lines"]:
                 lines[name][line["line_number"]] += line["count"]

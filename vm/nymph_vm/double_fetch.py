@@ -6,7 +6,7 @@ laid across two pages that arrive on demand (userfaultfd). Once the kernel asks 
 is taken away again: whoever asks to read that now, reads it for the second time. Nothing depends on chance
 or time.
 
-What is read twice before the second page is reached stays unseen; so lay it across at every place.
+Two reads before the second page are not found, so try every position of the argument.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 PAGE = mmap.PAGESIZE
-WORD = 8  # what the kernel reads in one piece must not lie across the pages, or it asks for both again
+WORD = 8  # what the kernel reads at once must not lie across the pages, or it asks for both again
 
 # From linux/userfaultfd.h
 SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}[os.uname().machine]

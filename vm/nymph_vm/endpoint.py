@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The endpoint: the device of docs/endpoint.md, as a process that QEMU's ivshmem-doorbell leads to.
+"""The endpoint: the device of docs/reference/endpoint.md, as a process that QEMU's ivshmem-doorbell leads to.
 
+In native guests, native.py is what QEMU is elsewhere.
 `python -m nymph_vm.endpoint CONFIG` is one endpoint, from the moment QEMU connects until it disconnects. It
 is a supervisor, which holds what must not die (the connection, doorbells, vectors, registers, the card's
 memory), and a worker process for each channel, which the supervisor kills and replaces for a reset: then
@@ -18,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -30,12 +32,15 @@ from nymph_vm.faults import Board, Fault
 from nymph_vm.host import HarnessError, start
 
 ID, VERSION = 0x48504D4E, 1
+CHANNELS = 4
+CARD_SIZE = 31 << 20
+NATIVE_CARD_SIZE = 15 << 20  # a native guest maps no more of a BAR
 MAX_LENGTH = 16 << 20
 CARD_OFFSET = 1 << 20
 BEAT_MS = 100
 CONTROL_SECONDS = 10
 
-# Registers, as docs/endpoint.md has them: offset and bits.
+# Registers, as docs/reference/endpoint.md has them: offset and bits.
 DEVICE = {
     "id": (0x00, 32), "version": (0x04, 32), "channels": (0x08, 32), "peer": (0x0C, 32),
     "card_offset": (0x10, 64), "card_size": (0x18, 64), "card_base": (0x20, 64),
@@ -63,6 +68,9 @@ OK, BAD_DESC, BAD_SRC, BAD_DST = 0, 1, 2, 3
 # What garbage can strike: what the device owns of a channel's registers.
 OWNED = ("state", "error", "beat", "head")
 
+GREETING = 8  # bytes of each of its numbers
+FROM_PEER = struct.Struct("<QQQ")  # the guest's memory: offset in the file that comes along, address, size
+
 # What strikes most descriptors. Made once: it takes as long as all else about a small one.
 SOUND = ("", Random())
 
@@ -73,7 +81,7 @@ class Config:
 
     qemu: int  # listening socket for QEMU
     control: int  # listening socket for Endpoint.ask()
-    ram: int  # the guest's memory
+    ram: int | None  # the guest's memory; None: who connects sends it after the greeting, see FROM_PEER
     ram_map: list[tuple[int, int]]  # bus address and size of each part of it, in the file's order
     bar_size: int
     channels: int
@@ -96,7 +104,7 @@ class Registers:
         self._words[name][0] = value
 
 
-class Memory:
+class BusMemory:
     """What a bus address leads to: the guest's RAM, whose parts Config has, or the card's memory."""
 
     def __init__(self, ram: memoryview, ram_map: list[tuple[int, int]], bar: memoryview) -> None:
@@ -123,7 +131,7 @@ class Worker:
     """One channel, in a process of its own that may be killed at any moment."""
 
     def __init__(
-        self, number: int, device: Registers, regs: Registers, memory: Memory, board: Board, doorbell: int,
+        self, number: int, device: Registers, regs: Registers, memory: BusMemory, board: Board, doorbell: int,
         vector: int,
     ) -> None:  # fmt: skip
         self._number, self._device, self._regs = number, device, regs
@@ -263,8 +271,6 @@ class Supervisor:
         self._bar_file = os.memfd_create("endpoint-bar")
         os.ftruncate(self._bar_file, config.bar_size)
         self._bar = memoryview(mmap.mmap(self._bar_file, config.bar_size))
-        ram = memoryview(mmap.mmap(config.ram, sum(size for _, size in config.ram_map)))
-        self._memory = Memory(ram, config.ram_map, self._bar)
         self._regs = Registers(self._bar, 0, DEVICE)
         self._channels = [
             Registers(self._bar, CHANNEL_BASE + CHANNEL_STRIDE * n, CHANNEL) for n in range(config.channels)
@@ -286,9 +292,10 @@ class Supervisor:
         """Serve until QEMU disconnects."""
         with socket.socket(fileno=self._config.qemu) as listening:
             qemu, _ = listening.accept()
+        self._greet(qemu)
+        self._memory = BusMemory(*self._find_ram(qemu), self._bar)
         for channel in range(self._config.channels):
             self._start(channel)
-        self._greet(qemu)
         control = socket.socket(fileno=self._config.control)
         poll = select.poll()
         for file in (qemu.fileno(), control.fileno(), self._doorbells[-1]):
@@ -313,7 +320,7 @@ class Supervisor:
         self._regs["peer"] = ours
 
         def say(number: int, *files: int) -> None:
-            socket.send_fds(qemu, [number.to_bytes(8, "little", signed=True)], files)
+            socket.send_fds(qemu, [number.to_bytes(GREETING, "little", signed=True)], files)
 
         say(0)
         say(qemus)
@@ -322,6 +329,17 @@ class Supervisor:
             say(ours, doorbell)
         for vector in self._vectors:
             say(qemus, vector)
+
+    def _find_ram(self, qemu: socket.socket) -> tuple[memoryview, list[tuple[int, int]]]:
+        """The guest's memory, and the bus address and size of each part of it."""
+        if self._config.ram is not None:
+            size = sum(size for _, size in self._config.ram_map)
+            return memoryview(mmap.mmap(self._config.ram, size)), self._config.ram_map
+        place, files, _, _ = socket.recv_fds(qemu, FROM_PEER.size, 1)
+        if len(place) < FROM_PEER.size:  # the guest did not boot
+            sys.exit()
+        offset, address, size = FROM_PEER.unpack(place)
+        return memoryview(mmap.mmap(files[0], size, offset=offset)), [(address, size)]
 
     def _start(self, channel: int) -> None:
         parent = os.getpid()
@@ -420,7 +438,7 @@ class Endpoint:
     """An endpoint's process, as the machine's owner sees it. One life of the device: from plug to unplug."""
 
     def __init__(
-        self, folder: Path, name: str, *, ram: int, ram_map: list[tuple[int, int]], channels: int,
+        self, folder: Path, name: str, *, ram: int | None, ram_map: list[tuple[int, int]], channels: int,
         card_size: int, faults: Sequence[Fault] = (),
     ) -> None:  # fmt: skip
         """Start it. It waits for QEMU at `socket`.
@@ -442,9 +460,10 @@ class Endpoint:
             qemu, control, ram, ram_map, CARD_OFFSET + card_size, channels, [asdict(each) for each in faults]
         )
         command = [sys.executable, "-m", "nymph_vm.endpoint", json.dumps(asdict(config))]
+        files = (qemu, control) if ram is None else (qemu, control, ram)
         try:
             with (folder / f"{name}.log").open("w") as log:
-                self._process = start(command, stdout=log, stderr=log, pass_fds=(qemu, control, ram))
+                self._process = start(command, stdout=log, stderr=log, pass_fds=files)
         finally:
             for each in listening:
                 each.close()

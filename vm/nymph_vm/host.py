@@ -51,7 +51,7 @@ def tool(name: str) -> str:
     """The path of a program. Also looks in /sbin, which is not on an ordinary user's PATH."""
     path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if path is None:
-        setup = "vm/setup arm64" if name in FOR_ARM64 else "make setup"
+        setup = "tools/setup arm64" if name in FOR_ARM64 else "make setup"
         raise HarnessError(f"{name} not found: install the package {PACKAGES[name]} (`{setup}` does)")
     return path
 

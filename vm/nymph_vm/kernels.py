@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Kernels: Debian's own packages, downloaded and unpacked, never installed; and debug kernels, built here."""
+"""Kernels: Debian's own packages, downloaded and unpacked, never installed; and kernels built here."""
 
 import functools
 import hashlib
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nymph_vm import apt, debug_kernel
-from nymph_vm.arch import AMD64, ARM64, Arch
+from nymph_vm import apt, from_source
+from nymph_vm.arch import AMD64, ARM64, UM, Arch
 from nymph_vm.host import HarnessError, cache_folder, cached, call, locked, step
 
 XZ, ZSTD = b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
@@ -31,39 +31,65 @@ class Source:
 
     package: str
     series: str
-    debug: bool = False  # built from its source with debug.config
+    flavour: str = "stock"  # else built from its source, see from_source
     arch: Arch = AMD64
 
     @property
-    def flavour(self) -> str:
-        return "debug" if self.debug else "stock"
+    def built(self) -> bool:
+        return self.flavour != "stock"
+
+    @property
+    def debug(self) -> bool:
+        return self.flavour == "debug"
 
 
+NEWEST = f"linux-source/{apt.NEWER}"
 KERNELS = {
     "debian-6.1": Source("linux-image-amd64", "6.1."),
     "backports-6.12": Source("linux-image-amd64/bookworm-backports", "6.12."),
-    "debug-6.1": Source("linux-source", "6.1", debug=True),
-    "debug-7": Source(f"linux-source/{apt.NEWER}", "7.", debug=True),
+    "debug-6.1": Source("linux-source", "6.1", "debug"),
+    "debug-7": Source(NEWEST, "7.", "debug"),
     "debian-6.1-arm64": Source("linux-image-arm64", "6.1.", arch=ARM64),
-    "debug-6.1-arm64": Source("linux-source", "6.1", debug=True, arch=ARM64),
+    "debug-6.1-arm64": Source("linux-source", "6.1", "debug", ARM64),
+    "plain-7-um": Source(NEWEST, "7.", "plain", UM),
+    "up-7-um": Source(NEWEST, "7.", "up", UM),
+    "debug-7-um": Source(NEWEST, "7.", "debug", UM),
 }
-# As they are asked for: each of these, for an architecture.
-NAMES = [name for name, source in KERNELS.items() if source.arch is AMD64]
 DEFAULT = "debian-6.1"
+NATIVE = "plain-7-um"
 
 
-def named(name: str, arch: str) -> str:
-    """The key in KERNELS of the kernel with that one of NAMES, for that architecture. Raises HarnessError."""
-    key = name if arch == AMD64.name else f"{name}-{arch}"
+def _key(name: str, arch: str) -> str:
+    return name if arch == AMD64.name else f"{name}-{arch}"
+
+
+def split(key: str) -> tuple[str, str]:
+    """The name, and the name of the architecture, of a key in KERNELS: what named() takes."""
+    arch = KERNELS[key].arch.name
+    return key.removesuffix(f"-{arch}"), arch
+
+
+# As they are asked for: each of these, for an architecture.
+NAMES = list(dict.fromkeys(split(key)[0] for key in KERNELS))
+
+
+def named(name: str | None, arch: str) -> str:
+    """The key in KERNELS of the kernel with that one of NAMES, for that architecture; None is the usual one.
+
+    Raises HarnessError.
+    """
+    if name is None:
+        return NATIVE if arch == UM.name else _key(DEFAULT, arch)
+    key = _key(name, arch)
     if key not in KERNELS:
-        there = [each for each in NAMES if f"{each}-{arch}" in KERNELS]
+        there = [each for each in NAMES if _key(each, arch) in KERNELS]
         raise HarnessError(f"there is no kernel {name} for {arch}: there are {', '.join(there)}")
     return key
 
 
 def stock(arch: str = AMD64.name) -> list[str]:
     """The kernels for that architecture that are as Debian ships them."""
-    return [name for name, source in KERNELS.items() if source.arch.name == arch and not source.debug]
+    return [name for name, source in KERNELS.items() if source.arch.name == arch and not source.built]
 
 
 @dataclass(frozen=True)
@@ -78,6 +104,15 @@ class Kernel:
         return KERNELS[self.name].debug
 
     @property
+    def built(self) -> bool:
+        return KERNELS[self.name].built
+
+    @property
+    def smp(self) -> bool:
+        """Whether it can have more than one CPU."""
+        return KERNELS[self.name].flavour != "up"
+
+    @property
     def arch(self) -> Arch:
         return KERNELS[self.name].arch
 
@@ -87,8 +122,8 @@ class Kernel:
 
     @property
     def image(self) -> Path:
-        """What QEMU boots."""
-        return self.folder / (Path(self.arch.boot).name if self.debug else self.arch.stock_image)
+        """What boots: QEMU loads it, or it is a program."""
+        return self.folder / (Path(self.arch.boot).name if self.built else self.arch.stock_image)
 
     @property
     def modules(self) -> Path:
@@ -136,8 +171,8 @@ def prepare(name: str) -> Kernel:
     if name not in KERNELS:
         raise HarnessError(f"no kernel {name!r}: there are {', '.join(KERNELS)}")
     source = KERNELS[name]
-    if source.debug:
-        return Kernel(name, debug_kernel.prepare(name, source.arch, _source(name)))
+    if source.built:
+        return Kernel(name, from_source.prepare(name, source.flavour, source.arch, source_of(name)))
 
     def make(folder: Path) -> None:
         with step(f"downloading kernel {name}"):
@@ -156,16 +191,22 @@ def prepare(name: str) -> Kernel:
 
 def cached_release(name: str) -> str | None:
     """The release of a kernel that would not have to be downloaded or built, else None."""
-    if not KERNELS[name].debug:
+    kernel = KERNELS[name]
+    if not kernel.built:
         folder: Path | None = cache_folder() / f"kernel-{name}"
-    elif (source := cache_folder() / f"source-{name}").exists():
-        folder = debug_kernel.folder(name, KERNELS[name].arch, source)
+    elif (source := cache_folder() / _source_name(name)).exists():
+        folder = from_source.folder(name, kernel.flavour, kernel.arch, source)
     else:
         folder = None
     return (folder / "release").read_text() if folder is not None and folder.exists() else None
 
 
-def _source(name: str) -> Path:
+def _source_name(name: str) -> str:
+    """The folder of the cache with its source; the newest one is the same for all."""
+    return f"source-{'debug-7' if KERNELS[name].package == NEWEST else name}"
+
+
+def source_of(name: str) -> Path:
     """The folder with a kernel's source (linux-source-*.tar.xz), its version, and busybox in root/."""
     source, arch = KERNELS[name], KERNELS[name].arch
 
@@ -184,14 +225,14 @@ def _source(name: str) -> Path:
             (folder / f"root/usr/src/{package}.tar.xz").rename(folder / f"{package}.tar.xz")
             shutil.rmtree(folder / "root/usr")
 
-    return cached(f"source-{name}", make)
+    return cached(_source_name(name), make)
 
 
 def checkpatch() -> Path:
     """The folder with checkpatch.pl, which of Debian's packages only the kernel's source has."""
 
     def make(folder: Path) -> None:
-        (archive,) = _source("debug-6.1").glob("*.tar.xz")
+        (archive,) = source_of("debug-6.1").glob("*.tar.xz")
         with step("unpacking checkpatch.pl"):
             names = ("checkpatch.pl", "spelling.txt", "const_structs.checkpatch")
             wanted = [f"linux-source-6.1/scripts/{name}" for name in names]

@@ -41,6 +41,11 @@ EXPECTED = (
         "tests make memory run out when something is mapped for the kernel, and kmemleak does without",
         "mm/kmemleak.c:892, add_scan_area()",
     ),
+    Expected(
+        re.compile(r"DMA-API: cacheline tracking ENOMEM, dma-debug disabled"),
+        "tests make memory run out when something is mapped for a device, and DMA_API_DEBUG stops",
+        "kernel/dma/debug.c:568, add_dma_entry()",
+    ),
 )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The pytest plugin on the host: a booted machine for tests, whose kernel log has to stay clean.
 
-A test that uses `vm` fails if the guest's kernel complained meanwhile. A lost machine is no test's failure:
+A test that uses `vm` fails if the guest's kernel complains during it. A lost machine is no test's failure:
 it ends pytest, with the exit status nymph-vm has for it.
 """
 
@@ -30,7 +30,7 @@ FOLDER = "/srv"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kernel", choices=kernels.NAMES, default=kernels.DEFAULT, help="The guest's (fixture vm)."
+        "--kernel", choices=kernels.NAMES, help="The guest's (fixture vm); left out: the usual one."
     )
     parser.addoption("--arch", choices=list(ARCHS), default=AMD64.name, help="The guest's architecture.")
     parser.addoption("--long", action="store_true", help="Do far more often what is done many times.")

@@ -76,7 +76,7 @@ class Image:
 
     setup: str
     packages: tuple[str, ...] = ()  # beside those of every guest
-    extras: tuple[str, ...] = ()  # of pynymph, whose wheels it has
+    runs: tuple[str, ...] = ()  # folders of distributions beside pynymph, whose wheels it has, too
     to_build_in: bool = False
 
 
@@ -85,7 +85,7 @@ IMAGES = {
         f"{SETUP}groupadd --system nymph\nusermod --append --groups nymph nymph-user\n", to_build_in=True
     ),
     "systemd": Image(
-        f"{SETUP}systemctl -q mask {' '.join(MASKED)}\n", packages=("systemd",), extras=("service",)
+        f"{SETUP}systemctl -q mask {' '.join(MASKED)}\n", packages=("systemd",), runs=("nymphd",)
     ),
 }
 PLAIN = "plain"
@@ -120,13 +120,17 @@ def prepare(arch: Arch = AMD64, image: str = PLAIN) -> Root:
     Built first if its recipe changed or there is none.
     """
     kind = IMAGES[image]
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    more = [wheel for extra in kind.extras for wheel in project["optional-dependencies"][extra]]
-    wheels = sorted([*project["dependencies"], *more, *WHEELS])
+    wheels = sorted([*(each for folder in (".", *kind.runs) for each in _dependencies(folder)), *WHEELS])
     packages = [*GUEST_PACKAGES, *BUILD_PACKAGES, *arch.build_packages]
     recipe = repr((PYTHON, GLIBC, kind, packages, wheels, LEFT_OUT, SSHD_CONFIG))
-    name = f"root-{image}-{arch.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    name = f"root-{image}-{arch.debian}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     return Root(cached(name, lambda folder: _make(Root(folder), arch, kind, wheels)))
+
+
+def _dependencies(folder: str) -> list[str]:
+    """What the distribution in that folder of the checkout needs, but for pynymph, which is here, too."""
+    project = tomllib.loads((CHECKOUT / folder / "pyproject.toml").read_text())["project"]
+    return [each for each in project["dependencies"] if not each.startswith("pynymph")]
 
 
 def _make(root: Root, arch: Arch, kind: Image, wheels: list[str]) -> None:
@@ -135,16 +139,16 @@ def _make(root: Root, arch: Arch, kind: Image, wheels: list[str]) -> None:
     work.mkdir()
     emulate = [] if arch.is_host else [_binfmt_hook(arch)]
     with step("downloading the guest's Python packages"):
-        for each in {arch.name: arch, AMD64.name: AMD64}.values():
-            _download_wheels(wheels, each, work / each.name / "dist-packages")
+        for each in {arch.debian: arch, AMD64.debian: AMD64}.values():
+            _download_wheels(wheels, each, work / each.debian / "dist-packages")
     _make_keys(root, work)
     (work / "sshd_config").write_text(SSHD_CONFIG)
     (work / "setup").write_text(kind.setup)
     build = [*BUILD_PACKAGES, *arch.build_packages]
     guest = [*GUEST_PACKAGES, *kind.packages, *(build if kind.to_build_in and arch.is_host else [])]
-    with step(f"building the guest's disk (Debian bookworm, {arch.name}; takes the longest, once)"):
+    with step(f"building the guest's disk (Debian bookworm, {arch.debian}; takes the longest, once)"):
         hooks = [*emulate, *_copy_wheels(arch), *_set_up_guest()]
-        disk = _mmdebstrap(work, [arch.name], guest, hooks)
+        disk = _mmdebstrap(work, [arch.debian], guest, hooks)
         with disk.open("rb") as file:
             pack = ["sqfstar", "-comp", "lz4", "-quiet", "-no-progress"]
             call([*pack, root.image], "packing the guest's disk", stdin=file)
@@ -155,8 +159,8 @@ def _make(root: Root, arch: Arch, kind: Image, wheels: list[str]) -> None:
 
 def _unpack_place(root: Root, arch: Arch, place: Path, packages: list[str]) -> None:
     if not arch.is_host:
-        with step(f"building the place to build for {arch.name} in (once)"):
-            place = _mmdebstrap(place.parent, [AMD64.name, arch.name], packages, _copy_wheels(AMD64))
+        with step(f"building the place to build for {arch.debian} in (once)"):
+            place = _mmdebstrap(place.parent, [AMD64.debian, arch.debian], packages, _copy_wheels(AMD64))
     with step("unpacking the place to build in"):
         root.tree.mkdir()
         call(
@@ -169,9 +173,9 @@ def _binfmt_hook(arch: Arch) -> str:
     """Has mmdebstrap see to it that programs of that architecture run: its host has it, or its namespace."""
     rule = BINFMT / f"qemu-{arch.uname}.conf"
     if not rule.exists():
-        raise HarnessError(f"{rule} is missing: install qemu-user-static (`vm/setup {arch.name}` does)")
+        raise HarnessError(f"{rule} is missing: install qemu-user-static (`tools/setup {arch.debian}` does)")
     mounted = Path("/proc/sys/fs/binfmt_misc")
-    cannot = f"This kernel runs no programs for {arch.name}: sudo systemctl restart systemd-binfmt"
+    cannot = f"This kernel runs no programs for {arch.debian}: sudo systemctl restart systemd-binfmt"
     return (
         f"setup-hook=test -e {mounted / rule.stem} || {{ mount -t binfmt_misc binfmt_misc {mounted} && "
         f"cat {rule} > {mounted}/register; }} || {{ echo '{cannot}' >&2; exit 1; }}"
@@ -212,7 +216,7 @@ def _make_keys(root: Root, work: Path) -> None:
 def _copy_wheels(arch: Arch) -> list[str]:
     return [
         'customize-hook=mkdir -p "$1/usr/local/lib/python3.11"',
-        f"customize-hook=copy-in {arch.name}/dist-packages /usr/local/lib/python3.11",
+        f"customize-hook=copy-in {arch.debian}/dist-packages /usr/local/lib/python3.11",
         'customize-hook=chown -R 0:0 "$1/usr/local"',
     ]
 

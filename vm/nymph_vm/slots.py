@@ -38,7 +38,7 @@ def board() -> Slots:
         "x3130-upstream,id=upstream,bus=root-port",
         *(f"xio3130-downstream,id=dl{i},bus=upstream,addr={i},chassis=2,slot={i}" for i in range(6)),
     ]
-    # It reads as zeros, and forgets what is written.
+    # It reads as zeros, and ignores writes.
     drive = ("blockdev", f"driver=null-co,node-name=nvme,size={64 << 20},read-zeroes=on")
     nvme = "nvme,drive=nvme,serial=nymph,bus=dl1"
     buses = {f"ep{i}": f"dl{i + 2}" for i in range(4)}
@@ -49,4 +49,9 @@ def _devices(devices: Iterable[str]) -> tuple[Option, ...]:
     return tuple(("device", device) for device in devices)
 
 
-DEFAULT = root_ports(1)
+def native(count: int) -> Slots:
+    """Each endpoint a function of a native guest's only bus."""
+    return Slots({f"ep{i}": f"00:{i:02x}.0" for i in range(count)}, ())
+
+
+DEFAULT, NATIVE = root_ports(1), native(1)

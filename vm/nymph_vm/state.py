@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What every process of this user can know of a machine: its folder, the way in, and how it was lost."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,7 +22,7 @@ COMPLAINED = 120
 LOST = {
     "panicked": (121, "the guest's kernel panicked"),
     "hung": (122, "the guest hung: it does not answer"),
-    "died": (123, "QEMU ended"),
+    "died": (123, "QEMU or user-mode Linux ended"),
 }
 
 
@@ -65,7 +66,10 @@ class State:
         return runtime_folder() / self.name
 
     def ssh(self, user: str, command: Sequence[str] = (), options: Sequence[str] = ()) -> list[str]:
-        """The command line that runs a command in the guest, in the user's home; no command: a shell."""
+        """Make the command line that runs a command in the guest, in the user's home; no command: a shell.
+
+        Its exit status is the command's, or 128 + n if signal n ended the command, as shells have it.
+        """
         keys = root.Root(Path(self.root))
         settings = {
             "ControlPath": f"{self.folder}/ssh-{user}",  # all of one user's commands share a connection
@@ -79,13 +83,18 @@ class State:
             "KexAlgorithms": "curve25519-sha256",  # the default is heavy on an emulated CPU
         }
         how = [f"-o{key}={value}" for key, value in settings.items()]
-        what = ["--", shlex.join(command)] if command else []
+        # The shell stays: SSH has no status for a command that dies of a signal, and would exit with 255.
+        what = ["--", f"{shlex.join(command)}; exit $?"] if command else []
         return [tool("ssh"), "-F", "none", "-p", str(self.port), *how, *options, f"{user}@127.0.0.1", *what]
 
-    def wait(self) -> None:
-        """Return when the machine is lost."""
-        with (self.folder / "running").open() as running:
-            fcntl.flock(running, fcntl.LOCK_SH)
+    def loss(self) -> HarnessError:
+        """Wait until the machine is lost, and say how: a VMLost, unless somebody has taken it down."""
+        with contextlib.suppress(FileNotFoundError, HarnessError):  # with the machine, its folder goes
+            with (self.folder / "running").open() as running:
+                fcntl.flock(running, fcntl.LOCK_SH)
+            if (now := State.read(self.name).state) in LOST:
+                return VMLost(now, log_tail(self.folder))
+        return HarnessError(f"the machine {self.name!r} was taken down meanwhile")
 
     def end(self) -> None:
         """End the machine and the process it belongs to; returns when both are gone."""
@@ -100,7 +109,11 @@ class State:
 
 def states() -> list[State]:
     """All machines of this user."""
-    return [State.read(path.parent.name) for path in sorted(runtime_folder().glob("*/state.json"))]
+    found = []
+    for path in sorted(runtime_folder().glob("*/state.json")):
+        with contextlib.suppress(HarnessError):  # taken down meanwhile
+            found.append(State.read(path.parent.name))
+    return found
 
 
 def claim(name: str) -> tuple[Path, IO[str]]:
@@ -121,5 +134,6 @@ def claim(name: str) -> tuple[Path, IO[str]]:
 
 def log_tail(folder: Path, lines: int = 100) -> str:
     """The end of what the console of the machine with that folder showed, and of what QEMU said."""
-    text = "".join((folder / name).read_text(errors="replace") for name in ("console.log", "qemu.log"))
+    logs = [folder / name for name in ("console.log", "qemu.log")]
+    text = "".join(log.read_text(errors="replace") for log in logs if log.exists())
     return "\n".join(text.replace("\r", "").splitlines()[-lines:])

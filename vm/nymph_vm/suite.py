@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nymph_vm import kernels
 from nymph_vm.host import CHECKOUT
 
 TESTS = ("tests/vm/test_guest_suite.py", "tests/vm/test_kunit.py")
@@ -30,10 +31,15 @@ class Run:
 
 
 def run(kernel: str, arguments: Sequence[str] = ()) -> Run:
-    """Run the tests on the kernel; `arguments` are more for pytest, whose output is shown as it comes."""
+    """Run the tests on the kernel, a key of KERNELS; `arguments` are more for pytest.
+
+    Its output is shown as it comes.
+    """
+    name, arch = kernels.split(kernel)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", f"--junit-xml={report}", *TESTS]
+        command = [sys.executable, "-m", "pytest", f"--kernel={name}", f"--arch={arch}"]
+        command += [f"--junit-xml={report}", *TESTS]
         status = subprocess.run([*command, *arguments], cwd=CHECKOUT).returncode
         if not report.exists():  # pytest did not like the arguments
             return Run(status, 0, 0, {})
