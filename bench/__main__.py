@@ -1,6 +1,5 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The benchmarks, step by step: tools/bench-run.sh takes them all. `compare` tells two runs apart."""
+"""The benchmarks, step by step: bench/run.sh takes them all. `compare` tells two runs apart."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ RAW = "bench-raw"
 
 def measure(chosen: argparse.Namespace) -> int:
     """Where the driver is."""
-    from benchmark import suite
+    from bench import suite
 
     plan = suite.QUICK if chosen.quick else suite.FULL
     plan = replace(plan, rounds=chosen.rounds or plan.rounds, seconds=chosen.seconds or plan.seconds)
@@ -44,7 +43,8 @@ def measure(chosen: argparse.Namespace) -> int:
 
 def publish(chosen: argparse.Namespace) -> int:
     """Anywhere: all that is made of what was measured."""
-    from benchmark import figures, page, perfetto_trace
+    from bench import figures, page, perfetto_trace
+    from pynymph.command import story
 
     raw = json.loads((DIST / f"{RAW}.json").read_text())
     trace = DIST / "trace.perfetto"
@@ -53,10 +53,10 @@ def publish(chosen: argparse.Namespace) -> int:
         trace.unlink(missing_ok=True)
         if recorded := raw.pop("trace", None):
             try:
-                made = perfetto_trace.build(recorded)
+                made = story.build(recorded)
                 raw["failures"] += [f"trace: {what}" for what in perfetto_trace.validate(made, recorded)]
                 trace.write_bytes(made)
-            except perfetto_trace.TraceError as error:
+            except story.TraceError as error:
                 raw["failures"].append(f"trace: {error}")
         report = figures.make(raw)
         blake3 = DIST / "blake3.json"
@@ -78,7 +78,7 @@ def publish(chosen: argparse.Namespace) -> int:
 
 def summary(report: dict[str, Any]) -> None:
     """The machine's noise, and what people would use instead."""
-    from benchmark import page
+    from bench import page
 
     table = Table(title="times as fast as memmove, then the official blake3", box=SIMPLE)
     found = page.ratios(report, "instead", ("bytes",))
@@ -102,7 +102,7 @@ def summary(report: dict[str, Any]) -> None:
 
 
 def compare(chosen: argparse.Namespace) -> int:
-    from benchmark import comparison, figures
+    from bench import comparison, figures
 
     try:
         old, new = (figures.read(path) for path in (chosen.old, chosen.new))
@@ -134,7 +134,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("measure", help=f"measure, where the driver is: dist/{RAW}.json")
-    command.add_argument("program", help="benchmark/load.c, compiled")
+    command.add_argument("program", help="bench/load.c, compiled")
     command.add_argument("--quick", action="store_true", help="less of everything")
     command.add_argument("--only", action="append", default=[], metavar="GROUP", help="groups so called")
     reports.add_turns(command, rounds=0, seconds=0)

@@ -22,9 +22,9 @@ from typing import Any
 import blake3
 import numpy as np
 
-from benchmark.ways import Tasks, Turn, Turns, Work, WrongError
+from bench.ways import Tasks, Turn, Turns, Work, WrongError
 
-COMMAND = (sys.executable, "-m", "pynymph.service")
+COMMAND = (sys.executable, "-m", "nymphd")
 PATIENCE = 600
 """Seconds to start or to answer in, on a CPU that is emulated."""
 MODEL = "magika"

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """How many copies per second a ring makes: one request each against batches, from C and from Python.
 

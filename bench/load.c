@@ -394,7 +394,7 @@ static void by_register(void)
 	took(now_ns() - begun);
 }
 
-/* --- io_uring: a file into another, in pieces, each a read and a write linked to it --- */
+/* --- io_uring: a file into another, in chunks, each a read and a write linked to it --- */
 
 static struct io_uring uring;
 static int file_from, file_to;
@@ -425,24 +425,24 @@ static void uring_copy(size_t from, size_t length)
 		struct io_uring_cqe *cqe;
 
 		for (slot = 0; slot < URING_DEPTH && from < end; slot++) {
-			unsigned int piece = end - from < most ? end - from : most;
+			unsigned int chunk = end - from < most ? end - from : most;
 			char *at = uring_memory + slot * URING_PIECE;
 			struct io_uring_sqe *sqe = io_uring_get_sqe(&uring);
 
-			io_uring_prep_read(sqe, file_from, at, piece, from);
+			io_uring_prep_read(sqe, file_from, at, chunk, from);
 			sqe->flags |= IOSQE_IO_LINK;
-			io_uring_sqe_set_data64(sqe, piece);
+			io_uring_sqe_set_data64(sqe, chunk);
 			sqe = io_uring_get_sqe(&uring);
-			io_uring_prep_write(sqe, file_to, at, piece, from);
-			io_uring_sqe_set_data64(sqe, piece);
-			from += piece;
+			io_uring_prep_write(sqe, file_to, at, chunk, from);
+			io_uring_sqe_set_data64(sqe, chunk);
+			from += chunk;
 			n += 2;
 		}
 		if (io_uring_submit_and_wait(&uring, n) < 0)
 			errx(1, "io_uring_submit_and_wait");
 		for (; n; n--) {
 			if (io_uring_wait_cqe(&uring, &cqe) || (uint64_t)cqe->res != cqe->user_data)
-				errx(1, "io_uring: a piece is not whole");
+				errx(1, "io_uring: a chunk is not whole");
 			io_uring_cqe_seen(&uring, cqe);
 		}
 	}

@@ -93,7 +93,7 @@ class Data:
     file: Path
     view: memoryview
     digests: dict[tuple[str, int, int], list[bytes]]
-    """Of pieces: by algorithm, bytes and number."""
+    """Of inputs: by algorithm, bytes and number."""
 
     @classmethod
     @contextlib.contextmanager
@@ -105,18 +105,18 @@ class Data:
             yield cls(Path(file.name), view, {})
 
     def expected(self, algorithm: str, size: int, number: int) -> list[bytes]:
-        """Digests of the first `number` pieces of `size` bytes, made in user space."""
+        """Digests of the first `number` inputs of `size` bytes, made in user space."""
         key = (algorithm, size, number)
         if key not in self.digests:
-            pieces = (self.view[i * size : (i + 1) * size] for i in range(number))
-            self.digests[key] = [DIGESTS[algorithm](piece) for piece in pieces]
+            inputs = (self.view[i * size : (i + 1) * size] for i in range(number))
+            self.digests[key] = [DIGESTS[algorithm](data) for data in inputs]
         return self.digests[key]
 
 
 DIGESTS: dict[str, Callable[[Any], bytes]] = {
-    "blake3": lambda piece: blake3.blake3(piece).digest(),
-    "sha256": lambda piece: hashlib.sha256(piece).digest(),
-    "blake2b-256": lambda piece: hashlib.blake2b(piece, digest_size=32).digest(),
+    "blake3": lambda data: blake3.blake3(data).digest(),
+    "sha256": lambda data: hashlib.sha256(data).digest(),
+    "blake2b-256": lambda data: hashlib.blake2b(data, digest_size=32).digest(),
 }
 
 
@@ -565,7 +565,7 @@ def _address_of_view(view: memoryview) -> int:
 
 
 class Yardstick:
-    """A fixed piece of work of the CPU alone, which says how fast the machine is at the moment."""
+    """A fixed amount of work of the CPU alone, which says how fast the machine is at the moment."""
 
     def __init__(self) -> None:
         self._bytes = bytes(1 << 14)

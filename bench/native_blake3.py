@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """How fast kernel/blake3 is, natively and on one thread, against the official implementation.
 
@@ -77,7 +76,7 @@ def build_ours(folder: Path) -> ctypes.CDLL:
         if flags:
             objects.append(folder / f"{name}.o")
             compile_c(objects[-1], "-O2", "-fno-schedule-insns2", *flags, "-c", OURS / f"{name}.c")
-    sources = (TOP / "tools" / "bench_blake3.c", OURS / "blake3.c", OURS / "many.c")
+    sources = (TOP / "bench" / "native_blake3.c", OURS / "blake3.c", OURS / "many.c")
     target = folder / "ours.so"
     compile_c(target, "-O2", "-pthread", "-shared", "-Wl,-Bsymbolic", f"-I{OURS}", *sources, *objects)
     library = ctypes.CDLL(str(target))
@@ -224,8 +223,8 @@ class Bench:
         }
         if variant in self.official:
             ways["official"] = lambda: one_by_one(self.official[variant])
-        pieces = (self.view[at * distance : at * distance + each] for at, each in enumerate(lengths))
-        expected = b"".join(blake3.blake3(piece).digest() for piece in pieces)
+        inputs = (self.view[at * distance : at * distance + each] for at, each in enumerate(lengths))
+        expected = b"".join(blake3.blake3(data).digest() for data in inputs)
         for name, way in ways.items():
             way()
             self.expect(f"batch, {name}, {variant}, {length} bytes", out.raw, expected)

@@ -2,7 +2,7 @@
 """Tells regressions from noise, between two bench.json.
 
 Times of two runs are never compared as they are: each figure is first taken in terms of a yardstick, a fixed
-piece of CPU work that was timed beside it. A run repeats all in several sessions, and what differs between
+amount of CPU work that was timed beside it. A run repeats all in several sessions, and what differs between
 those would differ between two runs of one driver, too. So sessions, not single turns, are the samples of the
 t-tests that find changes (with Benjamini and Hochberg's correction for so many). A change counts if also its
 interval is beyond what is tolerated in any case: 10 %, or more if what has nothing to do with the driver, or

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import dma_vs_copy
 import pynymph
 import report as reports
-from benchmark import inference, tracing, ways
-from benchmark.ways import (
+from bench import inference, tracing, ways
+from bench.ways import (
     BARRIER,
     DIGEST,
     LINK,

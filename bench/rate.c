@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * How many copies per second C gets out of a ring, for rate.py:
+ * How many copies per second C gets out of a ring, for bench/rate.py:
  *
  *	rate ENGINE BYTES DEPTH PATH SECONDS
  *

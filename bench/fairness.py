@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """How long small copies take on a ring alone, and beside another process's ring that is busy with large ones.
 

@@ -2,7 +2,7 @@
 """Records what the driver's tracepoints say while a client uses rings, and what the client knows itself.
 
 Here everything happens on purpose: each engine, each operation, a copy that faults, one that is canceled, and
-a flight of many. Times are CLOCK_MONOTONIC in ns everywhere: of tracepoints, of records, and of the client's
+many in flight. Times are CLOCK_MONOTONIC in ns everywhere: of tracepoints, of records, and of the client's
 spans.
 """
 
@@ -22,51 +22,11 @@ from typing import Any
 import numpy as np
 
 import pynymph
-from benchmark.ways import PATIENCE, WrongError
+from bench.ways import PATIENCE, WrongError
 from pynymph import Compare, Copy, Fill, Hash, Nop, batch
+from pynymph.command.recording import Tracer
 
-TRACEFS = Path("/sys/kernel/tracing")
 PAGE = mmap.PAGESIZE
-# "python3-812   [001] .....   103.204018: nymph_start: ring=3 cookie=0x1 engine=1 length=64 ns=103204017512"
-LINE = re.compile(r"-(?P<thread>\d+)\s+\[\d+\].*?: nymph_(?P<event>\w+): (?P<fields>.*)")
-
-
-class Tracer:
-    """The driver's events, in a tracefs instance of our own, so that nobody's settings are changed."""
-
-    def __init__(self) -> None:
-        self._folder = TRACEFS / f"instances/pynymph-{os.getpid()}"
-
-    def __enter__(self) -> Tracer:
-        if not (TRACEFS / "events/pcie_nymph").exists():
-            raise WrongError(f"{TRACEFS} has no events of pcie_nymph: is it mounted, the module loaded?")
-        self._folder.mkdir()
-        self._write("buffer_size_kb", "8192")
-        self._write("trace_clock", "mono")
-        self._write("events/pcie_nymph/enable", "1")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write("events/pcie_nymph/enable", "0")
-        self._folder.rmdir()
-
-    def _write(self, name: str, value: str) -> None:
-        (self._folder / name).write_text(value)
-
-    def events(self) -> list[dict[str, Any]]:
-        """All there were, in the order of their times. Raises WrongError if some were lost."""
-        for each in self._folder.glob("per_cpu/cpu*/stats"):
-            for line in each.read_text().splitlines():
-                name, _, value = line.partition(": ")
-                if name in ("overrun", "dropped events", "commit overrun") and int(value):
-                    raise WrongError(f"the trace lost {value} events ({name})")
-        found = []
-        for line in (self._folder / "trace").read_text().splitlines():
-            if match := LINE.search(line):
-                pairs = (field.split("=") for field in match["fields"].split())
-                fields = {name: int(value, 0) for name, value in pairs}
-                found.append({"event": match["event"], "thread": int(match["thread"]), **fields})
-        return sorted(found, key=lambda event: event["ns"])
 
 
 class Client:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What tools/bench_blake3.py measures, as a library: loops over kernel/blake3 and over the official C. Each
+ * What bench/native_blake3.py measures, as a library: loops over kernel/blake3 and over the official C. Each
  * returns nanoseconds of this thread's CPU time.
  */
 #include <pthread.h>
@@ -140,13 +140,13 @@ u64 bench_copy_official(const struct official *o, void *dst, const void *src, si
 	return now() - begun;
 }
 
-/* What two threads share, as the driver's team does: a piece of eight parts at a time. */
+/* What two threads share, as the driver's team does: a chunk of eight parts at a time. */
 #define PART (NYMPH_BLAKE3_SUBTREE * 1024UL)
 #define PARTS 8
 
 struct shared {
 	pthread_barrier_t begin, end;
-	const u8 *piece; /* NULL when all is done */
+	const u8 *chunk; /* NULL when all is done */
 	u64 at;
 	atomic_uint next;
 	struct nymph_blake3 parts[PARTS];
@@ -158,7 +158,7 @@ static void do_parts(struct shared *s)
 
 	while ((i = atomic_fetch_add(&s->next, 1)) < PARTS) {
 		nymph_blake3_fork(&s->parts[i], &hash, s->at + PART * i);
-		nymph_blake3_update(&s->parts[i], s->piece + PART * i, PART);
+		nymph_blake3_update(&s->parts[i], s->chunk + PART * i, PART);
 	}
 }
 
@@ -168,7 +168,7 @@ static void *help(void *argument)
 
 	for (;;) {
 		pthread_barrier_wait(&s->begin);
-		if (!s->piece)
+		if (!s->chunk)
 			return NULL;
 		do_parts(s);
 		pthread_barrier_wait(&s->end);
@@ -188,7 +188,7 @@ int bench_two_threads(const u8 *data, size_t len, u8 *out)
 		return 0;
 	nymph_blake3_init(&hash);
 	for (s.at = 0; len - s.at >= PARTS * PART; s.at += PARTS * PART) {
-		s.piece = data + s.at;
+		s.chunk = data + s.at;
 		atomic_store(&s.next, 0);
 		pthread_barrier_wait(&s.begin);
 		do_parts(&s);
@@ -196,7 +196,7 @@ int bench_two_threads(const u8 *data, size_t len, u8 *out)
 		for (i = 0; i < PARTS; i++)
 			nymph_blake3_join(&hash, &s.parts[i]);
 	}
-	s.piece = NULL;
+	s.chunk = NULL;
 	pthread_barrier_wait(&s.begin);
 	pthread_join(helper, NULL);
 	nymph_blake3_update(&hash, data + s.at, len - s.at);

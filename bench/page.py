@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Shows a bench.json to people: plots, a page that needs nothing else (report.html), and docs/performance.md.
+"""Shows a bench.json to people.
 
-Both pages have the same sections, each with what its figures mean, a plot, and tables.
+report.html has every section, with the meaning of its figures, a plot and tables. It loads nothing else.
+performance.md has what a reader of the documentation needs: docs/explanation/performance.md is a copy of it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ TEMPLATES = Path(__file__).parent
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Those of Okabe and Ito, which the colour-blind tell apart."""
 WIDE_MARK = " ?"
+IN_SUMMARY = ("instead",)
+"""The sections of performance.md."""
+IN_SUMMARY_BYTES = (64, 4 << 10, 64 << 10, 1 << 20)
+"""The sizes of its table of BLAKE3."""
 SECTIONS = tomllib.loads((TEMPLATES / "sections.toml").read_text())
 
 matplotlib.rcParams.update(
@@ -56,7 +61,7 @@ class Table:
 @dataclass
 class Section:
     name: str
-    """In sections.toml, and of the plot's file."""
+    """Its key in sections.toml."""
     plot: Figure | None = None
     tables: list[Table] = field(default_factory=list)
 
@@ -473,14 +478,14 @@ def sections(report: dict[str, Any]) -> list[Section]:
     return [each for each in (make(report) for make in makers) if each.plot or each.tables]
 
 
-def _native(blake3: dict[str, Any] | None) -> list[Table]:
-    """What tools/bench_blake3.py measured natively, in tables of its own."""
+def _native(blake3: dict[str, Any] | None, sizes: Sequence[int] | None = None) -> list[Table]:
+    """Make tables of what bench/native_blake3.py measured natively: of all sizes, or of these."""
     if not blake3 or blake3["failures"]:
         return []
     variants = blake3["variants"]
     by_size: dict[int, dict[str, dict[str, Any]]] = {}
     for row in blake3["rows"]:
-        if row["series"] == "hash":
+        if row["series"] == "hash" and (sizes is None or row["bytes"] in sizes):
             by_size.setdefault(row["bytes"], {})[row["variant"]] = row
 
     def cell(row: dict[str, Any]) -> str:
@@ -509,13 +514,8 @@ def _native(blake3: dict[str, Any] | None) -> list[Table]:
 
 
 def write(report: dict[str, Any], blake3: dict[str, Any] | None, folder: Path) -> None:
-    """report.html, performance.md and plots/ in `folder`."""
+    """Write report.html and performance.md into `folder`."""
     shown = sections(report)
-    plots = folder / "plots"
-    plots.mkdir(exist_ok=True)
-    for each in shown:
-        if each.plot:
-            each.plot.savefig(plots / f"{each.name}.svg", bbox_inches="tight", metadata={"Date": None})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -530,7 +530,9 @@ def write(report: dict[str, Any], blake3: dict[str, Any] | None, folder: Path) -
         text = environment.get_template(f"{name}.j2").render(
             report=report,
             sections=shown,
+            summary=[each for each in shown if each.name in IN_SUMMARY],
             native=_native(blake3),
+            native_summary=_native(blake3, IN_SUMMARY_BYTES),
             wide=wide(report["figures"]),
             engines=_devices(report["engines"]),
         )
