@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * For libFuzzer, by make fuzz-blake3: every variant that this CPU has against portable C, which the unit
- * tests hold against the official package. What the fuzzer makes is pieces of an input, how each is added,
- * and in which mode; the same pieces are a batch as well.
+ * tests hold against the official package. What the fuzzer makes is spans of an input, how each is added,
+ * and in which mode; the same spans are a batch as well.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,11 +10,11 @@
 
 #include "variant.h"
 
-#define MOST 64 /* pieces */
+#define MOST 64 /* spans */
 #define LONGEST 70000
 #define OUT 200
 
-struct piece {
+struct span {
 	u32 len;
 	bool is_copied;
 	bool is_read_after;
@@ -63,8 +63,8 @@ static void add_forked(struct nymph_blake3 *b, u8 *to, const u8 *from, size_t le
 	free(parts);
 }
 
-/* Each piece in an allocation of its own, so that what is read or written beside it is found. */
-static void hash_pieces(u8 mode, const struct piece *pieces, size_t n, u8 out[OUT])
+/* Each span in an allocation of its own, so that what is read or written beside it is found. */
+static void hash_spans(u8 mode, const struct span *spans, size_t n, u8 out[OUT])
 {
 	struct nymph_blake3 *b = malloc(sizeof(*b));
 	size_t i;
@@ -81,20 +81,20 @@ static void hash_pieces(u8 mode, const struct piece *pieces, size_t n, u8 out[OU
 		nymph_blake3_init_derive_key(b, bytes, mode);
 	}
 	for (i = 0; i < n; i++) {
-		size_t len = pieces[i].len;
+		size_t len = spans[i].len;
 		u8 *from = malloc(len), *to = malloc(len);
 
 		memcpy(from, inputs[i].data, len);
-		if (pieces[i].is_forked) {
+		if (spans[i].is_forked) {
 			add_forked(b, to, from, len);
 			require(!memcmp(to, from, len), "copy in parts", NULL);
-		} else if (pieces[i].is_copied) {
+		} else if (spans[i].is_copied) {
 			nymph_blake3_update_copy(b, to, from, len);
 			require(!memcmp(to, from, len), "copy", NULL);
 		} else {
 			nymph_blake3_update(b, from, len);
 		}
-		if (pieces[i].is_read_after)
+		if (spans[i].is_read_after)
 			nymph_blake3_final(b, out);
 		free(from);
 		free(to);
@@ -115,25 +115,25 @@ static void hash_one_by_one(size_t n, u8 out[][NYMPH_BLAKE3_OUT_SIZE])
 	}
 }
 
-static void compare(const struct nymph_blake3_variant *variant, u8 mode, const struct piece *pieces, size_t n)
+static void compare(const struct nymph_blake3_variant *variant, u8 mode, const struct span *spans, size_t n)
 {
 	static u8 many[2][MOST][NYMPH_BLAKE3_OUT_SIZE];
 	const char *name = variant ? variant->name : NULL;
 	struct nymph_blake3_batch *batch;
-	struct piece whole[MOST];
+	struct span whole[MOST];
 	u8 out[2][OUT];
 	size_t i;
 
 	for (i = 0; i < n; i++) {
-		whole[i] = pieces[i];
+		whole[i] = spans[i];
 		whole[i].is_forked = false;
 	}
 	nymph_blake3_use(NULL);
-	hash_pieces(mode, whole, n, out[0]);
+	hash_spans(mode, whole, n, out[0]);
 	hash_one_by_one(n, many[0]);
 
 	nymph_blake3_use(variant);
-	hash_pieces(mode, pieces, n, out[1]);
+	hash_spans(mode, spans, n, out[1]);
 	require(!memcmp(out[0], out[1], OUT), "hash", name);
 	batch = malloc(nymph_blake3_batch_size());
 	memset(batch, 0xa5, nymph_blake3_batch_size());
@@ -144,7 +144,7 @@ static void compare(const struct nymph_blake3_variant *variant, u8 mode, const s
 
 int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 {
-	struct piece pieces[MOST];
+	struct span spans[MOST];
 	u8 mode = size ? *data : 0;
 	size_t n, i, room = LONGEST;
 
@@ -163,20 +163,20 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 		if (len > room)
 			len = room;
 		room -= len;
-		pieces[n] = (struct piece){ len, p[0] & 1, p[0] & 2, p[0] & 8 };
+		spans[n] = (struct span){ len, p[0] & 1, p[0] & 2, p[0] & 8 };
 		inputs[n].data = bytes + (p[0] >> 5) + (LONGEST - room - len);
 		inputs[n].len = len;
 	}
-	compare(NULL, mode, pieces, n);
+	compare(NULL, mode, spans, n);
 #ifdef __x86_64__
 	if (__builtin_cpu_supports("sse4.1"))
-		compare(&nymph_blake3_sse41, mode, pieces, n);
+		compare(&nymph_blake3_sse41, mode, spans, n);
 	if (__builtin_cpu_supports("avx2"))
-		compare(&nymph_blake3_avx2, mode, pieces, n);
+		compare(&nymph_blake3_avx2, mode, spans, n);
 	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
-		compare(&nymph_blake3_avx512, mode, pieces, n);
+		compare(&nymph_blake3_avx512, mode, spans, n);
 #elif defined(__aarch64__)
-	compare(&nymph_blake3_neon, mode, pieces, n);
+	compare(&nymph_blake3_neon, mode, spans, n);
 #endif
 	return 0;
 }

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The contract of /dev/pcie_nymph, written down a second time by hand from kernel/pcie_nymph.h.
 
-Nothing here comes from pynymph: what the tests say about the kernel must not depend on the bindings.
+This module uses nothing of pynymph: tests of the kernel must not depend on the bindings. It is long because
+the contract is one: requests, structs, and the memory that they name.
 """
 
 import contextlib
@@ -68,7 +69,7 @@ MAX_BUFFERS = 4095
 
 PROT_NONE = 0  # mmap has the others
 PAGE = mmap.PAGESIZE
-PIECE = 64 << 10  # how much the driver moves at a time
+CHUNK = 64 << 10  # how much the driver moves at a time
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 OLD_LABEL = 0x1000000  # what programs for the old driver pass as ring_addr
 
@@ -165,6 +166,7 @@ _libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctyp
 _libc.mremap.restype = ctypes.c_void_p
 _libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 _libc.read.restype = ctypes.c_ssize_t
+_libc.readv.restype = ctypes.c_ssize_t
 _libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 _libc.memset.restype = ctypes.c_void_p
 _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
@@ -178,7 +180,7 @@ def failed() -> OSError:
 
 
 def ioctl(fd: int, request: int, address: int = 0) -> int:
-    """The system call: what it returns, or OSError. Never tried again; other threads run meanwhile."""
+    """Make the system call once; other threads run during it. Returns its result, or raises OSError."""
     result: int = _libc.ioctl(fd, request, address)
     if result < 0:
         raise failed()
@@ -188,6 +190,14 @@ def ioctl(fd: int, request: int, address: int = 0) -> int:
 def read(fd: int, address: int, length: int) -> int:
     """The system call, as ioctl() above: a signal ends it with EINTR."""
     result: int = _libc.read(fd, address, length)
+    if result < 0:
+        raise failed()
+    return result
+
+
+def readv(fd: int, parts: bytes) -> int:
+    """The system call, into what pairs of an address and a length name."""
+    result: int = _libc.readv(fd, parts, len(parts) // 16)
     if result < 0:
         raise failed()
     return result
@@ -265,10 +275,15 @@ def mremap(memory: Memory, length: int, to: Memory | None = None) -> None:
     memory.length = length
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # a kernel without them refuses advice on them
+needs_huge_pages = pytest.mark.skipif(not HUGE_PAGES.exists(), reason="the kernel has no huge pages")
+
+
 def small_pages(length: int) -> Memory:
     """Without huge pages: a pin is charged for all of each, and MiBs in some are beyond a user's limit."""
     memory = Memory(length)
-    memory.advise(mmap.MADV_NOHUGEPAGE)
+    if HUGE_PAGES.exists():
+        memory.advise(mmap.MADV_NOHUGEPAGE)
     return memory
 
 
@@ -302,11 +317,6 @@ def in_buffers(entry: Entry, src: int = 0, dst: int = 0) -> Entry:
     return entry
 
 
-def ring_directory(number: str) -> Path:
-    """What sysfs says of a ring is in here."""
-    return SYSFS / f"ring{number}"
-
-
 class Snapshot(NamedTuple):
     """Everything one can see of a ring, so that two of them tell whether anything happened between."""
 
@@ -328,7 +338,7 @@ class Snapshot(NamedTuple):
         return len(self.entries)
 
     def computed_hash(self) -> bytes:
-        """The ring's hash by the words of docs/abi.md."""
+        """The ring's hash by the words of docs/reference/requests.md."""
         ring = struct.pack("<IIIIQ", self.ring_size, self.head, self.tail, 0, self.ring_addr)
         return blake3.blake3(ring + b"".join(self.entries) + struct.pack("<Q", self.dma_bytes)).digest()
 
@@ -552,7 +562,22 @@ def fails(*numbers: int) -> Iterator[None]:
         pytest.fail(f"succeeded instead of {[errno.errorcode[number] for number in numbers]}")
 
 
+@contextlib.contextmanager
+def may_fail(*numbers: int) -> Iterator[None]:
+    """The block succeeds, or fails with one of these errnos."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
+
+
 UNTOUCHED = Snapshot(0, 0, 0, 0, 0, blake3.blake3(bytes(32)).digest(), 0, 0, 0, 0, 0, ())
+
+
+def count(name: str) -> int:
+    """Return a counter that the device has in sysfs."""
+    return int((SYSFS / "counters" / name).read_text())
 
 
 def as_after_open(context: Context) -> bool:
@@ -644,20 +669,21 @@ class Child:
         assert os.WTERMSIG(self.wait()) == signal.SIGKILL
 
 
+def as_ordinary(function: Callable[[], str | None], user: int = 65534) -> str | None:
+    """Become somebody under the default memlock limit and without capabilities, for good; run a function."""
+    if os.geteuid() == 0:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 * MIB, 8 * MIB))
+        device = os.stat(DEVICE)
+        os.setgroups([device.st_gid])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    assert resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == 8 * MIB
+    return function()
+
+
 def ordinary(function: Callable[[], str | None], user: int = 65534) -> str:
     """What a function returns to somebody under the default memlock limit and without CAP_IPC_LOCK."""
-
-    def inside() -> str | None:
-        if os.geteuid() == 0:
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 * MIB, 8 * MIB))
-            device = os.stat(DEVICE)
-            os.setgroups([device.st_gid])
-            os.setresgid(user, user, user)
-            os.setresuid(user, user, user)
-        assert resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == 8 * MIB
-        return function()
-
-    return Child(inside).result()
+    return Child(lambda: as_ordinary(function, user)).result()
 
 
 @contextlib.contextmanager
@@ -672,6 +698,7 @@ def ticking(interval: float = 0.02) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
+IS_NATIVE = os.environ.get("NYMPH_ACCEL") == "native"  # user-mode Linux
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from abi import Context
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +27,13 @@ def driver(request: pytest.FixtureRequest) -> None:
     """For tests of what the model does not do."""
     if request.config.getoption("--model"):
         pytest.skip("the model runs everything at once, in the calling thread, which Ctrl-C can cut short")
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    """An open file of the device, without a ring."""
+    with Context() as context:
+        yield context
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,34 @@
 # SPDX-License-Identifier: MIT
 """How completion records reach who wants them: read(), eventfd; and how long entries took: LATENCY."""
 
+import ctypes
 import errno
 import mmap
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 
 import abi
 import pytest
-from abi import LONG, MIB, PAGE, SYS_READ, Context, Memory, Tap, Thread, small_pages, until_blocked
+from abi import (
+    LONG,
+    MIB,
+    PAGE,
+    SYS_READ,
+    Context,
+    Memory,
+    Tap,
+    Thread,
+    address_of,
+    small_pages,
+    until_blocked,
+)
 
 RECORD = 128
-
-
-@pytest.fixture
-def context() -> Iterator[Context]:
-    with Context() as context:
-        yield context
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def test_read_gives_the_records_enter_gives(context: Context) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 127])
-def test_read_of_less_than_a_record(context: Context, length: int) -> None:
+def test_read_refuses_less_than_a_record(context: Context, length: int) -> None:
     context.setup(8)
     ready(context, 1)
     memory = Memory(PAGE)
@@ -75,7 +83,7 @@ def test_read_of_less_than_a_record(context: Context, length: int) -> None:
         abi.read(context.fd, memory.address, length)
 
 
-def test_read_of_very_much(context: Context) -> None:
+def test_read_accepts_a_huge_length(context: Context) -> None:
     """However much room is promised: what is written is what there is."""
     context.setup(8)
     ready(context, 2)
@@ -88,7 +96,7 @@ def test_read_of_very_much(context: Context) -> None:
     assert len(context.read(1)) == 1
 
 
-def test_read_without_waiting(context: Context) -> None:
+def test_nonblocking_read_answers_eagain(context: Context) -> None:
     context.setup(4, paused=True)
     os.set_blocking(context.fd, False)
     context.enter([abi.nop(1, abi.RECORD)])
@@ -104,7 +112,7 @@ def test_read_without_waiting(context: Context) -> None:
     assert context.read()[0].cookie == 2
 
 
-def test_read_waits_for_the_first(context: Context) -> None:
+def test_read_waits_for_the_first_record(context: Context) -> None:
     """And for no more than that."""
     context.setup(4, paused=True)
     context.enter([abi.nop(1, abi.RECORD)])
@@ -115,7 +123,7 @@ def test_read_waits_for_the_first(context: Context) -> None:
     assert [record.cookie for record in reader.result] == [1]
 
 
-def test_read_begins_before_there_is_anything(context: Context) -> None:
+def test_read_waits_for_a_record_submitted_later(context: Context) -> None:
     context.setup(4)
     reader = Thread(lambda: context.read(4))
     until_blocked(reader.native_id, SYS_READ)
@@ -156,7 +164,7 @@ def test_signal_ends_a_read(context: Context) -> None:
     assert context.read()[0].cookie == 1
 
 
-def test_python_s_read_goes_on_after_signals(context: Context) -> None:
+def test_python_read_resumes_after_signals(context: Context) -> None:
     """What restarts a read() gets its record at last."""
     context.setup(4, paused=True)
     context.enter([abi.nop(1, abi.RECORD)])
@@ -183,7 +191,7 @@ def test_faulting_buffer_loses_nothing(context: Context) -> None:
     assert cookies == [0, 1, 2, 3]
 
 
-def test_read_around_the_end_of_the_queue(context: Context) -> None:
+def test_one_read_crosses_the_end_of_the_queue(context: Context) -> None:
     """Records that do not stand side by side in the driver come in one read() all the same."""
     context.setup(3)
     ready(context, 5)
@@ -203,7 +211,39 @@ def test_read_frees_the_room_it_took(context: Context) -> None:
     assert [record.cookie for record in context.read(2)] == [1, 2]
 
 
-def test_many_readers(context: Context) -> None:
+@pytest.mark.parametrize("parts", [[100, 28, 128], [1, 254, 1, 127], [128, 128, 1], [0, 256]])
+def test_readv_fills_parts_of_any_size(context: Context, parts: list[int]) -> None:
+    """Where the memory is split does not matter, inside a record or between two."""
+    context.setup(8)
+    ready(context, 3)
+    buffers = [bytearray(part) for part in parts]
+    assert os.readv(context.fd, buffers) == 2 * RECORD
+    said = b"".join(buffers)
+    assert [int.from_bytes(said[at:at + 8], "little") for at in (0, RECORD)] == [0, 1]
+    assert said[2 * RECORD:] == bytes(sum(parts) - 2 * RECORD)
+    assert [record.cookie for record in context.read(3)] == [2]
+
+
+def test_readv_refuses_less_than_a_record(context: Context) -> None:
+    context.setup(8)
+    ready(context, 1)
+    with context.refuses(errno.EINVAL):
+        os.readv(context.fd, [bytearray(100), bytearray(27)])
+
+
+def test_readv_that_faults_loses_nothing(context: Context) -> None:
+    """The second record is cut short in the second part: it stays, whole."""
+    context.setup(8)
+    ready(context, 3)
+    memory, first = Memory(2 * PAGE), bytearray(RECORD + 50)
+    memory.unmap(PAGE, PAGE)
+    parts = struct.pack("=QQQQ", address_of((ctypes.c_char * len(first)).from_buffer(first)), len(first),
+                         memory.address + PAGE - 20, 2 * RECORD)
+    assert abi.readv(context.fd, parts) == RECORD
+    assert [record.cookie for record in context.read(3)] == [1, 2]
+
+
+def test_each_record_reaches_one_of_many_readers(context: Context) -> None:
     """Every record reaches one of them, once, and nobody is left waiting while there are some."""
     context.setup(16)
     total, readers, got, lock = 400, 4, [], threading.Lock()
@@ -247,7 +287,7 @@ def test_read_and_enter_share_the_records(context: Context) -> None:
     assert [record.cookie for record in context.read(3)] == [3, 4, 5]
 
 
-def test_close_under_a_reading_thread() -> None:
+def test_read_outlives_close_by_another_thread() -> None:
     """The call holds the file: it waits on, until its record comes."""
     context = Context()
     context.setup(4, paused=True)
@@ -264,7 +304,7 @@ def test_close_under_a_reading_thread() -> None:
 
 
 @abi.needs_root
-def test_read_runs_beside_a_copy_that_stands_still(context: Context) -> None:
+def test_stalled_copy_does_not_block_read_and_poll(context: Context) -> None:
     """What waits for records waits for no memory: poll() and read() go on telling what there is."""
     tap = Tap()
     context.setup(4)
@@ -346,7 +386,7 @@ def test_eventfd_is_replaced_and_removed(context: Context, told: int) -> None:
     os.close(other)
 
 
-def test_eventfd_of_several_rings(context: Context, told: int) -> None:
+def test_rings_share_an_eventfd(context: Context, told: int) -> None:
     with Context() as other:
         for ring in (context, other):
             ring.setup(4)
@@ -355,7 +395,7 @@ def test_eventfd_of_several_rings(context: Context, told: int) -> None:
         assert os.eventfd_read(told) == 4
 
 
-def test_eventfd_goes_on_with_the_next_ring_but_not_after_reset(context: Context, told: int) -> None:
+def test_eventfd_survives_setup_and_ends_with_reset(context: Context, told: int) -> None:
     context.setup(4)
     context.eventfd(told)
     context.setup(5)
@@ -369,7 +409,7 @@ def test_eventfd_goes_on_with_the_next_ring_but_not_after_reset(context: Context
         os.eventfd_read(told)
 
 
-def test_no_eventfd(context: Context, told: int) -> None:
+def test_other_files_are_refused_as_eventfd(context: Context, told: int) -> None:
     """Refused, and the one there was stays."""
     context.setup(8)
     context.eventfd(told)
@@ -391,7 +431,7 @@ def test_no_eventfd(context: Context, told: int) -> None:
     right.close()
 
 
-def test_closed_eventfd_is_no_trouble(context: Context) -> None:
+def test_ring_runs_with_a_closed_eventfd(context: Context) -> None:
     """The ring goes on raising what nobody can read any more."""
     told = os.eventfd(0)
     context.setup(4)
@@ -401,7 +441,7 @@ def test_closed_eventfd_is_no_trouble(context: Context) -> None:
     assert len(context.reap(3)) == 3
 
 
-def test_full_eventfd_is_no_trouble(context: Context, told: int) -> None:
+def test_full_eventfd_loses_no_record(context: Context, told: int) -> None:
     """Its counter stops where it cannot grow; no record is lost for that, and nobody waits."""
     context.setup(4)
     os.eventfd_write(told, 2**64 - 2)
@@ -417,7 +457,7 @@ def number_of(eventfd: int) -> int:
 
 
 @pytest.mark.parametrize("end", ["close", "reset", "replace", "remove"])
-def test_eventfd_is_given_back(end: str) -> None:
+def test_ring_releases_its_eventfd(end: str) -> None:
     """By numbers: they would grow with every one the driver kept."""
     probe = os.eventfd(0)
     before = number_of(probe)
@@ -447,7 +487,7 @@ def test_eventfd_is_given_back(end: str) -> None:
 # --- LATENCY ----------------------------------------------------------------------------------------------
 
 
-def test_latency_is_what_the_records_say(context: Context) -> None:
+def test_latency_matches_the_records(context: Context) -> None:
     """Every time in its bucket, their sum, and the longest."""
     context.setup(16)
     assert context.latency() == (0, 0, 0, (0,) * abi.LATENCY_BUCKETS)
@@ -478,7 +518,7 @@ def test_latency_counts_entries_without_a_record(context: Context) -> None:
     assert latency.max_ns <= latency.sum_ns
 
 
-def test_latency_counts_what_ran_to_its_end(context: Context) -> None:
+def test_latency_counts_only_entries_that_ran(context: Context) -> None:
     """With whatever result; what was refused, or canceled, is no measure of anything."""
     context.setup(8, paused=True)
     memory = Memory(2 * PAGE)
@@ -495,7 +535,7 @@ def test_latency_counts_what_ran_to_its_end(context: Context) -> None:
     assert context.latency().count == 2
 
 
-def test_latency_goes_on_with_the_next_ring_but_not_after_reset(context: Context) -> None:
+def test_latency_survives_setup_and_ends_with_reset(context: Context) -> None:
     context.setup(4)
     ready(context, 3)
     context.reap(3)
@@ -508,7 +548,7 @@ def test_latency_goes_on_with_the_next_ring_but_not_after_reset(context: Context
     assert context.latency().count == 0
 
 
-def test_latency_is_of_one_moment(context: Context) -> None:
+def test_latency_is_consistent_while_the_ring_runs(context: Context) -> None:
     """While the ring runs, what the buckets hold is what was counted."""
     context.setup(64)
     stop = threading.Event()
@@ -535,6 +575,80 @@ def test_latency_is_of_one_moment(context: Context) -> None:
     (0, 0), (7, 7), (8, 8), (9, 9), (15, 15), (16, 16), (17, 16), (18, 17), (31, 23), (32, 24), (1000, 63),
     (2**63, 488), (2**64 - 1, abi.LATENCY_BUCKETS - 1),
 ])
-def test_buckets_as_the_header_says(nanoseconds: int, bucket: int) -> None:
+def test_bucket_of_follows_the_header(nanoseconds: int, bucket: int) -> None:
     """Of the helper above, so that the tests stand on something."""
     assert abi.bucket_of(nanoseconds) == bucket
+
+
+# --- AIO --------------------------------------------------------------------------------------------------
+
+
+AIO = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}[os.uname().machine]
+
+
+class Aio:
+    """A context of the kernel's own AIO: io_submit() and io_getevents()."""
+
+    _SETUP, _DESTROY, _GETEVENTS, _SUBMIT = AIO
+    PREAD, POLL = 0, 5
+
+    def __init__(self) -> None:
+        self._context = ctypes.c_uint64()
+        self._call(self._SETUP, 8, ctypes.byref(self._context))
+
+    def _call(self, number: int, *arguments: object) -> int:
+        result: int = abi._libc.syscall(number, *arguments)
+        if result < 0:
+            raise abi.failed()
+        return result
+
+    def submit(self, fd: int, operation: int, address: int = 0, length: int = 0, data: int = 7) -> None:
+        iocb = struct.pack("=QIiHhIQQqQII", data, 0, 0, operation, 0, fd, address, length, 0, 0, 0, 0)
+        control = ctypes.create_string_buffer(iocb, len(iocb))
+        pointer = ctypes.c_void_p(ctypes.addressof(control))
+        assert self._call(self._SUBMIT, self._context, ctypes.c_long(1), ctypes.byref(pointer)) == 1
+
+    def events(self) -> list[int]:
+        """Results, once there is one."""
+        events, timeout = ctypes.create_string_buffer(8 * 32), struct.pack("=qq", int(LONG), 0)
+        got = self._call(self._GETEVENTS, self._context, ctypes.c_long(1), ctypes.c_long(8), events, timeout)
+        return [result for _, _, result, _ in struct.iter_unpack("=QQqq", events.raw[:32 * got])]
+
+    def close(self) -> None:
+        self._call(self._DESTROY, self._context)
+
+
+@pytest.fixture
+def aio() -> Iterator[Aio]:
+    aio = Aio()
+    yield aio
+    aio.close()
+
+
+def test_aio_poll_agrees_with_poll(context: Context, aio: Aio) -> None:
+    """It asks from a thread of the kernel's, which has nobody's memory."""
+    context.setup(8)
+    for _ in range(3):
+        aio.submit(context.fd, Aio.POLL, select.POLLIN)
+        context.enter([abi.nop(1, abi.RECORD)])
+        assert aio.events() == [select.POLLIN]
+        context.reap(1)
+    context.enter([abi.nop(1, abi.RECORD | abi.COMPLETE_SYNC)])
+    aio.submit(context.fd, Aio.POLL, select.POLLIN | select.POLLOUT)
+    assert aio.events() == [select.POLLIN | select.POLLOUT]
+
+
+def test_aio_poll_reports_reset_as_pollhup(context: Context, aio: Aio) -> None:
+    context.setup(8, paused=True)
+    aio.submit(context.fd, Aio.POLL, select.POLLIN)
+    context.reset()
+    assert aio.events() == [select.POLLHUP]
+
+
+def test_aio_reads_records(context: Context, aio: Aio) -> None:
+    context.setup(8)
+    ready(context, 2)
+    memory = Memory(PAGE)
+    aio.submit(context.fd, Aio.PREAD, memory.address, PAGE)
+    assert aio.events() == [2 * RECORD]
+    assert memory.read(0, 8) == bytes(8)

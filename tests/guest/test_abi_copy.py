@@ -5,7 +5,10 @@ import ctypes
 import errno
 import mmap
 import os
+import re
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,7 +69,7 @@ def check_copy(context: Context, src: Memory, dst: Memory, length: int, flags: i
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-def test_lengths(context: Context, flags: str) -> None:
+def test_copy_moves_exactly_its_length(context: Context, flags: str) -> None:
     for length in (1, 2, 3, 7, 63, 64, 65, 1023, 1025, PAGE - 1, PAGE, PAGE + 1, 16 * KIB + 1, 64 * KIB - 1,
                    64 * KIB, 64 * KIB + 1, 128 * KIB + 7, MIB + 3):
         src, dst = Memory(length + 2 * PAGE).randomize(), Memory(length + 2 * PAGE)
@@ -75,7 +78,7 @@ def test_lengths(context: Context, flags: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [0, abi.ZERO_COPY], ids=["default", "zero_copy"])
-def test_all_small_alignments(context: Context, flags: int) -> None:
+def test_copy_works_at_every_small_alignment(context: Context, flags: int) -> None:
     """Each of 16 by 16, across a page boundary on both sides."""
     src, dst = Memory(2 * PAGE).randomize(), Memory(2 * PAGE)
     for i in range(16):
@@ -92,7 +95,7 @@ def test_all_small_alignments(context: Context, flags: int) -> None:
 @given(length=st.integers(1, 300 * KIB), src_offset=st.integers(0, PAGE), dst_offset=st.integers(0, PAGE),
        flags=st.sampled_from(list(FLAGS.values())))
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_range(length: int, src_offset: int, dst_offset: int, flags: int) -> None:
+def test_copy_moves_any_range(length: int, src_offset: int, dst_offset: int, flags: int) -> None:
     src, dst = Memory(length + 2 * PAGE).randomize(), Memory(length + 2 * PAGE)
     with Context() as context:
         context.setup(1)
@@ -100,7 +103,7 @@ def test_any_range(length: int, src_offset: int, dst_offset: int, flags: int) ->
 
 
 @pytest.mark.parametrize("flags", [0, abi.ZERO_COPY], ids=["default", "zero_copy"])
-def test_many_mib(context: Context, flags: int) -> None:
+def test_copy_of_20_mib_is_exact(context: Context, flags: int) -> None:
     if flags and os.geteuid() != 0:
         pytest.skip("more than an ordinary user may lock")
     length = 20 * MIB + 12345
@@ -112,7 +115,7 @@ def test_many_mib(context: Context, flags: int) -> None:
 
 
 @abi.needs_root
-def test_one_gib(context: Context) -> None:
+def test_copy_of_one_gib_is_exact(context: Context) -> None:
     """The longest transfer there is: all of its ends compared, and both ends of every page between."""
     available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * KIB
     if available < 2.25 * GIB:
@@ -164,7 +167,8 @@ def memfd(length: int, folder: Path) -> Memory:
 def huge_pages(length: int, folder: Path) -> Memory:
     """Transparent ones, where the kernel has them."""
     memory = Memory(length + 4 * MIB)
-    memory.advise(mmap.MADV_HUGEPAGE)
+    if abi.HUGE_PAGES.exists():
+        memory.advise(mmap.MADV_HUGEPAGE)
     return memory
 
 
@@ -182,7 +186,9 @@ KINDS: list[Kind] = [anonymous, shared, shared_file, private_file, memfd, huge_p
 
 @pytest.mark.parametrize("dst_kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("src_kind", KINDS, ids=lambda kind: kind.__name__)
-def test_kinds_of_memory(context: Context, tmp_path: Path, src_kind: Kind, dst_kind: Kind) -> None:
+def test_copy_works_on_all_kinds_of_memory(
+    context: Context, tmp_path: Path, src_kind: Kind, dst_kind: Kind
+) -> None:
     length = 100 * KIB
     for flags in (0, abi.ZERO_COPY, abi.VERIFY_HASH):
         src, dst = src_kind(length, tmp_path), dst_kind(length, tmp_path)
@@ -191,7 +197,7 @@ def test_kinds_of_memory(context: Context, tmp_path: Path, src_kind: Kind, dst_k
 
 
 @pytest.mark.parametrize("flags", ["default", "zero_copy", "verify"])
-def test_untouched_memory(context: Context, flags: str) -> None:
+def test_copy_works_on_untouched_memory(context: Context, flags: str) -> None:
     """Pages nobody has ever looked at: the source reads as zeros, the destination comes into being."""
     length = 3 * MIB
     src, dst = small_pages(length), small_pages(length)
@@ -200,7 +206,7 @@ def test_untouched_memory(context: Context, flags: str) -> None:
     assert dst.read() == bytes(length)
 
 
-def test_copies_reach_the_file(context: Context, tmp_path: Path) -> None:
+def test_copy_reaches_the_file_of_a_shared_mapping(context: Context, tmp_path: Path) -> None:
     """Through a shared mapping yes, through a private one no."""
     path = tmp_path / "file"
     src = Memory(3 * PAGE).randomize()
@@ -215,7 +221,7 @@ def test_copies_reach_the_file(context: Context, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("mapping", [mmap.MAP_SHARED, mmap.MAP_PRIVATE], ids=["shared", "private"])
-def test_read_only_file_as_source(context: Context, tmp_path: Path, mapping: int, flags: str) -> None:
+def test_read_only_file_can_be_the_source(context: Context, tmp_path: Path, mapping: int, flags: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(5 * PAGE))
     with open(path, "rb") as file:
@@ -223,7 +229,7 @@ def test_read_only_file_as_source(context: Context, tmp_path: Path, mapping: int
     check_copy(context, src, Memory(5 * PAGE), 4 * PAGE + 9, FLAGS[flags], 3, 5)
 
 
-def test_program_text_as_source(context: Context) -> None:
+def test_program_text_can_be_the_source(context: Context) -> None:
     """Read-only, private, executable."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     start = next(int(line.split("-")[0], 16) for line in maps if " r-xp " in line and "/" in line)
@@ -251,8 +257,10 @@ def test_copy_on_write_stays_private(flags: str) -> None:
 
 @abi.needs_root
 @pytest.mark.parametrize("flags", FLAGS)
-def test_reserved_huge_pages(context: Context, flags: str) -> None:
+def test_copy_works_on_reserved_huge_pages(context: Context, flags: str) -> None:
     setting = Path("/proc/sys/vm/nr_hugepages")
+    if not setting.exists():
+        pytest.skip("the kernel has no huge pages")
     before = setting.read_text()
     setting.write_text("4")
     try:
@@ -266,9 +274,68 @@ def test_reserved_huge_pages(context: Context, flags: str) -> None:
         setting.write_text(before)
 
 
+@pytest.fixture
+def restless_khugepaged() -> Iterator[Callable[[], int]]:
+    """Have khugepaged make huge pages of all memory without a pause; called, it says how many it has made."""
+    if not abi.HUGE_PAGES.exists():
+        pytest.skip("the kernel has no transparent huge pages")
+    folder = abi.HUGE_PAGES / "khugepaged"
+    wanted = {
+        abi.HUGE_PAGES / "enabled": "always",
+        folder / "scan_sleep_millisecs": "0",
+        folder / "alloc_sleep_millisecs": "0",
+        folder / "pages_to_scan": "1000000",
+    }
+    before = {path: path.read_text() for path in wanted}
+    for path, value in wanted.items():
+        path.write_text(value)
+    yield lambda: int((folder / "pages_collapsed").read_text())
+    for path, text in before.items():
+        chosen = re.search(r"\[(\w+)\]", text)
+        path.write_text(chosen[1] if chosen else text)
+
+
 @abi.needs_root
 @pytest.mark.parametrize("flags", FLAGS)
-def test_writable_shared_mapping_of_a_disk_file(context: Context, disk: Path, flags: str) -> None:
+def test_khugepaged_takes_turns_with_copies_and_mappings(
+    context: Context, restless_khugepaged: Callable[[], int], flags: str
+) -> None:
+    """khugepaged, copies and mmap() all want mmap_lock: each has it in time, and no byte is lost.
+
+    A task that waits for 20 s panics the guest's kernel.
+    """
+    stop = threading.Event()
+
+    def maps() -> None:
+        while not stop.is_set():
+            memory = small_pages(4 * MIB)
+            memory.fill(1)
+            memory.advise(mmap.MADV_HUGEPAGE)  # from here on, khugepaged wants it
+            stop.wait(0.05)
+
+    mapper = abi.Thread(maps)
+    made = restless_khugepaged()
+    src, dst = small_pages(4 * MIB).randomize(), small_pages(4 * MIB)
+    dst.fill(POISON)
+    for memory in (src, dst):
+        memory.advise(mmap.MADV_HUGEPAGE)
+    end, copies = time.monotonic() + abi.LONG, 0
+    try:
+        while (copies < 20 or restless_khugepaged() < made + 4) and time.monotonic() < end:
+            dst.fill(POISON)
+            entry = abi.copy(src.address, dst.address, 4 * MIB, FLAGS[flags] | abi.RECORD)
+            assert context.run(entry).status == 0
+            assert dst.equals(src, 4 * MIB)
+            copies += 1
+    finally:
+        stop.set()
+        mapper.join()
+    assert restless_khugepaged() >= made + 4
+
+
+@abi.needs_root
+@pytest.mark.parametrize("flags", FLAGS)
+def test_zero_copy_refuses_writable_shared_disk_files(context: Context, disk: Path, flags: str) -> None:
     """Pinned for long it could be written behind the file system's back: ZERO_COPY refuses it."""
     shared, other = shared_file(4 * PAGE, disk), Memory(4 * PAGE).randomize()
     if FLAGS[flags] & abi.ZERO_COPY:
@@ -282,7 +349,7 @@ def test_writable_shared_mapping_of_a_disk_file(context: Context, disk: Path, fl
 
 
 @abi.needs_root
-def test_read_only_shared_mapping_of_a_disk_file_as_source(context: Context, disk: Path) -> None:
+def test_read_only_shared_disk_file_can_be_the_source(context: Context, disk: Path) -> None:
     path = disk / "source"
     path.write_bytes(os.urandom(4 * PAGE))
     with open(path, "rb") as file:
@@ -304,7 +371,7 @@ TAKE_AWAY: dict[str, Callable[[Memory], None]] = {
 @pytest.mark.parametrize("flags", ["default", "verify", "digest"])
 @pytest.mark.parametrize("how", TAKE_AWAY)
 @pytest.mark.parametrize("side", ["src", "dst"])
-def test_taken_away_after_submit(side: str, how: str, flags: str) -> None:
+def test_memory_taken_away_after_submit_is_efault(side: str, how: str, flags: str) -> None:
     """-EFAULT; bytes_done bytes reached the destination, and not one more."""
     src, dst = Memory(LARGE).randomize(), Memory(LARGE)
     dst.fill(POISON)
@@ -326,7 +393,7 @@ def test_taken_away_after_submit(side: str, how: str, flags: str) -> None:
     assert dst.read(HOLE + PAGE) == bytes([POISON]) * (LARGE - HOLE - PAGE)
 
 
-def test_made_read_only_after_submit() -> None:
+def test_destination_made_read_only_after_submit_is_efault() -> None:
     src, dst = Memory(LARGE).randomize(), Memory(LARGE)
     with Context() as context:
         context.setup(4, paused=True)
@@ -341,7 +408,7 @@ def test_made_read_only_after_submit() -> None:
 
 @pytest.mark.parametrize("sync", [0, abi.COMPLETE_SYNC], ids=["async", "sync"])
 @pytest.mark.parametrize("side", ["src", "dst"])
-def test_file_too_short_for_its_mapping(context: Context, tmp_path: Path, side: str, sync: int) -> None:
+def test_pages_beyond_the_file_are_efault(context: Context, tmp_path: Path, side: str, sync: int) -> None:
     """The mapping is there, the pages behind the file's end are not."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(LARGE // 2))
@@ -365,7 +432,7 @@ def test_file_too_short_for_its_mapping(context: Context, tmp_path: Path, side: 
         assert other.read(done) == bytes(LARGE - done)
 
 
-def test_zero_copy_is_pinned_at_submit() -> None:
+def test_zero_copy_pins_at_submit() -> None:
     """What is unmapped afterwards is still moved: the pages are held, whatever maps them."""
     fd = os.memfd_create("test")
     os.truncate(fd, 64 * PAGE)
@@ -389,7 +456,7 @@ def test_zero_copy_is_pinned_at_submit() -> None:
 
 @pytest.mark.parametrize("flags", ["verify", "zero_copy_verify", "digest", "zero_copy_digest"])
 @pytest.mark.parametrize("length", [1, 64, 65, 1024, 1025, 2 * MIB + 1])
-def test_digests(context: Context, length: int, flags: str) -> None:
+def test_digests_match_the_bytes(context: Context, length: int, flags: str) -> None:
     src, dst = Memory(length + 8).randomize(), Memory(length + 8)
     record = context.run(abi.copy(src.address + 5, dst.address + 3, length, FLAGS[flags]))
     check_record(record, FLAGS[flags], length, digest_of(src, 5, length))
@@ -397,7 +464,7 @@ def test_digests(context: Context, length: int, flags: str) -> None:
 
 
 @pytest.mark.parametrize("flags", ["verify", "zero_copy_verify"])
-def test_verified_sync_copy_by_descriptor(context: Context, flags: str) -> None:
+def test_legacy_descriptor_makes_a_verified_sync_copy(context: Context, flags: str) -> None:
     """The old driver's way: no record, the result is the return value."""
     src, dst = Memory(MIB).randomize(), Memory(MIB)
     context.submit(src.address, dst.address, MIB, FLAGS[flags] | abi.COMPLETE_SYNC)
@@ -407,7 +474,7 @@ def test_verified_sync_copy_by_descriptor(context: Context, flags: str) -> None:
 
 @pytest.mark.parametrize("flags", ["verify", "zero_copy_verify"])
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-def test_somebody_writes_the_destination(context: Context, flags: str, sync: bool) -> None:
+def test_verify_detects_a_concurrent_writer(context: Context, flags: str, sync: bool) -> None:
     """-EBADMSG, with both digests, and they differ. Tried until the other thread comes at the right time."""
     length = 2 * MIB
     src, dst = Memory(length).randomize(), Memory(length)
@@ -447,7 +514,7 @@ def test_somebody_writes_the_destination(context: Context, flags: str, sync: boo
         scribbler.join()
 
 
-def test_source_digest_is_of_what_was_sent(context: Context) -> None:
+def test_source_digest_matches_what_was_sent(context: Context) -> None:
     """Default path, a source that changes all the time: whatever arrived is what the source digest says."""
     length = 256 * KIB
     src, dst = Memory(length).randomize(), Memory(length)
@@ -485,7 +552,7 @@ def tags(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
     assert prctl(PR_SET_TAGGED_ADDR_CTRL, 0, 0, 0, 0) == 0
 
 
-def test_tagged_addresses(context: Context, tags: tuple[int, int]) -> None:
+def test_tagged_addresses_name_the_untagged_memory(context: Context, tags: tuple[int, int]) -> None:
     """They mean the memory that the CPU takes them for: moved by whoever runs the entry, pinned or not."""
     length = 3 * PAGE + 5
     src, dst = Memory(length).randomize(), Memory(length)
@@ -500,7 +567,7 @@ def test_tagged_addresses(context: Context, tags: tuple[int, int]) -> None:
     assert context.run(abi.compare(src.address | tags[0], dst.address | tags[1], length)).status == 0
 
 
-def test_tagged_addresses_overlap(context: Context, tags: tuple[int, int]) -> None:
+def test_overlap_ignores_address_tags(context: Context, tags: tuple[int, int]) -> None:
     memory = Memory(2 * PAGE)
     with context.refuses(errno.EINVAL):
         context.enter([abi.copy(memory.address | tags[0], (memory.address + 1) | tags[1], 2)])
@@ -508,7 +575,7 @@ def test_tagged_addresses_overlap(context: Context, tags: tuple[int, int]) -> No
         context.enter([abi.copy(memory.address | tags[0], tags[1], 2)])
 
 
-def test_tagged_addresses_are_registered(context: Context, tags: tuple[int, int]) -> None:
+def test_register_takes_tagged_addresses(context: Context, tags: tuple[int, int]) -> None:
     memory, dst = Memory(2 * PAGE).randomize(), Memory(2 * PAGE)
     buffer = context.buffer(abi.BUFFER_REGISTER, addr=memory.address | tags[0], length=2 * PAGE)
     entry = abi.in_buffers(abi.copy(0, dst.address | tags[1], 2 * PAGE), src=buffer.handle)
@@ -516,10 +583,55 @@ def test_tagged_addresses_are_registered(context: Context, tags: tuple[int, int]
     assert dst.equals(memory, 2 * PAGE)
 
 
+PR_MTE_TCF_SYNC, PR_MTE_ALL_TAGS, PROT_MTE = 1 << 1, 0xFFFE << 3, 0x20
+AT_HWCAP2, HWCAP2_MTE = 26, 1 << 18
+STG_X0, RET = 0xD9200800, 0xD65F03C0  # gives 16 bytes of memory the tag of their address
+
+
+@pytest.fixture
+def tagged_memory() -> Iterator[Callable[[int, int], Memory]]:
+    """tagged_memory(length, tag): memory that can only be used by way of addresses with that tag."""
+    libc = ctypes.CDLL(None)
+    libc.getauxval.restype = ctypes.c_ulong
+    if os.uname().machine != "aarch64" or not libc.getauxval(AT_HWCAP2) & HWCAP2_MTE:
+        pytest.skip("needs arm64 with MTE: pytest --arch arm64, of a machine with mte=on")
+    checked = PR_TAGGED_ADDR_ENABLE | PR_MTE_TCF_SYNC | PR_MTE_ALL_TAGS
+    assert libc.prctl(PR_SET_TAGGED_ADDR_CTRL, checked, 0, 0, 0) == 0
+    code = Memory(PAGE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(struct.pack("<II", STG_X0, RET))
+    tag_of = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(code.address)
+
+    def make(length: int, tag: int) -> Memory:
+        memory = Memory(length, mmap.PROT_READ | mmap.PROT_WRITE | PROT_MTE)
+        for at in range(memory.address, memory.address + length, 16):
+            tag_of(at | tag << 56)
+        return memory
+
+    yield make
+    assert libc.prctl(PR_SET_TAGGED_ADDR_CTRL, 0, 0, 0, 0) == 0
+
+
+def test_wrong_mte_tag_is_efault(context: Context, tagged_memory: Callable[[int, int], Memory]) -> None:
+    """MTE: an address with the right tag is good for every flag and executor, one with another is EFAULT."""
+    length = 2 * PAGE
+    src, dst = tagged_memory(length, 5), tagged_memory(length, 9)
+    good = src.address | 5 << 56, dst.address | 9 << 56
+    data = os.urandom(length)
+    ctypes.memmove(good[0], data, length)
+    for sync in (0, abi.COMPLETE_SYNC):
+        for flags in FLAGS.values():
+            ctypes.memset(good[1], POISON, length)
+            assert context.run(abi.copy(*good, length, flags | sync)).status == 0
+            assert ctypes.string_at(good[1], length) == data
+    assert context.run(abi.compare(*good, length)).status == 0
+    bad = abi.copy(src.address | 6 << 56, good[1], length, abi.COMPLETE_SYNC)
+    assert context.run(bad).status == -errno.EFAULT
+
+
 # --- counting ---------------------------------------------------------------------------------------------
 
 
-def test_dma_bytes_adds_up(context: Context) -> None:
+def test_dma_bytes_counts_every_completed_byte(context: Context) -> None:
     """Bytes of every path and length, and none for NOPs and refusals."""
     src, dst = Memory(MIB).randomize(), Memory(MIB)
     total = 0

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""BUFFER: dma-bufs. Memory of the driver's as one, and those of others, and our own again, as a buffer."""
+"""BUFFER: dma-bufs. Exports of driver memory, and imports of others' dma-bufs and of the module's own.
+
+The file is long because exports and imports test each other, with the same helpers.
+"""
 
 import array
 import contextlib
@@ -11,6 +14,7 @@ import os
 import resource
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +30,15 @@ from abi import (
     BUFFER_IMPORT,
     BUFFER_READ_ONLY,
     BUFFER_REGISTER,
+    CHUNK,
     MAX_BUFFERS,
     MIB,
     PAGE,
-    PIECE,
     BufferArg,
     Child,
     Context,
     Memory,
+    count,
     in_buffers,
     ordinary,
     small_pages,
@@ -41,7 +46,7 @@ from abi import (
 
 FEATURE_DMABUF = 0x20
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
-SIZE = 3 * PIECE + 5 * PAGE  # some pieces and a rest
+SIZE = 3 * CHUNK + 5 * PAGE  # some chunks and a rest
 FLAGS = {"default": 0, "zero_copy": abi.ZERO_COPY, "verify": abi.VERIFY_HASH, "digest": abi.DIGEST_ONLY,
          "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH,
          "zero_copy_digest": abi.ZERO_COPY | abi.DIGEST_ONLY}
@@ -55,10 +60,6 @@ UDMABUF = Path("/dev/udmabuf")
 UDMABUF_CREATE = 0x40187542
 HEAP = Path("/dev/dma_heap/system")
 HEAP_ALLOC = 0xC0184800
-
-
-def count(name: str) -> int:
-    return int((abi.SYSFS / "counters" / name).read_text())
 
 
 def counts() -> list[int]:
@@ -157,18 +158,18 @@ def sync(fd: int, flags: int) -> None:
 # --- what it is good for ----------------------------------------------------------------------------------
 
 
-def test_query_tells(owner: Context) -> None:
+def test_query_reports_dmabuf_support(owner: Context) -> None:
     assert owner.query()[0].features & FEATURE_DMABUF
 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
-def test_copies_there_and_back(context: Context, owner: Context, engine: bytes, flags: int) -> None:
+def test_copies_with_an_import_are_exact(context: Context, owner: Context, engine: bytes, flags: int) -> None:
     """By the ring's engine, at offsets that are multiples of nothing, and nothing around is touched."""
     data, back = small_pages(SIZE).randomize(), small_pages(SIZE)
     with exported(owner, SIZE) as (fd, memory):
         handle = context.import_(fd).handle
         kept = context.register(data)
-        for at, length in ((0, SIZE), (1, 1), (PAGE - 1, 2), (4097, PIECE + 70_001 % PIECE), (SIZE - 1, 1)):
+        for at, length in ((0, SIZE), (1, 1), (PAGE - 1, 2), (4097, CHUNK + 70_001 % CHUNK), (SIZE - 1, 1)):
             memory.fill(0x5A)
             back.fill(0)
             for src in ((data.address, 0), (0, kept)):
@@ -190,7 +191,7 @@ def test_copies_there_and_back(context: Context, owner: Context, engine: bytes, 
             assert names[record.engine] == engine
 
 
-def test_every_operation(context: Context, owner: Context) -> None:
+def test_every_operation_works_on_an_import(context: Context, owner: Context) -> None:
     with exported(owner, SIZE) as (fd, memory):
         made = context.import_(fd)
         assert (made.length, made.mmap_offset) == (SIZE, 0)
@@ -199,20 +200,20 @@ def test_every_operation(context: Context, owner: Context) -> None:
         for flags in (abi.RECORD, abi.RECORD | abi.ZERO_COPY):
             record = context.run(in_buffers(abi.hash_only(0, SIZE, flags), handle))
             assert bytes(record.src_digest) == blake3.blake3(data.read()).digest()
-            record = context.run(in_buffers(abi.hash_only(77, PIECE, flags), handle))
-            assert bytes(record.src_digest) == blake3.blake3(data.read(77, PIECE)).digest()
+            record = context.run(in_buffers(abi.hash_only(77, CHUNK, flags), handle))
+            assert bytes(record.src_digest) == blake3.blake3(data.read(77, CHUNK)).digest()
             assert context.run(in_buffers(abi.compare(0, data.address, SIZE, flags), handle)).status == 0
-            memory.flip(PIECE + 3)
+            memory.flip(CHUNK + 3)
             record = context.run(in_buffers(abi.compare(data.address, 0, SIZE, flags), dst=handle))
-            assert (record.status, record.bytes_done) == (-errno.EBADMSG, PIECE + 3)
-            memory.flip(PIECE + 3)
+            assert (record.status, record.bytes_done) == (-errno.EBADMSG, CHUNK + 3)
+            memory.flip(CHUNK + 3)
         for flags in FLAGS.values():
             memory.fill(0)
-            assert context.run(in_buffers(abi.fill(2**64 - 1, 5, PIECE, flags), dst=handle)).status == 0
-            assert memory.read() == bytes(5) + b"\xff" * PIECE + bytes(SIZE - 5 - PIECE)
+            assert context.run(in_buffers(abi.fill(2**64 - 1, 5, CHUNK, flags), dst=handle)).status == 0
+            assert memory.read() == bytes(5) + b"\xff" * CHUNK + bytes(SIZE - 5 - CHUNK)
 
 
-def test_from_one_dmabuf_to_another(context: Context, owner: Context) -> None:
+def test_copies_work_between_and_within_dmabufs(context: Context, owner: Context) -> None:
     """And within one, and by two handles of the same, where one entry has both of them mapped."""
     with exported(owner, SIZE) as (one, first), exported(owner, SIZE) as (two, second):
         handles = [context.import_(fd).handle for fd in (one, two, one)]
@@ -223,15 +224,15 @@ def test_from_one_dmabuf_to_another(context: Context, owner: Context) -> None:
             assert (record.status, record.bytes_done) == (0, SIZE)
             assert second.read(0, SIZE) == first.read(0, SIZE)
             for dst in (handles[0], handles[2]):
-                first.fill(1, PIECE, PIECE)
-                entry = in_buffers(abi.copy(3, PIECE + 9, 5000, flags), handles[0], dst)
+                first.fill(1, CHUNK, CHUNK)
+                entry = in_buffers(abi.copy(3, CHUNK + 9, 5000, flags), handles[0], dst)
                 assert context.run(entry).status == 0
-                assert first.read(PIECE + 9, 5000) == first.read(3, 5000)
+                assert first.read(CHUNK + 9, 5000) == first.read(3, 5000)
     with context.refuses(errno.EINVAL):
         context.enter([in_buffers(abi.copy(0, 10, 100), handles[0], handles[0])])
 
 
-def test_a_ring_imports_its_own(context: Context) -> None:
+def test_ring_can_import_its_own_export(context: Context) -> None:
     """One memory by three names."""
     buffer = context.alloc(SIZE)
     fd = context.export(buffer.handle)
@@ -241,17 +242,17 @@ def test_a_ring_imports_its_own(context: Context) -> None:
         assert context.run(in_buffers(abi.compare(0, 0, SIZE), buffer.handle, handle)).status == 0
         for flags in FLAGS.values():
             mapped.randomize()
-            copied = in_buffers(abi.copy(0, PIECE, 5000, flags), buffer.handle, handle)
+            copied = in_buffers(abi.copy(0, CHUNK, 5000, flags), buffer.handle, handle)
             assert context.run(copied).status == 0
-            assert mapped.read(PIECE, 5000) == mapped.read(0, 5000)
-            aliased = context.run(in_buffers(abi.copy(0, 64, PIECE, flags), buffer.handle, handle))
+            assert mapped.read(CHUNK, 5000) == mapped.read(0, 5000)
+            aliased = context.run(in_buffers(abi.copy(0, 64, CHUNK, flags), buffer.handle, handle))
             assert aliased.status in (0, -errno.EBADMSG)  # undefined data and no more
     finally:
         os.close(fd)
 
 
 @pytest.mark.skipif(len(KINDS) == 1, reason="there is no engine but the CPU")
-def test_memory_of_a_card_and_a_dmabuf(owner: Context) -> None:
+def test_copies_work_between_card_memory_and_a_dmabuf(owner: Context) -> None:
     with Context() as context:
         context.setup(8, engine=next(name for name in ENGINES if name != "cpu").encode())
         card = context.buffer(BUFFER_CARD, length=SIZE).handle
@@ -268,7 +269,45 @@ def test_memory_of_a_card_and_a_dmabuf(owner: Context) -> None:
                     context.setup(8, engine=b"cpu")  # handles go on, and the CPU moves them
 
 
-def test_between_processes(context: Context, owner: Context) -> None:
+@pytest.mark.skipif(len(KINDS) == 1, reason="there is no engine but the CPU")
+def test_concurrent_imports_share_a_mapping(owner: Context) -> None:
+    """A device has a dma-buf once, or two bounce buffers would overwrite each other."""
+    channel = next(name for name in ENGINES if name != "cpu").encode()
+    length = 16 * MIB
+    start = threading.Barrier(2)
+    with Context() as one, Context() as other:
+        targets = {}
+        for context in (one, other):
+            context.setup(8, engine=channel)
+            targets[context] = context.alloc(PAGE).handle
+            context.run(in_buffers(abi.copy(0, 100, 100), targets[context], targets[context]))
+        before = count("mappings")
+
+        def imports(context: Context, fd: int) -> abi.Thread:
+            def inside() -> int:
+                start.wait()
+                return context.import_(fd).handle
+
+            return abi.Thread(inside)
+
+        for _ in range(20):
+            slow = os.access(HEAP, os.R_OK)  # the longer it takes to have it, the more there can be
+            fd = heap(length) if slow else owner.export(owner.alloc(PAGE).handle)
+            threads = [(context, imports(context, fd)) for context in targets]
+            for _, thread in threads:
+                thread.join()
+            for context, thread in threads:
+                entry = abi.copy(0, 0, PAGE, abi.ZERO_COPY)  # read by the device, too
+                entry = in_buffers(entry, thread.result, targets[context])
+                assert context.run(entry).status == 0
+            assert count("mappings") == before + 1
+            for context, thread in threads:
+                context.free(thread.result)
+            assert count("mappings") == before
+            os.close(fd)
+
+
+def test_dmabuf_passes_between_processes(context: Context, owner: Context) -> None:
     """The producer's, over a UNIX socket: the consumer's own ring sees it, and answers in it."""
     ours, theirs = socket.socketpair()
     data = os.urandom(SIZE)
@@ -289,7 +328,7 @@ def test_between_processes(context: Context, owner: Context) -> None:
     child = Child(consume)
     with exported(owner, SIZE) as (fd, memory):
         memory.write(data)
-        handle = context.import_(fd).handle  # here too, meanwhile
+        handle = context.import_(fd).handle  # here, too
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))
         ours.sendmsg([blake3.blake3(data).digest()], [rights])
         child.result()
@@ -300,7 +339,7 @@ def test_between_processes(context: Context, owner: Context) -> None:
     theirs.close()
 
 
-def test_mapped_as_a_file(owner: Context) -> None:
+def test_dmabuf_file_can_be_mapped(owner: Context) -> None:
     """mmap() of the dma-buf itself: all of it or some pages, shared, also in a child; and to synchronize."""
     length = 4 * PAGE
     with exported(owner, length - 100) as (fd, memory):
@@ -327,7 +366,7 @@ def test_mapped_as_a_file(owner: Context) -> None:
                 Memory(size, READ_WRITE, flags, fd, offset)
 
 
-def test_address_in_a_mapping(context: Context, owner: Context) -> None:
+def test_mapped_dmabuf_works_as_user_memory(context: Context, owner: Context) -> None:
     """Mapped, it is memory like any other, also to be pinned."""
     with exported(owner, SIZE) as (fd, memory):
         mapped = Memory(SIZE, READ_WRITE, mmap.MAP_SHARED, fd)
@@ -341,24 +380,24 @@ def test_address_in_a_mapping(context: Context, owner: Context) -> None:
             assert record.status == 0
 
 
-def test_many_times(context: Context, owner: Context) -> None:
+def test_repeated_imports_leave_nothing(context: Context, owner: Context) -> None:
     """Attached and mapped, and both undone."""
-    with exported(owner, PIECE) as (fd, memory):
+    with exported(owner, CHUNK) as (fd, memory):
         memory.randomize()
         expected = blake3.blake3(memory.read()).digest()
         for _ in range(20):
             handle = context.import_(fd).handle
-            entry = in_buffers(abi.copy(0, PIECE // 2, 4096, abi.ZERO_COPY), handle, handle)
+            entry = in_buffers(abi.copy(0, CHUNK // 2, 4096, abi.ZERO_COPY), handle, handle)
             assert context.run(entry).status == 0
             memory.randomize()
-            assert bytes(context.run(in_buffers(abi.hash_only(0, PIECE), handle)).src_digest) == expected
+            assert bytes(context.run(in_buffers(abi.hash_only(0, CHUNK), handle)).src_digest) == expected
             context.free(handle)
 
 
 # --- what is refused --------------------------------------------------------------------------------------
 
 
-def test_no_such_files(context: Context) -> None:
+def test_import_refuses_other_files(context: Context) -> None:
     with context.refuses(errno.EBADF):
         context.import_(-1)
     with context.refuses(errno.EBADF):
@@ -371,7 +410,7 @@ def test_no_such_files(context: Context) -> None:
     os.close(memfd)
 
 
-def test_arguments(context: Context, owner: Context) -> None:
+def test_import_and_export_refuse_wrong_arguments(context: Context, owner: Context) -> None:
     own = context.alloc(PAGE).handle
     with exported(owner, PAGE) as (fd, _):
         good = {BUFFER_IMPORT: {"fd": fd}, BUFFER_EXPORT: {"handle": own}, BUFFER_ALLOC: {"length": PAGE},
@@ -395,7 +434,7 @@ def test_arguments(context: Context, owner: Context) -> None:
     context.free(own)
 
 
-def test_what_is_exported(context: Context, owner: Context) -> None:
+def test_only_allocated_memory_is_exported(context: Context, owner: Context) -> None:
     """Memory of an ALLOC, and nothing else."""
     with exported(owner, PAGE) as (fd, _):
         others = [context.import_(fd).handle, context.register(small_pages(PAGE))]
@@ -414,22 +453,22 @@ def test_what_is_exported(context: Context, owner: Context) -> None:
         context.import_(0)
 
 
-def test_read_only_is_no_destination(context: Context, owner: Context) -> None:
-    with exported(owner, PIECE) as (fd, memory):
-        handle, other = context.import_(fd, BUFFER_READ_ONLY).handle, small_pages(PIECE)
+def test_read_only_import_refuses_writes(context: Context, owner: Context) -> None:
+    with exported(owner, CHUNK) as (fd, memory):
+        handle, other = context.import_(fd, BUFFER_READ_ONLY).handle, small_pages(CHUNK)
         expected = memory.randomize().read()
         for flags in FLAGS.values():
             with context.refuses(errno.EFAULT):
                 context.enter([in_buffers(abi.copy(other.address, 0, 8, flags | abi.RECORD), dst=handle)])
-            assert context.run(in_buffers(abi.copy(0, other.address, PIECE, flags), handle)).status == 0
+            assert context.run(in_buffers(abi.copy(0, other.address, CHUNK, flags), handle)).status == 0
             assert other.read() == expected
         with context.refuses(errno.EFAULT):
             context.enter([in_buffers(abi.fill(0, 0, PAGE), dst=handle)])
-        assert context.run(in_buffers(abi.compare(other.address, 0, PIECE), dst=handle)).status == 0
+        assert context.run(in_buffers(abi.compare(other.address, 0, CHUNK), dst=handle)).status == 0
         assert memory.read() == expected
 
 
-def test_offsets_out_of_range(context: Context, owner: Context) -> None:
+def test_offsets_beyond_an_import_are_refused(context: Context, owner: Context) -> None:
     with exported(owner, 2 * PAGE) as (fd, _):
         handle, other = context.import_(fd).handle, Memory(4 * PAGE)
         for at, length in ((2 * PAGE, 1), (2 * PAGE - 1, 2), (0, 2 * PAGE + 1), (1, 2 * PAGE), (2**64 - 1, 1),
@@ -440,14 +479,14 @@ def test_offsets_out_of_range(context: Context, owner: Context) -> None:
                     context.enter([entry])
 
 
-def test_it_has_no_mapping_by_the_device(context: Context, owner: Context) -> None:
+def test_import_cannot_be_mapped_through_the_device(context: Context, owner: Context) -> None:
     with exported(owner, PAGE) as (fd, _):
         handle = context.import_(fd).handle
         with context.refuses(errno.EINVAL):
             Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, context.fd, handle << 30)
 
 
-def test_the_struct_before_it_had_a_file(context: Context) -> None:
+def test_old_40_byte_struct_still_works(context: Context) -> None:
     """Its 40 bytes are enough for what there was then; nothing is read or written behind them."""
     room = Memory(PAGE)
 
@@ -467,7 +506,7 @@ def test_the_struct_before_it_had_a_file(context: Context) -> None:
         old(BUFFER_FREE, number, handle=made.handle)
 
 
-def test_no_file_number_is_left(context: Context) -> None:
+def test_export_without_a_free_descriptor_is_emfile(context: Context) -> None:
     """EMFILE, and nothing of the dma-buf stays."""
     handle = context.alloc(PAGE).handle
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -483,7 +522,7 @@ def test_no_file_number_is_left(context: Context) -> None:
     os.close(context.export(handle))
 
 
-def test_an_answer_that_cannot_be_written(context: Context, owner: Context) -> None:
+def test_unwritable_answer_leaves_no_handle_and_no_file(context: Context, owner: Context) -> None:
     """No handle is made, and no file."""
     memory = Memory(PAGE)
     handle = context.alloc(PAGE).handle
@@ -502,7 +541,7 @@ def test_an_answer_that_cannot_be_written(context: Context, owner: Context) -> N
 
 
 @abi.needs_root
-def test_all_handles(owner: Context) -> None:
+def test_imports_are_limited_to_4095_handles(owner: Context) -> None:
     with Context() as context, exported(owner, PAGE) as (fd, _):
         context.setup(1, engine=b"cpu")
         for _ in range(MAX_BUFFERS):
@@ -516,7 +555,7 @@ def test_all_handles(owner: Context) -> None:
 
 
 @pytest.mark.parametrize("end", ["free", "reset", "close"])
-def test_outlives_the_ring_it_is_of(context: Context, end: str) -> None:
+def test_export_outlives_its_ring(context: Context, end: str) -> None:
     """By its file, then by a mapping of it, then by an import."""
     before = counts()
     other = Context()
@@ -547,65 +586,66 @@ def test_outlives_the_ring_it_is_of(context: Context, end: str) -> None:
     assert counts()[:3] == [SIZE, 1, before[2] + SIZE // PAGE]
     record = context.run(in_buffers(abi.hash_only(0, SIZE), handle))
     assert bytes(record.src_digest) == expected
-    assert context.run(in_buffers(abi.copy(0, PIECE, PIECE, abi.ZERO_COPY), handle, handle)).status == 0
+    assert context.run(in_buffers(abi.copy(0, CHUNK, CHUNK, abi.ZERO_COPY), handle, handle)).status == 0
     context.free(handle)
     assert counts() == before
 
 
-def test_entries_go_on_with_it(owner: Context, engine: bytes) -> None:
-    """As with any memory: accepted before the handle is given up."""
-    with Context() as context, exported(owner, 2 * PIECE) as (fd, memory):
+def test_queued_entries_finish_after_free_of_an_import(owner: Context, engine: bytes) -> None:
+    """As with any memory: accepted before the handle is freed."""
+    with Context() as context, exported(owner, 2 * CHUNK) as (fd, memory):
         context.setup(8, paused=True, engine=engine)
         handle = context.import_(fd).handle
-        context.enter([in_buffers(abi.fill(7, 0, 2 * PIECE, abi.RECORD), dst=handle),
-                       in_buffers(abi.copy(0, PIECE, PIECE, abi.RECORD | abi.ZERO_COPY), handle, handle)])
+        context.enter([in_buffers(abi.fill(7, 0, 2 * CHUNK, abi.RECORD), dst=handle),
+                       in_buffers(abi.copy(0, CHUNK, CHUNK, abi.RECORD | abi.ZERO_COPY), handle, handle)])
         context.free(handle)
-        assert count("imported_bytes") == 2 * PIECE
+        assert count("imported_bytes") == 2 * CHUNK
         context.enable()
         assert [record.status for record in context.reap(2)] == [0, 0]
         assert count("imported_bytes") == 0
-        assert memory.read() == (7).to_bytes(8, "little") * (2 * PIECE // 8)
+        assert memory.read() == (7).to_bytes(8, "little") * (2 * CHUNK // 8)
 
 
-def test_handles_go_on_with_the_next_ring(context: Context, owner: Context) -> None:
+def test_imports_survive_setup(context: Context, owner: Context) -> None:
     """Whatever its engine is."""
-    with exported(owner, PIECE) as (fd, memory):
+    with exported(owner, CHUNK) as (fd, memory):
         handle = context.import_(fd).handle
         for engine in [*ENGINES, *ENGINES]:
             context.setup(4, engine=engine.encode())
             memory.randomize()
-            entry = in_buffers(abi.copy(0, PIECE // 2, 999, abi.ZERO_COPY), handle, handle)
+            entry = in_buffers(abi.copy(0, CHUNK // 2, 999, abi.ZERO_COPY), handle, handle)
             assert context.run(entry).status == 0
-            assert memory.read(PIECE // 2, 999) == memory.read(0, 999)
+            assert memory.read(CHUNK // 2, 999) == memory.read(0, 999)
 
 
-def test_charge() -> None:
-    """Who allocated the memory pays, until its last holder has let go; who imports it does not."""
+def test_allocator_is_charged_until_the_last_holder_ends() -> None:
+    """The memory counts for the user who allocated it until its last user is gone, and for no importer."""
 
     def inside() -> None:
         with Context() as consumer:
             consumer.setup(4)
+            rest = 8 * MIB - 2 * int(consumer.fdinfo()["ring-bytes"])
             for holder in ("file", "mapping", "import"):
                 with Context() as producer:
                     producer.setup(4)
-                    fd = producer.export(producer.alloc(8 * MIB).handle)
+                    fd = producer.export(producer.alloc(rest).handle)
                 mapped = Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, fd) if holder == "mapping" else None
                 handle = consumer.import_(fd).handle if holder == "import" else 0
                 if holder != "file":
                     os.close(fd)
                 with consumer.refuses(errno.ENOMEM):
-                    consumer.alloc(PAGE)
+                    consumer.alloc(8 * MIB - rest)
                 if holder == "file":
                     os.close(fd)
                 del mapped
                 if handle:
                     consumer.free(handle)
-                consumer.free(consumer.alloc(8 * MIB).handle)
+                consumer.free(consumer.alloc(rest).handle)
 
     ordinary(inside)
 
 
-def test_a_killed_process_leaves_nothing(engine: bytes) -> None:
+def test_killed_process_leaves_no_dmabuf(engine: bytes) -> None:
     before = counts()
     reader, writer = os.pipe()
 
@@ -613,12 +653,13 @@ def test_a_killed_process_leaves_nothing(engine: bytes) -> None:
         with Context() as one, Context() as other:
             one.setup(8, engine=engine)
             other.setup(8)
-            handle = one.import_(other.export(other.alloc(16 * PIECE).handle)).handle
+            handle = one.import_(other.export(other.alloc(16 * CHUNK).handle)).handle
             other.import_(other.export(1))
-            one.run(in_buffers(abi.copy(0, PIECE, PIECE, abi.ZERO_COPY), handle, handle))
+            one.run(in_buffers(abi.copy(0, CHUNK, CHUNK, abi.ZERO_COPY), handle, handle))
             os.write(writer, b"!")
             while True:
-                one.enter([in_buffers(abi.copy(0, 8 * PIECE, 8 * PIECE, abi.ZERO_COPY), handle, handle)])
+                with abi.may_fail(errno.ENOSPC):  # the ring is full
+                    one.enter([in_buffers(abi.copy(0, 8 * CHUNK, 8 * CHUNK, abi.ZERO_COPY), handle, handle)])
         return ""
 
     child = Child(inside)
@@ -633,7 +674,7 @@ def test_a_killed_process_leaves_nothing(engine: bytes) -> None:
 
 
 @pytest.mark.skipif(not os.access(HEAP, os.R_OK), reason="needs /dev/dma_heap/system: a debug kernel")
-def test_memory_of_a_heap(context: Context) -> None:
+def test_dma_heap_memory_can_be_imported(context: Context) -> None:
     fd = heap(SIZE)
     handle = context.import_(fd).handle
     mapped = Memory(SIZE, READ_WRITE, mmap.MAP_SHARED, fd)
@@ -653,15 +694,15 @@ def test_memory_of_a_heap(context: Context) -> None:
 
 
 @pytest.mark.skipif(not os.access(HEAP, os.R_OK), reason="needs /dev/dma_heap/system: a debug kernel")
-def test_a_file_not_open_for_writing(owner: Context) -> None:
-    fd = heap(PIECE, os.O_RDONLY)
+def test_import_needs_a_file_open_for_writing(owner: Context) -> None:
+    fd = heap(CHUNK, os.O_RDONLY)
     with owner.refuses(errno.EACCES):
         owner.import_(fd)
     handle = owner.import_(fd, BUFFER_READ_ONLY).handle
-    record = owner.run(in_buffers(abi.hash_only(0, PIECE), handle))
-    assert bytes(record.src_digest) == blake3.blake3(bytes(PIECE)).digest()
+    record = owner.run(in_buffers(abi.hash_only(0, CHUNK), handle))
+    assert bytes(record.src_digest) == blake3.blake3(bytes(CHUNK)).digest()
     os.close(fd)
-    fd = heap(PIECE, os.O_WRONLY)
+    fd = heap(CHUNK, os.O_WRONLY)
     for flags in (0, BUFFER_READ_ONLY):
         with owner.refuses(errno.EACCES):
             owner.import_(fd, flags)
@@ -670,7 +711,7 @@ def test_a_file_not_open_for_writing(owner: Context) -> None:
 
 @pytest.mark.skipif(not os.access(HEAP, os.R_OK), reason="needs /dev/dma_heap/system: a debug kernel")
 @abi.needs_root
-def test_longer_than_a_transfer(owner: Context) -> None:
+def test_import_refuses_more_than_a_transfer_moves(owner: Context) -> None:
     fd = heap(abi.MAX_LENGTH + PAGE)
     with owner.refuses(errno.EINVAL):
         owner.import_(fd)
@@ -679,7 +720,7 @@ def test_longer_than_a_transfer(owner: Context) -> None:
 
 @pytest.mark.skipif(not UDMABUF.exists(), reason="needs /dev/udmabuf: a debug kernel")
 @abi.needs_root
-def test_user_memory_as_a_dmabuf(context: Context) -> None:
+def test_udmabuf_memory_can_be_imported(context: Context) -> None:
     fd, memory = udmabuf(SIZE)
     handle = context.import_(fd).handle
     os.close(fd)
@@ -692,6 +733,6 @@ def test_user_memory_as_a_dmabuf(context: Context) -> None:
     assert memory.equals(data, SIZE)
 
 
-def test_layout() -> None:
+def test_buffer_struct_ends_with_the_file() -> None:
     assert ctypes.sizeof(BufferArg) == 48
     assert (BufferArg.fd.offset, BufferArg.reserved.offset) == (40, 44)

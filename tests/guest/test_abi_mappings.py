@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Memory behind a handle as a channel's device has it: mapped from its first use until the handle is gone."""
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -8,13 +9,13 @@ from pathlib import Path
 
 import abi
 import pytest
-from abi import BUFFER_READ_ONLY, MIB, PAGE, PIECE, Context, Memory, in_buffers, small_pages
+from abi import BUFFER_READ_ONLY, CHUNK, MIB, PAGE, Context, Memory, in_buffers, small_pages
 
 CHANNELS = [name.encode() for name in (abi.SYSFS / "engines").read_text().split() if name != "cpu"]
 pytestmark = pytest.mark.skipif(len(CHANNELS) < 2, reason="there are not two channels")
 # With bounce buffers in between, memory is mapped for each transfer.
 BOUNCES = "swiotlb=force" in Path("/proc/cmdline").read_text()
-SIZE = 3 * PIECE + 5 * PAGE  # some pieces and a rest
+SIZE = 3 * CHUNK + 5 * PAGE  # some chunks and a rest
 FLAGS = {"default": 0, "zero_copy": abi.ZERO_COPY, "verify": abi.VERIFY_HASH,
          "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH}
 
@@ -47,7 +48,7 @@ def copy(context: Context, src: int, dst: int, length: int, *, src_at: int = 0, 
 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
-def test_registered_memory_on_two_channels(context: Context, flags: int) -> None:
+def test_registered_memory_works_on_two_channels(context: Context, flags: int) -> None:
     """By turns, and again: what the one wrote the other reads; the device has each buffer once."""
     one, two = small_pages(SIZE), small_pages(SIZE)
     handles = context.register(one), context.register(two)
@@ -64,7 +65,7 @@ def test_registered_memory_on_two_channels(context: Context, flags: int) -> None
 
 
 @pytest.mark.parametrize("end", ["free", "reset", "close"])
-def test_goes_with_the_handle(end: str) -> None:
+def test_mapping_ends_with_the_handle(end: str) -> None:
     context = Context()
     context.setup(8, engine=CHANNELS[0])
     memory = small_pages(SIZE)
@@ -81,7 +82,7 @@ def test_goes_with_the_handle(end: str) -> None:
     context.close()
 
 
-def test_entries_go_on_with_it() -> None:
+def test_queued_entry_keeps_the_mapping_after_free() -> None:
     """Freed while an entry waits that has it."""
     with Context() as context:
         context.setup(8, paused=True, engine=CHANNELS[0])
@@ -97,26 +98,26 @@ def test_entries_go_on_with_it() -> None:
 
 
 @pytest.mark.parametrize("times", [2, 20])
-def test_the_same_memory_many_times(context: Context, times: int) -> None:
+def test_memory_registered_many_times_works_through_each_handle(context: Context, times: int) -> None:
     """Each handle is good for all of it, whichever of the others are gone; parts that overlap as well."""
-    memory, data = small_pages(2 * PIECE), small_pages(2 * PIECE)
+    memory, data = small_pages(2 * CHUNK), small_pages(2 * CHUNK)
     source = context.register(data)
     handles = [context.register(memory) for _ in range(times)]
     for i, handle in enumerate(handles):
         data.randomize()
-        copy(context, source, handle, 2 * PIECE)
-        assert memory.equals(data, 2 * PIECE)
-        copy(context, handles[i - 1] if i else handle, handle, PIECE, dst_at=PIECE)
-        assert memory.read(PIECE, PIECE) == data.read(0, PIECE)
+        copy(context, source, handle, 2 * CHUNK)
+        assert memory.equals(data, 2 * CHUNK)
+        copy(context, handles[i - 1] if i else handle, handle, CHUNK, dst_at=CHUNK)
+        assert memory.read(CHUNK, CHUNK) == data.read(0, CHUNK)
     for handle in handles[: times // 2]:
         context.free(handle)
     for handle in handles[times // 2 :]:
         data.randomize()
-        copy(context, source, handle, 2 * PIECE)
-        assert memory.equals(data, 2 * PIECE)
+        copy(context, source, handle, 2 * CHUNK)
+        assert memory.equals(data, 2 * CHUNK)
 
 
-def test_parts(context: Context) -> None:
+def test_copies_of_parts_touch_nothing_else(context: Context) -> None:
     """Nothing but the bytes that were asked for, wherever they start and end, on either side of pages."""
     length = 20 * PAGE
     memory = [small_pages(length), Memory(length)]
@@ -132,7 +133,7 @@ def test_parts(context: Context) -> None:
             assert memory[dst].read() == expected
 
 
-def test_memory_that_does_not_start_with_a_page(context: Context) -> None:
+def test_unaligned_memory_is_mapped_from_its_start(context: Context) -> None:
     memory = small_pages(4 * PAGE).randomize()
     start, length = 1000, 2 * PAGE
     handle = context.buffer(abi.BUFFER_REGISTER, addr=memory.address + start, length=length).handle
@@ -143,7 +144,8 @@ def test_memory_that_does_not_start_with_a_page(context: Context) -> None:
     assert memory.read(start, PAGE) == memory.read(start + PAGE, PAGE)
 
 
-def test_huge_pages(context: Context) -> None:
+@abi.needs_huge_pages
+def test_registered_huge_pages_work_on_a_channel(context: Context) -> None:
     memory = Memory(8 * MIB)
     memory.advise(mmap.MADV_HUGEPAGE)
     memory.randomize()
@@ -152,7 +154,7 @@ def test_huge_pages(context: Context) -> None:
     assert context.map(target).read(0, 8 * MIB - 3) == memory.read(3)
 
 
-def test_memory_that_is_only_read(context: Context) -> None:
+def test_read_only_registration_follows_the_memory(context: Context) -> None:
     memory = small_pages(SIZE).randomize()
     handle, target = context.register(memory, BUFFER_READ_ONLY), context.alloc(SIZE)
     mapped = context.map(target)
@@ -163,12 +165,12 @@ def test_memory_that_is_only_read(context: Context) -> None:
     assert mappings() == kept(2)
 
 
-def test_side_by_side(context: Context) -> None:
+def test_copies_of_several_buffers_run_side_by_side(context: Context) -> None:
     """Many at once, of several buffers, some of them the same memory."""
-    memory = [small_pages(PIECE).randomize() for _ in range(4)]
+    memory = [small_pages(CHUNK).randomize() for _ in range(4)]
     handles = [context.register(each) for each in memory]
     handles.append(context.register(memory[0]))
-    target = context.alloc(PIECE)
+    target = context.alloc(CHUNK)
     entries = [in_buffers(abi.copy(512 * i, 512 * i, 512, abi.RECORD | abi.ZERO_COPY),
                           handles[i % len(handles)], target.handle) for i in range(64)]
     context.setup(64, engine=CHANNELS[0])
@@ -179,7 +181,7 @@ def test_side_by_side(context: Context) -> None:
     assert mappings() == kept(6)
 
 
-def test_what_is_not_kept(context: Context) -> None:
+def test_mappings_are_kept_only_for_buffers_of_a_channel(context: Context) -> None:
     """Memory of one transfer; a buffer on the CPU; a buffer that no channel moved."""
     source, target = small_pages(SIZE).randomize(), small_pages(SIZE)
     assert context.run(abi.copy(source.address, target.address, SIZE, abi.ZERO_COPY)).status == 0
@@ -191,7 +193,7 @@ def test_what_is_not_kept(context: Context) -> None:
     assert mappings() == 0
 
 
-def test_many_buffers() -> None:
+def test_each_buffer_has_one_mapping_and_none_stays() -> None:
     """A mapping each, and none is left."""
     with Context() as context:
         context.setup(64, engine=CHANNELS[0])
@@ -206,18 +208,19 @@ def test_many_buffers() -> None:
             assert record.status == 0
 
 
-def test_a_killed_process_leaves_nothing() -> None:
+def test_killed_process_leaves_no_mapping() -> None:
     reader, writer = os.pipe()
 
     def inside() -> str:
         with Context() as context:
             context.setup(8, engine=CHANNELS[0])
-            memory = small_pages(16 * PIECE)
+            memory = small_pages(16 * CHUNK)
             handles = context.register(memory), context.register(memory)
-            copy(context, *handles, 8 * PIECE, dst_at=8 * PIECE)
+            copy(context, *handles, 8 * CHUNK, dst_at=8 * CHUNK)
             os.write(writer, b"!")
             while True:
-                context.enter([in_buffers(abi.copy(0, 8 * PIECE, 8 * PIECE, abi.ZERO_COPY), *handles)])
+                with abi.may_fail(errno.ENOSPC):  # the ring is full
+                    context.enter([in_buffers(abi.copy(0, 8 * CHUNK, 8 * CHUNK, abi.ZERO_COPY), *handles)])
         return ""
 
     child = abi.Child(inside)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""HASH, FILL and COMPARE; LINK, BARRIER and CANCEL: what each does, and what each does not take."""
+"""HASH, FILL and COMPARE; LINK, BARRIER and CANCEL: their effects, and the arguments that they refuse.
+
+The file is long because the operations share their lengths, their memory and their chains.
+"""
 
 import errno
 import itertools
@@ -13,10 +16,10 @@ import abi
 import blake3
 import pytest
 from abi import (
+    CHUNK,
     LONG,
     MIB,
     PAGE,
-    PIECE,
     Context,
     Entry,
     Memory,
@@ -30,8 +33,8 @@ from abi import (
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 POISON = 0x5A
 
-LENGTHS = [1, 2, 7, 8, 9, 63, 64, 65, 1023, 1025, PAGE - 1, PAGE, PAGE + 1, PIECE - 1, PIECE, PIECE + 1,
-           2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1, 3 * PIECE + 5]
+LENGTHS = [1, 2, 7, 8, 9, 63, 64, 65, 1023, 1025, PAGE - 1, PAGE, PAGE + 1, CHUNK - 1, CHUNK, CHUNK + 1,
+           2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1, 3 * CHUNK + 5]
 SHIFTS = [0, 1, 7, 63, PAGE - 1]
 PATHS = {"default": 0, "zero_copy": abi.ZERO_COPY}
 
@@ -52,7 +55,7 @@ def paused() -> Iterator[Context]:
 
 @pytest.fixture
 def tap() -> Iterator[Tap]:
-    tap = Tap(3 * PIECE)
+    tap = Tap(3 * CHUNK)
     yield tap
     tap.close()
 
@@ -81,8 +84,8 @@ def digest(memory: Memory, offset: int, length: int) -> bytes:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_hash(context: Context, path: str) -> None:
-    src = small_pages(4 * PIECE).randomize()
+def test_hash_returns_the_source_digest(context: Context, path: str) -> None:
+    src = small_pages(4 * CHUNK).randomize()
     for length in LENGTHS:
         for shift in SHIFTS:
             record = context.run(abi.hash_only(src.address + shift, length, PATHS[path], 2**64 - length))
@@ -92,15 +95,15 @@ def test_hash(context: Context, path: str) -> None:
     assert (snapshot.dma_bytes, snapshot.errors) == (0, 0)  # nothing was moved
 
 
-def test_hash_of_a_sync_request(context: Context) -> None:
-    src = Memory(PIECE + 1).randomize()
-    entry = abi.hash_only(src.address, PIECE + 1, abi.RECORD | abi.COMPLETE_SYNC)
+def test_sync_hash_returns_its_digest(context: Context) -> None:
+    src = Memory(CHUNK + 1).randomize()
+    entry = abi.hash_only(src.address, CHUNK + 1, abi.RECORD | abi.COMPLETE_SYNC)
     entered = context.enter([entry], max_records=1)
-    check(entered.records[0], 0, PIECE + 1, digest(src, 0, PIECE + 1))
+    check(entered.records[0], 0, CHUNK + 1, digest(src, 0, CHUNK + 1))
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_hash_only_reads(context: Context, path: str) -> None:
+def test_hash_needs_no_write_permission(context: Context, path: str) -> None:
     """A mapping without write permission will do, and a file on no disk's account."""
     src = Memory(2 * PAGE).randomize()
     src.protect(mmap.PROT_READ)
@@ -118,9 +121,9 @@ def filled(pattern: int, length: int) -> bytes:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_fill(context: Context, path: str) -> None:
+def test_fill_writes_exactly_its_range(context: Context, path: str) -> None:
     """From the destination's start on, whatever its alignment; not a byte before or behind."""
-    dst = small_pages(4 * PIECE)
+    dst = small_pages(4 * CHUNK)
     moved = 0
     for n, length in enumerate(LENGTHS):
         for shift in SHIFTS:
@@ -135,8 +138,8 @@ def test_fill(context: Context, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("length", [1, 13, PIECE, PIECE + 3])
-def test_fill_with_digests(context: Context, length: int, path: str) -> None:
+@pytest.mark.parametrize("length", [1, 13, CHUNK, CHUNK + 3])
+def test_fill_returns_the_digests_asked_for(context: Context, length: int, path: str) -> None:
     """VERIFY_HASH: of what was written, and of what is there. DIGEST_ONLY: of what is there."""
     dst = Memory(length)
     expected = blake3.blake3(filled(PATTERNS[1], length)).digest()
@@ -148,7 +151,7 @@ def test_fill_with_digests(context: Context, length: int, path: str) -> None:
     assert (bytes(record.src_digest), bytes(record.dst_digest)) == (bytes(32), expected)
 
 
-def test_pattern_is_no_address(context: Context) -> None:
+def test_pattern_is_never_read_as_an_address(context: Context) -> None:
     """It may be one by chance, of the destination even: nothing is read there, nothing overlaps."""
     dst = Memory(PAGE)
     for pattern in (dst.address, dst.address + 8, 16, 0xFFFF_8880_0000_0000):
@@ -156,7 +159,7 @@ def test_pattern_is_no_address(context: Context) -> None:
         assert dst.read() == filled(pattern, PAGE)
 
 
-def test_fill_of_untouched_memory_reads_nothing(context: Context) -> None:
+def test_fill_needs_no_read_permission(context: Context) -> None:
     dst = Memory(PAGE)
     dst.protect(mmap.PROT_WRITE)
     check(context.run(abi.fill(5, dst.address, PAGE)), 0, PAGE)
@@ -168,8 +171,8 @@ def test_fill_of_untouched_memory_reads_nothing(context: Context) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_compare_equal(context: Context, path: str) -> None:
-    src, dst = small_pages(4 * PIECE).randomize(), small_pages(4 * PIECE)
+def test_compare_accepts_equal_ranges(context: Context, path: str) -> None:
+    src, dst = small_pages(4 * CHUNK).randomize(), small_pages(4 * CHUNK)
     for length in LENGTHS:
         for shift in SHIFTS:
             dst.write(src.read(shift, length), 3)
@@ -185,11 +188,11 @@ def test_compare_equal(context: Context, path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_compare_finds_the_first_difference(context: Context, path: str) -> None:
     """Wherever it is, and whatever differs behind it."""
-    length = 2 * PIECE + 100
+    length = 2 * CHUNK + 100
     src, dst = small_pages(length + 8).randomize(), small_pages(length + 8)
     places = {0, 1, 2, 3, 4, 7, 8, 9, 63, 64, 65, PAGE - 1, PAGE, PAGE - 4, PAGE - 5, PAGE + 1,
-              PIECE // 2 - 1, PIECE // 2, PIECE // 2 + 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1,
-              2 * PIECE, length - 2, length - 1}
+              CHUNK // 2 - 1, CHUNK // 2, CHUNK // 2 + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 1,
+              2 * CHUNK, length - 2, length - 1}
     for src_shift, dst_shift in [(0, 0), (1, 0), (5, 4), (3, 8)]:
         dst.write(src.read(src_shift, length), dst_shift)
         entry = (src.address + src_shift, dst.address + dst_shift, length, PATHS[path])
@@ -214,7 +217,7 @@ def test_compare_without_a_record_counts_as_an_error(context: Context) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_compare_only_reads(context: Context, path: str) -> None:
+def test_compare_needs_no_write_permission(context: Context, path: str) -> None:
     """Neither side needs write permission."""
     src, dst = Memory(2 * PAGE).randomize(), Memory(2 * PAGE)
     dst.write(src.read())
@@ -256,7 +259,7 @@ EXCLUDED: list[tuple[str, dict[str, int]]] = [
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_excluded(context: Context, name: str) -> None:
+def test_excluded_flags_and_fields_are_refused(context: Context, name: str) -> None:
     memory = Memory(4 * PAGE)
     for changes in (changes for operation, changes in EXCLUDED if operation == name):
         entry = ENTRIES[name](memory)
@@ -281,7 +284,7 @@ NEEDS = {"hash": (mmap.PROT_READ, None), "fill": (None, mmap.PROT_WRITE),
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_memory_that_is_not_mapped(context: Context, name: str) -> None:
+def test_operations_refuse_unmapped_memory(context: Context, name: str) -> None:
     """As a whole, in the middle, at the end; or without the permission the operation needs."""
     make = {"hash": lambda src, dst, flags: abi.hash_only(src, 3 * PAGE, flags),
             "fill": lambda src, dst, flags: abi.fill(src, dst, 3 * PAGE, flags),
@@ -299,7 +302,7 @@ def test_memory_that_is_not_mapped(context: Context, name: str) -> None:
                     context.enter([make(src.address, dst.address, flags | abi.RECORD)])
 
 
-def test_fill_that_is_hashed_needs_to_read(context: Context) -> None:
+def test_hashed_fill_needs_read_permission(context: Context) -> None:
     dst = Memory(PAGE)
     dst.protect(mmap.PROT_WRITE)
     for flags in (abi.VERIFY_HASH, abi.DIGEST_ONLY):
@@ -308,10 +311,10 @@ def test_fill_that_is_hashed_needs_to_read(context: Context) -> None:
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_memory_that_goes_away(paused: Context, name: str) -> None:
+def test_memory_taken_away_is_efault_with_its_bytes_done(paused: Context, name: str) -> None:
     """-EFAULT, bytes_done before the hole, and no more was done than it says."""
-    src, dst = Memory(4 * PIECE).randomize(), Memory(4 * PIECE)
-    hole = 2 * PIECE + 3 * PAGE
+    src, dst = Memory(4 * CHUNK).randomize(), Memory(4 * CHUNK)
+    hole = 2 * CHUNK + 3 * PAGE
     if name == "compare":
         dst.write(src.read())
     entry = {"hash": abi.hash_only(src.address, src.length),
@@ -330,18 +333,18 @@ def test_memory_that_goes_away(paused: Context, name: str) -> None:
     assert paused.snapshot().dma_bytes == (record.bytes_done if name == "fill" else 0)
 
 
-def test_difference_before_the_hole(paused: Context) -> None:
-    """In an earlier piece: what is behind the first difference is of no matter."""
-    src, dst = Memory(3 * PIECE), Memory(3 * PIECE)
-    paused.enter([abi.compare(src.address, dst.address, 3 * PIECE, abi.RECORD)])
+def test_compare_stops_at_a_difference_before_a_hole(paused: Context) -> None:
+    """In an earlier chunk: what is behind the first difference is of no matter."""
+    src, dst = Memory(3 * CHUNK), Memory(3 * CHUNK)
+    paused.enter([abi.compare(src.address, dst.address, 3 * CHUNK, abi.RECORD)])
     dst.flip(100)
-    dst.unmap(2 * PIECE, PIECE)
+    dst.unmap(2 * CHUNK, CHUNK)
     paused.enable()
     check(paused.reap(1)[0], -errno.EBADMSG, 100)
 
 
 @pytest.mark.parametrize("name", ["fill", "compare"])
-def test_zero_copy_and_shared_files(context: Context, tmp_path: Path, name: str) -> None:
+def test_zero_copy_works_on_shared_tmpfs_files(context: Context, tmp_path: Path, name: str) -> None:
     """tmpfs has no writeback: all of it is served there."""
     path = tmp_path / "file"
     path.write_bytes(bytes(PAGE))
@@ -364,7 +367,7 @@ def doomed(cookie: int, flags: int = 0) -> tuple[Entry, Callable[[], None]]:
 
 
 @pytest.mark.parametrize("fails_at", [None, 0, 1, 2, 4, 5])
-def test_chain(paused: Context, fails_at: int | None) -> None:
+def test_failure_cancels_the_rest_of_its_chain(paused: Context, fails_at: int | None) -> None:
     """Five linked entries and a last: those behind the one that fails are canceled; what comes then runs."""
     batch, spoils = [], []
     dst = Memory(PAGE)
@@ -395,7 +398,7 @@ def test_chain(paused: Context, fails_at: int | None) -> None:
     assert dst.read(0, 56) == struct.pack("<7Q", *expected)
 
 
-def test_link_across_requests(paused: Context) -> None:
+def test_link_holds_across_requests(paused: Context) -> None:
     """Whatever request takes the next entry in."""
     src, dst = Memory(PAGE), Memory(PAGE)
     entry, spoil = doomed(1, abi.LINK)
@@ -409,7 +412,7 @@ def test_link_across_requests(paused: Context) -> None:
     assert statuses == [-errno.EFAULT, -errno.ECANCELED, -errno.ECANCELED, 0]
 
 
-def test_link_to_an_entry_that_comes_later(context: Context) -> None:
+def test_failed_link_cancels_an_entry_submitted_later(context: Context) -> None:
     """It has failed, it is retired and its record read: the next is canceled all the same."""
     memory = Memory(PAGE)
     context.enter([abi.compare(memory.address, memory.address + 8, 8, abi.RECORD | abi.LINK)])
@@ -426,7 +429,7 @@ def test_link_to_an_entry_that_comes_later(context: Context) -> None:
     assert context.run(abi.nop(5)).status == 0
 
 
-def test_chain_ends_with_the_ring(context: Context) -> None:
+def test_setup_and_reset_end_a_chain(context: Context) -> None:
     """Neither RESET nor another SETUP hands a failed link on."""
     memory = Memory(PAGE)
     memory.flip(0)
@@ -439,7 +442,7 @@ def test_chain_ends_with_the_ring(context: Context) -> None:
         assert context.run(abi.nop(5)).status == 0
 
 
-def test_canceled_link_of_a_sync_request(context: Context) -> None:
+def test_sync_request_reports_its_canceled_link(context: Context) -> None:
     """The request says why: ECANCELED."""
     memory = Memory(PAGE)
     memory.flip(0)
@@ -453,7 +456,7 @@ def test_canceled_link_of_a_sync_request(context: Context) -> None:
     context.submit(memory.address, memory.address + 64, 8, abi.COMPLETE_SYNC)
 
 
-def test_chains_beside_each_other(paused: Context) -> None:
+def test_failed_chain_leaves_other_chains_alone(paused: Context) -> None:
     """A link that fails is of no matter to another chain."""
     memory = Memory(PAGE)
     memory.flip(0)
@@ -467,7 +470,7 @@ def test_chains_beside_each_other(paused: Context) -> None:
     assert [record.status for record in paused.reap(7)] == [differ, canceled, 0, differ, canceled, differ, 0]
 
 
-def test_errors_of_a_chain_without_records(paused: Context) -> None:
+def test_canceled_links_without_records_count_as_errors(paused: Context) -> None:
     memory = Memory(PAGE)
     memory.flip(0)
     differs = abi.compare(memory.address, memory.address + 8, 8, abi.LINK)
@@ -505,7 +508,7 @@ def test_every_operation_takes_link_and_barrier(context: Context, name: str, fla
     assert [record.status for record in context.reap(3)] == [0, 0, 0]
 
 
-def test_barrier_behind_a_failure_runs(paused: Context) -> None:
+def test_barrier_runs_after_a_failure(paused: Context) -> None:
     """It is an order, not a link."""
     entry, spoil = doomed(1)
     paused.enter([entry, abi.nop(2, abi.RECORD | abi.BARRIER)])
@@ -517,7 +520,7 @@ def test_barrier_behind_a_failure_runs(paused: Context) -> None:
 # --- CANCEL -----------------------------------------------------------------------------------------------
 
 
-def test_cancel_of_queued_entries(paused: Context) -> None:
+def test_cancel_ends_queued_entries_of_its_cookie(paused: Context) -> None:
     """All with that cookie and no other; they retire in their turn."""
     src, dst = Memory(PAGE).randomize(), Memory(PAGE)
     cookies = [1, 2, 1, 3, 2**64 - 1, 1]
@@ -542,7 +545,7 @@ def test_cancel_of_queued_entries(paused: Context) -> None:
     assert paused.snapshot().dma_bytes == 16
 
 
-def test_cancel_of_what_is_done_or_never_was(context: Context) -> None:
+def test_cancel_refuses_finished_and_unknown_cookies(context: Context) -> None:
     for cookie in (0, 1, 2**64 - 1):
         with context.refuses(errno.ENOENT):
             context.cancel(cookie)
@@ -555,14 +558,14 @@ def test_cancel_of_what_is_done_or_never_was(context: Context) -> None:
         context.cancel(1)
 
 
-def test_cookie_zero_is_a_cookie(paused: Context) -> None:
+def test_cancel_takes_cookie_zero(paused: Context) -> None:
     paused.enter([abi.nop(0, abi.RECORD), abi.nop(1, abi.RECORD)])
     assert paused.cancel(0) == 1
     paused.enable()
     assert [record.status for record in paused.reap(2)] == [-errno.ECANCELED, 0]
 
 
-def test_cancel_twice(paused: Context) -> None:
+def test_cancel_can_be_repeated_until_retirement(paused: Context) -> None:
     """An entry is active until it has retired, canceled or not, and ends once."""
     paused.enter([abi.nop(1, abi.RECORD)])
     assert paused.cancel(1) == 1
@@ -575,7 +578,7 @@ def test_cancel_twice(paused: Context) -> None:
         assert paused.run(abi.nop(1)).status == 0, n
 
 
-def test_cancel_of_a_full_ring() -> None:
+def test_cancel_reaches_every_entry_of_a_full_ring() -> None:
     with Context() as context:
         context.setup(4096, paused=True)
         context.enter([abi.nop(n % 2, abi.RECORD) for n in range(4096)])
@@ -606,8 +609,8 @@ def test_cancel_without_a_record_counts_as_an_error(paused: Context) -> None:
 @abi.needs_root
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
 @pytest.mark.parametrize("name", ["copy", "hash", "compare"])
-def test_cancel_of_the_running_entry(context: Context, tap: Tap, name: str, sync: bool) -> None:
-    """It ends at its next piece: what had arrived is counted, nothing behind it was touched."""
+def test_cancel_ends_the_running_entry_early(context: Context, tap: Tap, name: str, sync: bool) -> None:
+    """It ends at its next chunk: what had arrived is counted, nothing behind it was touched."""
     dst = Memory(tap.memory.length)
     dst.fill(0 if name == "compare" else POISON)
     flags = abi.RECORD | (abi.COMPLETE_SYNC if sync else 0)
@@ -624,7 +627,7 @@ def test_cancel_of_the_running_entry(context: Context, tap: Tap, name: str, sync
     submitter.join()
     first, second = context.reap(2)
     assert (first.cookie, first.status) == (1, -errno.ECANCELED)
-    assert first.bytes_done % PAGE == 0 and first.bytes_done <= PIECE
+    assert first.bytes_done % PAGE == 0 and first.bytes_done <= CHUNK
     assert first.flags == 0
     assert first.engine != 0
     assert (second.cookie, second.status) == (2, 0)
@@ -635,7 +638,7 @@ def test_cancel_of_the_running_entry(context: Context, tap: Tap, name: str, sync
 
 
 @abi.needs_root
-def test_cancel_of_the_running_zero_copy(context: Context, tap: Tap) -> None:
+def test_cancel_reaches_entries_behind_a_stalled_one(context: Context, tap: Tap) -> None:
     """What waits behind one that stands still can be canceled, pinned or not; it ends in its turn."""
     src, dst = small_pages(MIB), small_pages(MIB)
     context.submit(tap.memory.address, dst.address, PAGE, abi.RECORD, 1)
@@ -648,11 +651,11 @@ def test_cancel_of_the_running_zero_copy(context: Context, tap: Tap) -> None:
     check_canceled(second)
 
 
-def test_cancel_against_a_running_ring(context: Context) -> None:
+def test_cancel_is_exact_against_a_running_ring(context: Context) -> None:
     """At any moment: what it says was canceled ends so or is done; the rest is as if nobody had asked."""
     src, dst = Memory(MIB).randomize(), Memory(MIB)
     for turn in range(60):
-        length = [64, PAGE, 4 * PIECE, MIB][turn % 4]
+        length = [64, PAGE, 4 * CHUNK, MIB][turn % 4]
         dst.fill(POISON, 0, length)
         entered = context.enter([abi.copy(src.address, dst.address, length, abi.RECORD, 1),
                                  abi.nop(2, abi.RECORD)])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Who may use a context, and what happens around it: fork, exec, threads, poll, signals, sudden death."""
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import abi
@@ -41,12 +42,6 @@ REQUESTS: dict[str, Callable[[Context], object]] = {
 _WORK = Memory(2 * PAGE)
 
 
-@pytest.fixture
-def context() -> Iterator[Context]:
-    with Context() as context:
-        yield context
-
-
 def check_foreign(context: Context) -> None:
     """Nothing but QUERY is for this process, and poll() says so."""
     for name, request in REQUESTS.items():
@@ -66,7 +61,7 @@ def check_foreign(context: Context) -> None:
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["idle", "queued"])
-def test_fork(context: Context, paused: bool) -> None:
+def test_forked_child_is_refused(context: Context, paused: bool) -> None:
     context.setup(4, paused=paused)
     if paused:
         context.enter([abi.nop(1, abi.RECORD)])
@@ -79,7 +74,7 @@ def test_fork(context: Context, paused: bool) -> None:
     assert context.run(abi.nop(2)).cookie == 2
 
 
-def test_scm_rights() -> None:
+def test_receiver_by_scm_rights_is_refused() -> None:
     """The receiver was forked before there was a file."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
@@ -137,7 +132,7 @@ def program(fd: int) -> list[str]:
 FOREIGN = str([0] + [errno.EPERM] * 13)
 
 
-def test_exec_of_a_child(context: Context) -> None:
+def test_executed_child_is_refused(context: Context) -> None:
     context.setup(4)
     before = context.snapshot()
     said = subprocess.run(program(context.fd), pass_fds=[context.fd], check=True, stdout=subprocess.PIPE,
@@ -146,7 +141,7 @@ def test_exec_of_a_child(context: Context) -> None:
     assert context.snapshot() == before
 
 
-def test_exec_of_the_owner() -> None:
+def test_exec_of_the_owner_stops_queued_entries() -> None:
     """The same process, another memory: whatever was queued before does not touch the new one."""
     reader, writer = os.pipe()
 
@@ -177,7 +172,7 @@ def test_context_belongs_to_whoever_sets_it_up(context: Context) -> None:
     check_foreign(context)
 
 
-def test_reset_unties(context: Context) -> None:
+def test_reset_frees_the_context_for_another_process(context: Context) -> None:
     context.setup(4)
 
     def sets_up() -> None:
@@ -240,7 +235,7 @@ def events(context: Context) -> int:
     return sum(event for _, event in poll.poll(0))
 
 
-def test_poll_events(context: Context) -> None:
+def test_poll_reports_records_and_room(context: Context) -> None:
     """POLLIN: unread records. POLLOUT: room in the ring."""
     context.setup(2, paused=True)
     assert events(context) == select.POLLOUT
@@ -261,7 +256,7 @@ def test_poll_events(context: Context) -> None:
 
 
 @pytest.mark.parametrize("waits_for", [select.POLLIN, select.POLLOUT], ids=["POLLIN", "POLLOUT"])
-def test_poll_is_woken(context: Context, waits_for: int) -> None:
+def test_poll_wakes_for_records_and_room(context: Context, waits_for: int) -> None:
     context.setup(1, paused=True)
     context.enter([abi.nop(1, abi.RECORD)])
     poll = select.poll()
@@ -271,7 +266,7 @@ def test_poll_is_woken(context: Context, waits_for: int) -> None:
     assert poll.poll(LONG * 1000) == [(context.fd, waits_for)]
 
 
-def test_epoll_edge(context: Context) -> None:
+def test_each_record_is_an_epoll_edge(context: Context) -> None:
     """Every record is an edge."""
     context.setup(4)
     epoll = select.epoll()
@@ -286,7 +281,7 @@ def test_epoll_edge(context: Context) -> None:
 # --- threads ----------------------------------------------------------------------------------------------
 
 
-def test_many_threads_on_one_ring(context: Context) -> None:
+def test_many_threads_share_one_ring(context: Context) -> None:
     """Every entry runs once, every record reaches one of them once, and all bytes are counted."""
     context.setup(7)
     workers, turns, lock = 6, 60, threading.Lock()
@@ -327,7 +322,7 @@ def test_many_threads_on_one_ring(context: Context) -> None:
     assert snapshot.dma_bytes == sum(cookie & 0xFFFFFFFF for cookie in submitted)
 
 
-def test_many_threads_copy_synchronously(context: Context) -> None:
+def test_sync_copies_of_many_threads_get_their_own_results(context: Context) -> None:
     """Each gets its own result."""
     context.setup(3)
 
@@ -382,7 +377,7 @@ def test_sync_copy_waits_through_signals(context: Context) -> None:
 @abi.needs_root
 @pytest.mark.parametrize("kind", ["async", "sync", "zero_copy_behind"])
 @pytest.mark.parametrize("tap_first", [False, True], ids=["device_closed_first", "tap_closed_first"])
-def test_kill_while_the_engine_stands_still(kind: str, tap_first: bool) -> None:
+def test_process_dies_while_its_copy_stands_still(kind: str, tap_first: bool) -> None:
     """The process dies although its memory does not come, and takes nothing with it."""
     reader, writer = os.pipe()
 
@@ -420,7 +415,7 @@ def test_kill_while_the_engine_stands_still(kind: str, tap_first: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["queued", "zero_copy", "running", "sync", "waiting"])
-def test_kill_with_work_in_the_ring(kind: str) -> None:
+def test_killed_process_leaves_the_device_working(kind: str) -> None:
     reader, writer = os.pipe()
 
     def works() -> None:
@@ -466,7 +461,7 @@ def test_kill_with_work_in_the_ring(kind: str) -> None:
         pytest.fail("the charge never comes back")
 
 
-def test_close_with_work_in_the_ring() -> None:
+def test_close_ends_the_work_in_the_ring() -> None:
     """Closed with entries queued or running the device goes on for others, and the memory is ours again."""
     src, dst = Memory(64 * MIB), Memory(64 * MIB)
     for paused in (True, False):
@@ -480,7 +475,7 @@ def test_close_with_work_in_the_ring() -> None:
         assert other.run(abi.nop(1)).status == 0
 
 
-def test_close_under_a_waiting_thread() -> None:
+def test_wait_outlives_close_by_another_thread() -> None:
     """The wait holds the file: it goes on until its deadline, and breaks nothing."""
     context = Context()
     context.setup(4, paused=True)
@@ -497,7 +492,7 @@ def test_close_under_a_waiting_thread() -> None:
     assert waiter.result == errno.ETIME
 
 
-def test_address_space_shrinks_while_it_runs(context: Context) -> None:
+def test_munmap_against_a_running_copy_is_safe(context: Context) -> None:
     """Unmapping against a running copy: EFAULT or done, and the bytes counted are the bytes moved."""
     context.setup(4)
     for _ in range(10):
@@ -513,11 +508,11 @@ def test_address_space_shrinks_while_it_runs(context: Context) -> None:
         assert dst.equals(src, shown)
 
 
-def test_many_contexts_at_once() -> None:
-    contexts = [Context() for _ in range(100)]
-    for n, context in enumerate(contexts):
-        context.setup(1 + n)
-        context.enter([abi.nop(n, abi.RECORD)])
-    assert [context.reap(1)[0].cookie for context in contexts] == list(range(100))
-    for context in contexts:
-        context.close()
+def test_many_contexts_work_at_once() -> None:
+    """Not more than an ordinary user may have: rings count as locked memory."""
+    with contextlib.ExitStack() as stack:
+        contexts = [stack.enter_context(Context()) for _ in range(50)]
+        for n, context in enumerate(contexts):
+            context.setup(1 + n)
+            context.enter([abi.nop(n, abi.RECORD)])
+        assert [context.reap(1)[0].cookie for context in contexts] == list(range(50))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every request in every state, and what each makes of a bad argument: the table of docs/abi.md."""
+"""Every request in every state, and with bad arguments: the table of docs/reference/requests.md."""
 
 import ctypes
 import errno
@@ -11,13 +11,6 @@ from pathlib import Path
 import abi
 import pytest
 from abi import PAGE, Context, Memory
-
-
-@pytest.fixture
-def context() -> Iterator[Context]:
-    with Context() as context:
-        yield context
-
 
 # --- the states -------------------------------------------------------------------------------------------
 
@@ -281,7 +274,7 @@ COLUMN = {"fresh": "none", "reset": "none", "idle": "idle", "queued": "busy", "u
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.__name__)
-def test_table(context: Context, request_: Check, state: str) -> None:
+def test_every_request_answers_as_the_table_says(context: Context, request_: Check, state: str) -> None:
     bring_to(state, context)
     expected = REQUESTS[request_][COLUMN[state]]
     if isinstance(expected, int):
@@ -295,7 +288,7 @@ def test_table(context: Context, request_: Check, state: str) -> None:
 
 
 @pytest.mark.parametrize("ring", [False, True], ids=["fresh", "idle"])
-def test_setup_refuses_size(context: Context, ring: bool) -> None:
+def test_setup_refuses_wrong_sizes(context: Context, ring: bool) -> None:
     if ring:
         context.setup(4)
     for size in (0, 4097, 8192, 2**31, 2**32 - 1):
@@ -306,13 +299,13 @@ def test_setup_refuses_size(context: Context, ring: bool) -> None:
 
 
 @pytest.mark.parametrize("field", ["head", "tail", "reserved"])
-def test_setup_ring_refuses_fields(context: Context, field: str) -> None:
+def test_setup_ring_refuses_nonzero_fields(context: Context, field: str) -> None:
     for value in (1, 2**32 - 1):
         with context.refuses(errno.EINVAL):
             context.setup_ring(4, **{field: value})
 
 
-def test_setup2_refuses_flags(context: Context) -> None:
+def test_setup2_refuses_unknown_flags(context: Context) -> None:
     for bit in range(1, 32):
         with context.refuses(errno.EINVAL):
             context.setup(4, flags=1 << bit)
@@ -323,13 +316,13 @@ def test_setup2_refuses_name_without_end(context: Context) -> None:
         context.setup(4, engine=b"cpu" + b"x" * 29)
 
 
-def test_setup2_refuses_engine(context: Context) -> None:
+def test_setup2_refuses_unknown_engines(context: Context) -> None:
     for name in (b"no such engine", b"x" * 31, b"AUTO", b"auto ", b"\xff"):
         with context.refuses(errno.ENODEV):
             context.setup(4, engine=name)
 
 
-def test_setup2_engines(context: Context) -> None:
+def test_setup2_takes_every_engine_by_name(context: Context) -> None:
     """Every engine there is can be asked for by name, and then runs the ring."""
     for engine in context.query(16)[1]:
         context.setup(4, engine=engine.name)
@@ -363,7 +356,7 @@ def test_setup_refuses_beyond_max_rings(context: Context, max_rings: Path) -> No
 
 
 @abi.needs_root
-def test_rings_are_given_back(context: Context, max_rings: Path) -> None:
+def test_reset_and_close_give_rings_back(context: Context, max_rings: Path) -> None:
     """By RESET and by close()."""
     max_rings.write_text("2")
     for _ in range(10):
@@ -376,7 +369,7 @@ def test_rings_are_given_back(context: Context, max_rings: Path) -> None:
 # --- QUERY ------------------------------------------------------------------------------------------------
 
 
-def test_query_values(context: Context) -> None:
+def test_query_reports_version_features_and_limits(context: Context) -> None:
     query, engines = context.query(16)
     assert query.version == 1
     assert query.features == 0b111111
@@ -404,7 +397,7 @@ def test_query_writes_no_more_engines_than_asked(context: Context) -> None:
     assert engines[0].size == 40
 
 
-def test_query_engines_fault(context: Context) -> None:
+def test_query_refuses_a_bad_engines_array(context: Context) -> None:
     with context.refuses(errno.EFAULT):
         context.ioctl(abi.QUERY, abi.Query(size=72, engines=16, max_engines=1))
 
@@ -472,7 +465,7 @@ def test_request_number_grows_with_the_struct(ring: Context, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_longer_struct_with_anything_else_is_refused(ring: Context, name: str) -> None:
+def test_longer_struct_with_nonzero_tail_is_refused(ring: Context, name: str) -> None:
     number, make = SIZED[name]
     for where in (0, 7, 8, 999):
         tail = bytearray(1000)
@@ -509,7 +502,7 @@ def test_nothing_is_written_behind_the_struct(ring: Context, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_bad_argument(ring: Context, name: str) -> None:
+def test_bad_argument_addresses_are_efault(ring: Context, name: str) -> None:
     """NULL, near NULL, the kernel's half, its end, and between the halves."""
     for address in (0, 1, 0x1000, 0xFFFF_8880_0000_0000, 2**64 - 8, 1 << 62):
         with ring.refuses(errno.EFAULT):
@@ -517,7 +510,7 @@ def test_bad_argument(ring: Context, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_argument_at_the_end_of_a_page(ring: Context, name: str) -> None:
+def test_argument_may_end_where_its_page_ends(ring: Context, name: str) -> None:
     """It works to its last byte; one byte further and it is EFAULT."""
     number, make = ARGUMENTS[name]
     structure = make()
@@ -534,7 +527,7 @@ def test_argument_at_the_end_of_a_page(ring: Context, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY",
                                   "GET_STATUS", "GET_RING"])
-def test_answer_into_read_only_memory(ring: Context, name: str) -> None:
+def test_answer_into_read_only_memory_is_efault(ring: Context, name: str) -> None:
     number, make = ARGUMENTS[name]
     memory = Memory(PAGE)
     memory.write(bytes(make()))
@@ -577,7 +570,7 @@ def test_cancel_with_read_only_argument_cancels_nothing(context: Context) -> Non
     assert context.reap(1)[0].status == 0
 
 
-def test_setup_with_read_only_argument() -> None:
+def test_setup_ring_and_eventfd_take_read_only_arguments() -> None:
     """SETUP_RING and EVENTFD only read: a constant struct is as good as any."""
     memory = Memory(PAGE)
     memory.write(bytes(abi.RingInfo(4)))
@@ -590,7 +583,7 @@ def test_setup_with_read_only_argument() -> None:
 
 
 @pytest.mark.parametrize("name", ["ENTER", "SNAPSHOT", "CANCEL", "EVENTFD", "LATENCY"])
-def test_flags_are_refused(ring: Context, name: str) -> None:
+def test_unknown_flags_are_refused(ring: Context, name: str) -> None:
     number, make = SIZED[name]
     for bit in range(32):
         argument = make()
@@ -600,7 +593,7 @@ def test_flags_are_refused(ring: Context, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["CANCEL", "EVENTFD"])
-def test_reserved_is_refused(ring: Context, name: str) -> None:
+def test_nonzero_reserved_fields_are_refused(ring: Context, name: str) -> None:
     number, make = SIZED[name]
     for value in (1, 1 << 31):
         argument = make()
@@ -609,7 +602,7 @@ def test_reserved_is_refused(ring: Context, name: str) -> None:
             ring.ioctl(number, argument)
 
 
-def test_latency_buckets_fault(ring: Context) -> None:
+def test_latency_refuses_a_bad_buckets_array(ring: Context) -> None:
     """At a made-up address, and at the end of a page; without an array there is the rest."""
     memory = Memory(2 * PAGE)
     memory.protect(abi.PROT_NONE, PAGE)
@@ -629,7 +622,7 @@ def test_latency_buckets_fault(ring: Context) -> None:
     0x40184E0B, 0x80284E0C, 0xC0104E0D, 0x40284E0E,  # as have the last four
     0x00005401,  # TCGETS: isatty() asks everything
 ], ids=hex)
-def test_unknown_requests(ring: Context, number: int) -> None:
+def test_unknown_requests_are_enotty(ring: Context, number: int) -> None:
     memory = Memory(PAGE)
     with ring.refuses(errno.ENOTTY):
         abi.ioctl(ring.fd, number, memory.address)
@@ -649,14 +642,14 @@ def test_snapshot_refuses_too_few_entries(context: Context) -> None:
     assert context.snapshot(3).active == 3
 
 
-def test_snapshot_entries_fault(context: Context) -> None:
+def test_snapshot_refuses_a_bad_entries_array(context: Context) -> None:
     context.setup(4, paused=True)
     context.enter([abi.nop()])
     with context.refuses(errno.EFAULT):
         context.ioctl(abi.SNAPSHOT, abi.SnapshotArg(size=112, entries=16, max_entries=4))
 
 
-def test_snapshot_entries_not_asked_for(context: Context) -> None:
+def test_snapshot_works_without_an_entries_array(context: Context) -> None:
     """Without an array there is the rest: whoever only wants the counters needs no room for 4096 entries."""
     context.setup(4, paused=True)
     context.enter([abi.nop(), abi.nop()])
@@ -666,13 +659,13 @@ def test_snapshot_entries_not_asked_for(context: Context) -> None:
     assert bytes(argument.ring_hash) == context.snapshot().computed_hash()
 
 
-def test_no_write(context: Context) -> None:
+def test_write_is_refused(context: Context) -> None:
     context.setup(4)
     with context.refuses(errno.EINVAL):
         os.write(context.fd, bytes(64))
 
 
-def test_fixed_limits() -> None:
+def test_fixed_limits_are_in_sysfs_and_read_only() -> None:
     """What QUERY says, for administrators: not to be changed."""
     limits = abi.SYSFS / "limits"
     assert (limits / "max_entries").read_text() == "4096\n"

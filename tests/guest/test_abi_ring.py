@@ -16,12 +16,6 @@ SIZES = [1, 2, 3, 255, 4096]
 
 
 @pytest.fixture
-def context() -> Iterator[Context]:
-    with Context() as context:
-        yield context
-
-
-@pytest.fixture
 def tap() -> Iterator[Tap]:
     tap = Tap()
     yield tap
@@ -84,7 +78,7 @@ def test_indices_wrap(context: Context, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_legacy_wraps(context: Context, size: int) -> None:
+def test_legacy_indices_wrap(context: Context, size: int) -> None:
     context.setup_ring(size)
     src, dst = Memory(PAGE).randomize(), Memory(PAGE)
     total = min(2 * size + 5, 600)
@@ -98,7 +92,7 @@ def test_legacy_wraps(context: Context, size: int) -> None:
 
 @abi.needs_root
 @pytest.mark.parametrize("size", [1, 2, 3, 255])
-def test_running_ring_full_and_wrapped(context: Context, tap: Tap, size: int) -> None:
+def test_running_ring_counts_and_hashes_at_every_fill(context: Context, tap: Tap, size: int) -> None:
     """With the engine held at one entry: room, counters, hash at every fill, around the end of the ring."""
     context.setup(size)
     for _ in range(size - 1):
@@ -147,14 +141,14 @@ def test_setup_replaces_an_idle_ring(context: Context) -> None:
 # --- the hash ---------------------------------------------------------------------------------------------
 
 
-def test_hash_before_setup(context: Context) -> None:
+def test_hash_before_setup_is_of_zeros(context: Context) -> None:
     """The hash of zeros: 24 bytes of ring and 8 of dma_bytes."""
     assert context.snapshot().computed_hash() == bytes(context.status().ring_hash)
     assert context.snapshot() == abi.UNTOUCHED
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 255])
-def test_hash_at_every_fill(context: Context, size: int) -> None:
+def test_hash_matches_the_snapshot_at_every_fill(context: Context, size: int) -> None:
     context.setup(size, paused=True, label=0x0123456789ABCDEF)
     memory = Memory(2 * PAGE)
     rng = random.Random(size)
@@ -183,7 +177,7 @@ def test_hash_at_every_fill(context: Context, size: int) -> None:
     assert snapshot.computed_hash() == snapshot.ring_hash == bytes(context.status().ring_hash)
 
 
-def test_hash_of_the_largest_ring(context: Context) -> None:
+def test_hash_matches_on_the_largest_ring(context: Context) -> None:
     context.setup(4096, paused=True)
     context.enter([abi.nop(n) for n in range(4096)])
     snapshot = context.snapshot()
@@ -211,7 +205,7 @@ def test_hash_binds_everything(context: Context) -> None:
 
 
 def test_snapshots_of_a_running_ring_are_consistent(context: Context) -> None:
-    """Every one of them hashes to what it says, whatever runs meanwhile."""
+    """Every snapshot has the hash that it reports, whatever runs during it."""
     context.setup(16)
     src, dst = Memory(16 * PAGE), Memory(16 * PAGE)
     counts = []
@@ -248,7 +242,7 @@ def test_records_come_in_order_with_their_cookies(context: Context) -> None:
         assert bytes(record.src_digest) == bytes(record.dst_digest) == bytes(32)
 
 
-def test_record_of_a_copy(context: Context) -> None:
+def test_record_describes_its_copy(context: Context) -> None:
     context.setup(8)
     src, dst = Memory(PAGE).randomize(), Memory(PAGE)
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -271,7 +265,7 @@ def test_legacy_descriptor_leaves_a_record_too(context: Context) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 255])
-def test_records_are_reserved(context: Context, size: int) -> None:
+def test_room_for_records_is_reserved_at_submit(context: Context, size: int) -> None:
     """Twice the entries may be reserved or unread; beyond that only entries without a record are taken."""
     assert context.setup(size).records == 2 * size
     for n in range(2 * size):
@@ -309,7 +303,7 @@ def test_refused_entries_keep_no_reservation(context: Context) -> None:
         context.enter([abi.nop(4, abi.RECORD)])
 
 
-def test_records_room_holds_back_a_batch(context: Context) -> None:
+def test_missing_record_room_ends_a_batch(context: Context) -> None:
     """The first entry refused ends the batch, although a later one would fit."""
     context.setup(4)
     for n in range(7):
@@ -341,7 +335,7 @@ def test_faulting_records_pointer_loses_no_record(context: Context) -> None:
 # --- ENTER ------------------------------------------------------------------------------------------------
 
 
-def test_enter_in_batches(context: Context) -> None:
+def test_enter_submits_and_collects_in_one_request(context: Context) -> None:
     """Submit and collect in one request; records of earlier entries come first."""
     context.setup(8)
     context.enter([abi.nop(1, abi.RECORD), abi.nop(2, abi.RECORD)])
@@ -361,7 +355,7 @@ def test_enter_hands_out_no_more_than_asked(context: Context) -> None:
     assert [record.cookie for record in context.enter(max_records=100).records] == [3, 4, 5, 6, 7]
 
 
-def test_enter_huge_counts(context: Context) -> None:
+def test_enter_takes_huge_counts(context: Context) -> None:
     """Counts are not believed for allocations: 2^32 - 1 of each is fine."""
     context.setup(4)
     records = (abi.Record * 4)()
@@ -383,7 +377,7 @@ def test_enter_huge_counts(context: Context) -> None:
     assert argument.error == -errno.ENOSPC
 
 
-def test_min_records_over_max_records(context: Context) -> None:
+def test_enter_refuses_min_records_over_max_records(context: Context) -> None:
     context.setup(4)
     with context.refuses(errno.EINVAL):
         context.enter([abi.nop()], max_records=1, min_records=2)
@@ -398,7 +392,7 @@ def test_deadline_zero_never_waits(context: Context) -> None:
         context.enter(max_records=1, min_records=1)
 
 
-def test_deadline_passes(context: Context) -> None:
+def test_passed_deadline_is_etime(context: Context) -> None:
     context.setup(4, paused=True)
     deadline = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 50_000_000
     entered = context.enter([abi.nop(1, abi.RECORD)], max_records=1, min_records=1, deadline_ns=deadline)
@@ -408,7 +402,7 @@ def test_deadline_passes(context: Context) -> None:
         context.enter(max_records=1, min_records=1, deadline_ns=1)  # long ago
 
 
-def test_deadline_gives_what_there_is(context: Context) -> None:
+def test_passed_deadline_hands_out_fewer_records(context: Context) -> None:
     """Fewer records than waited for are handed out all the same."""
     context.setup(4)
     context.enter([abi.nop(1, abi.RECORD), abi.nop(2, abi.RECORD)])
@@ -459,7 +453,7 @@ def test_refused_entry_ends_the_request_without_waiting(context: Context) -> Non
         context.enter([abi.nop(1, 1 << 31)], max_records=1, min_records=1, wait=LONG)
 
 
-def test_sync_entries_in_a_batch(context: Context) -> None:
+def test_batch_returns_when_its_sync_entries_are_done(context: Context) -> None:
     """A batch returns when its COMPLETE_SYNC entries are done."""
     context.setup(8)
     src, dst = Memory(4 * PAGE).randomize(), Memory(4 * PAGE)
@@ -489,7 +483,7 @@ def test_paused_ring_moves_nothing(context: Context) -> None:
     assert context.snapshot().state == 0
 
 
-def test_set_up_ring_runs(context: Context) -> None:
+def test_legacy_setup_starts_the_ring(context: Context) -> None:
     context.setup_ring(4)
     assert context.snapshot().state == 0
     assert context.run(abi.nop(1)).status == 0
@@ -498,8 +492,8 @@ def test_set_up_ring_runs(context: Context) -> None:
 # --- failures nobody asked a record for -------------------------------------------------------------------
 
 
-def test_errors_are_counted(context: Context) -> None:
-    """Only those without a record; the first status stays; RESET forgets."""
+def test_errors_without_records_are_counted(context: Context) -> None:
+    """Only those without a record; the first status stays; RESET clears them."""
     context.setup(8, paused=True)
     src, dst = Memory(3 * PAGE), Memory(PAGE)
     gone = src.address + PAGE
@@ -520,7 +514,7 @@ def test_errors_are_counted(context: Context) -> None:
 # --- RESET ------------------------------------------------------------------------------------------------
 
 
-def test_reset_of_a_full_paused_ring(context: Context) -> None:
+def test_reset_empties_a_full_paused_ring(context: Context) -> None:
     context.setup(4, paused=True)
     src, dst = Memory(4 * PAGE).randomize(), Memory(4 * PAGE)
     for n in range(4):
@@ -538,7 +532,7 @@ def test_reset_of_a_full_paused_ring(context: Context) -> None:
     assert dst.read() == bytes(4 * PAGE)
 
 
-def test_reset_forgets_unread_records(context: Context) -> None:
+def test_reset_drops_unread_records(context: Context) -> None:
     context.setup(4)
     for n in range(8):
         context.enter([abi.nop(n, abi.RECORD)])
@@ -552,7 +546,7 @@ def test_reset_forgets_unread_records(context: Context) -> None:
         context.drain()
 
 
-def test_reset_of_a_running_copy(context: Context) -> None:
+def test_reset_ends_a_running_copy(context: Context) -> None:
     """After RESET nothing writes the destination any more, and the next ring starts from nothing."""
     length = 256 * MIB
     src, dst = Memory(length), Memory(length)
@@ -569,7 +563,7 @@ def test_reset_of_a_running_copy(context: Context) -> None:
 
 
 @pytest.mark.parametrize("flags", [0, abi.VERIFY_HASH], ids=["default", "verify"])
-def test_reset_under_a_sync_waiter(context: Context, flags: int) -> None:
+def test_reset_ends_a_sync_wait(context: Context, flags: int) -> None:
     """It gets its result or ECANCELED, and does not stay."""
     length = 256 * MIB
     src, dst = Memory(length), Memory(length)
@@ -614,7 +608,7 @@ def test_reset_ends_a_wait_for_records(context: Context) -> None:
 
 @abi.needs_root
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-def test_reset_of_a_copy_that_stands_still(context: Context, tap: Tap, sync: bool) -> None:
+def test_reset_ends_a_stalled_copy_or_can_be_interrupted(context: Context, tap: Tap, sync: bool) -> None:
     """RESET cuts it short, or waits for it until a signal comes and can be called again."""
     context.setup(4)
     dst = Memory(PAGE)
@@ -653,7 +647,7 @@ def test_reset_of_a_copy_that_stands_still(context: Context, tap: Tap, sync: boo
     assert context.run(abi.nop(1)).status == 0
 
 
-def test_reset_from_many_threads(context: Context) -> None:
+def test_reset_from_many_threads_keeps_to_the_table(context: Context) -> None:
     """Against set-up, submission and each other: only the errnos of the table, and all is well at the end."""
     src, dst = Memory(4 * PAGE), Memory(4 * PAGE)
     allowed = {errno.EINVAL, errno.EBUSY, errno.ENOSPC, errno.ECANCELED, errno.ETIME}

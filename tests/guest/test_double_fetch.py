@@ -77,7 +77,7 @@ def ready(request: int) -> Context:
 
 
 @pytest.mark.parametrize("request_number", ARGUMENTS, ids=name)
-def test_an_argument_is_read_once(request_number: int) -> None:
+def test_argument_is_read_once(request_number: int) -> None:
     content = bytes(ARGUMENTS[request_number])
     for split in range(WORD, len(content), WORD):
         with ready(request_number) as context, Argument(content, split) as argument:
@@ -94,7 +94,7 @@ def test_entries_are_read_once() -> None:
 
 
 @pytest.mark.parametrize("request_number", SIZED, ids=name)
-def test_of_a_size_that_is_read_twice_the_first_value_counts(request_number: int) -> None:
+def test_first_value_of_a_size_counts(request_number: int) -> None:
     """The one thing that is read twice: the size, first alone, to know how much there is to read."""
     content = bytearray(bytes(ARGUMENTS[request_number]) + bytes(WORD))
     size = struct.Struct("=I")

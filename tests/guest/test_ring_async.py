@@ -36,7 +36,7 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 @in_loop
-async def test_every_operation() -> None:
+async def test_every_operation_can_be_awaited() -> None:
     data, copied, filled = os.urandom(100 * KIB), bytearray(100 * KIB), bytearray(1001)
     async with AsyncRing(8) as ring:
         done = await ring.copy(src=data, dst=copied, verify=True)
@@ -56,7 +56,7 @@ async def test_every_operation() -> None:
 
 
 @in_loop
-async def test_far_more_tasks_than_entries_and_no_thread() -> None:
+async def test_many_tasks_share_few_entries_without_a_thread() -> None:
     before = threading.active_count()
     data, targets = os.urandom(5000), [bytearray(5000) for _ in range(300)]
     async with AsyncRing(4) as ring:
@@ -67,7 +67,7 @@ async def test_far_more_tasks_than_entries_and_no_thread() -> None:
 
 
 @in_loop
-async def test_the_loop_goes_on_meanwhile(driver: None) -> None:
+async def test_loop_runs_while_operations_wait(driver: None) -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -85,7 +85,7 @@ async def test_the_loop_goes_on_meanwhile(driver: None) -> None:
 
 
 @in_loop
-async def test_completions_of_what_was_submitted() -> None:
+async def test_iterator_yields_uncollected_completions() -> None:
     async with AsyncRing(8) as ring:
         dst = bytearray(KIB)
         first = await ring.submit(Fill(dst=dst, pattern=b"x"))
@@ -99,7 +99,7 @@ async def test_completions_of_what_was_submitted() -> None:
 
 
 @in_loop
-async def test_who_collects_makes_room_for_who_submits() -> None:
+async def test_collecting_makes_room_for_submitting() -> None:
     async with AsyncRing(4) as ring:
         submitted = 0
 
@@ -123,7 +123,7 @@ async def test_who_collects_makes_room_for_who_submits() -> None:
 
 
 @in_loop
-async def test_arrays_of_entries() -> None:
+async def test_arrays_of_entries_run() -> None:
     async with AsyncRing(8) as ring:
         src, dst = ring.ring.allocate(1 << 16), ring.ring.allocate(1 << 16)
         src.view[:] = os.urandom(1 << 16)
@@ -138,7 +138,7 @@ async def test_arrays_of_entries() -> None:
 
 
 @in_loop
-async def test_arrays_are_told_of_the_end() -> None:
+async def test_close_ends_waiting_arrays() -> None:
     async with AsyncRing(8, paused=True) as ring:
         buffer = ring.ring.allocate(64)
         entries = batch.copies(buffer, buffer, src_at=np.zeros(12, int), dst_at=32, length=8)
@@ -154,7 +154,7 @@ async def test_arrays_are_told_of_the_end() -> None:
 
 
 @in_loop
-async def test_refusals_and_failures() -> None:
+async def test_refused_operations_leave_the_ring_usable() -> None:
     async with AsyncRing(4) as ring:
         with pytest.raises(pynymph.ArgumentError, match="src has 3 bytes, dst has 2 bytes"):
             await ring.copy(src=b"abc", dst=bytearray(2))
@@ -187,7 +187,7 @@ async def test_cancelled_tasks_cancel_their_operations() -> None:
 
 
 @in_loop
-async def test_who_waits_for_room_may_be_cancelled() -> None:
+async def test_wait_for_room_can_be_cancelled() -> None:
     async with AsyncRing(1, paused=True) as ring:
         first = asyncio.create_task(ring.digest(src=b"1"))
         late = [asyncio.create_task(ring.digest(src=b"2")) for _ in range(2)]
@@ -202,7 +202,7 @@ async def test_who_waits_for_room_may_be_cancelled() -> None:
 
 @pytest.mark.parametrize("how", ["reset", "close"])
 @in_loop
-async def test_all_that_waits_is_told_of_the_end(how: str) -> None:
+async def test_reset_and_close_end_every_wait(how: str) -> None:
     ring = AsyncRing(1, paused=True)
     try:
         queued = asyncio.create_task(ring.digest(src=b"1"))
@@ -226,7 +226,7 @@ async def test_all_that_waits_is_told_of_the_end(how: str) -> None:
 
 
 @in_loop
-async def test_handles_can_be_cancelled_and_awaited_by_many() -> None:
+async def test_transfers_can_be_cancelled_and_awaited_by_many() -> None:
     async with AsyncRing(4, paused=True) as ring:
         transfers = [await ring.submit(Copy(src=b"abc", dst=bytearray(3))) for _ in range(2)]
         waits = [asyncio.create_task(ring.result(transfers[0])) for _ in range(3)]
@@ -240,6 +240,6 @@ async def test_handles_can_be_cancelled_and_awaited_by_many() -> None:
         assert waits[0].cancelled()
 
 
-def test_it_needs_a_loop() -> None:
+def test_async_ring_needs_a_running_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         AsyncRing()

@@ -29,7 +29,7 @@ def sides(ring: pynymph.Ring) -> tuple[pynymph.RingBuffer, pynymph.RingBuffer]:
     return src, dst
 
 
-def test_the_layout_is_the_headers() -> None:
+def test_dtypes_have_the_layout_of_the_header() -> None:
     for struct, dtype in (("nymph_entry", batch.ENTRY), ("nymph_record", batch.RECORD)):
         kind = pynymph.abi.ffi.typeof(f"struct {struct}")
         assert dtype.itemsize == pynymph.abi.ffi.sizeof(kind)
@@ -40,7 +40,9 @@ def test_the_layout_is_the_headers() -> None:
     assert batch.RECORD["status"] == np.int32
 
 
-def test_copies(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]) -> None:
+def test_batch_copies_ranges_of_any_length(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
     """Here and there, of all lengths, in one request."""
     src, dst = sides
     lengths = np.arange(1, 65) * 15
@@ -57,7 +59,7 @@ def test_copies(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.Rin
         assert bytes(record["src_digest"]) == bytes(record["dst_digest"]) == digest.payload(sent)
 
 
-def test_far_more_than_there_is_room_for(
+def test_rest_of_a_large_array_can_be_submitted_later(
     ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
 ) -> None:
     src, dst = sides
@@ -75,7 +77,7 @@ def test_far_more_than_there_is_room_for(
     assert dst.view[:64000] == src.view[:64000]
 
 
-def test_all_of_them_and_wait(
+def test_run_many_runs_more_entries_than_fit(
     ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
 ) -> None:
     src, dst = sides
@@ -91,7 +93,7 @@ def test_all_of_them_and_wait(
         ring.run_many(entries)
 
 
-def test_all_of_them_beside_other_threads(
+def test_run_many_works_in_many_threads(
     ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
 ) -> None:
     src, dst = sides
@@ -111,7 +113,7 @@ def test_all_of_them_beside_other_threads(
         list(threads.map(work, range(4)))
 
 
-def test_time_is_up(ring: pynymph.Ring) -> None:
+def test_run_many_times_out_and_can_be_repeated(ring: pynymph.Ring) -> None:
     with pynymph.Ring(4, paused=True) as paused:
         buffer = paused.allocate(64)
         entries = batch.copies(buffer, buffer, src_at=0, dst_at=[8, 16, 24, 32], length=8)
@@ -123,7 +125,7 @@ def test_time_is_up(ring: pynymph.Ring) -> None:
         assert not paused.run_many(entries, 60)["status"].any()
 
 
-def test_a_handle_that_is_given_up_is_not_taken_for_anothers(ring: pynymph.Ring) -> None:
+def test_waiting_batch_does_not_use_a_reused_handle(ring: pynymph.Ring) -> None:
     with pynymph.Ring(4, paused=True) as paused, ThreadPoolExecutor() as threads:
         src, dst = paused.allocate(64), paused.allocate(64)
         src.view[:] = b"S" * 64
@@ -156,7 +158,7 @@ def test_a_refusal_names_the_entry(
         ring.run_many(None)  # type: ignore[arg-type]
 
 
-def test_beside_other_operations(
+def test_batches_run_beside_other_operations(
     ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
 ) -> None:
     src, dst = sides
@@ -173,7 +175,7 @@ def test_beside_other_operations(
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_what_is_before_it_counts(ring: pynymph.Ring, verify: bool) -> None:
+def test_entries_of_one_request_run_in_order(ring: pynymph.Ring, verify: bool) -> None:
     """Entries of one request that read and write each other's bytes, as if run one after the other."""
     random, size = np.random.default_rng(1), 4096
     with ring.allocate(size) as buffer, ring.allocate(size) as other:
@@ -209,7 +211,7 @@ def test_what_is_before_it_counts(ring: pynymph.Ring, verify: bool) -> None:
             assert [bytes(memory.view) for memory in memories] == [each.tobytes() for each in now]
 
 
-def test_a_failure_is_its_own_and_breaks_its_chain(
+def test_failure_cancels_only_its_own_chain(
     ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
 ) -> None:
     src, dst = sides
@@ -224,7 +226,9 @@ def test_a_failure_is_its_own_and_breaks_its_chain(
     assert bytes(dst.view[:1200]) == copied
 
 
-def test_any_operation(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]) -> None:
+def test_batch_takes_any_operation(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
     src, dst = sides
     entries = batch.copies(src, dst[100:], src_at=[0, 0, 0], dst_at=[0, 0, 0], length=[50, 50, 50])
     entries["opcode"] = [lib.NYMPH_OP_COPY, lib.NYMPH_OP_FILL, lib.NYMPH_OP_COMPARE]
@@ -236,17 +240,19 @@ def test_any_operation(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pyny
     assert not entries["cookie"].any()  # the caller's stay as they are
 
 
-def test_refusals(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]) -> None:
+def test_copies_refuses_wrong_arguments(
+    ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
+) -> None:
     src, dst = sides
     for arguments, said in [
         ({"src_at": SIZE, "dst_at": 0, "length": 1}, f"src_at[0]: 1 bytes at {SIZE} are not in a buffer"),
         ({"src_at": 0, "dst_at": [0, -1], "length": 1}, "dst_at[1]: 1 bytes at -1 are not in a buffer"),
         ({"src_at": 0, "dst_at": 0, "length": 0}, "src_at[0]: 0 bytes at 0"),
         ({"src_at": [0, 0], "dst_at": [0, 0, 0], "length": 1}, "are not of one length"),
-        ({"src_at": 0, "dst_at": 0, "length": 1.5}, "length is no array of integers"),
+        ({"src_at": 0, "dst_at": 0, "length": 1.5}, "length is 1.5; give a whole number"),
         ({"src_at": 2**63 - 1, "dst_at": 0, "length": 1}, "are not in a buffer"),
         ({"src_at": 0, "dst_at": 0, "length": 2**63 - 1}, "are not in a buffer"),
-        ({"src_at": 0.5, "dst_at": 0, "length": 1}, "src_at is no array of integers"),
+        ({"src_at": 0.5, "dst_at": 0, "length": 1}, "src_at is 0.5; give a whole number"),
     ]:
         with pytest.raises(pynymph.ArgumentError) as refused:
             batch.copies(src, dst, **arguments)
@@ -272,7 +278,7 @@ def test_refusals(ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.R
     assert not ring.submit_many(good).result(60)["status"].any()
 
 
-def test_buffers_are_held_and_ends_are_told(
+def test_batch_holds_its_buffers_and_reports_its_end(
     ring: pynymph.Ring, sides: tuple[pynymph.RingBuffer, pynymph.RingBuffer]
 ) -> None:
     memory = bytearray(SIZE)

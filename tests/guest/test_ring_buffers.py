@@ -3,6 +3,9 @@
 
 import errno
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import pynymph
-from pynymph import Copy, digest
+from pynymph import Copy, batch, digest
 
 KIB = 2**10
 
@@ -23,7 +26,7 @@ def ring() -> Iterator[pynymph.Ring]:
         yield ring
 
 
-def test_allocated_memory_is_zero_and_can_be_both_sides(ring: pynymph.Ring) -> None:
+def test_allocated_memory_is_zeroed_and_can_be_both_sides(ring: pynymph.Ring) -> None:
     data = os.urandom(100 * KIB + 1)
     with ring.allocate(len(data)) as one, ring.allocate(len(data)) as other:
         assert len(one) == one.nbytes == len(data)
@@ -39,7 +42,7 @@ def test_allocated_memory_is_zero_and_can_be_both_sides(ring: pynymph.Ring) -> N
         assert "102401 bytes" in repr(one)
 
 
-def test_the_cpu_is_no_part_of_a_card() -> None:
+def test_cpu_engine_refuses_card_memory() -> None:
     cpu = pynymph.query().engines[1]  # or the model of it
     with pynymph.Ring(8, engine=cpu) as ring:
         with pytest.raises(pynymph.NymphError, match="no channel of a card") as refused:
@@ -47,7 +50,7 @@ def test_the_cpu_is_no_part_of_a_card() -> None:
         assert refused.value.errno == errno.EOPNOTSUPP
 
 
-def test_parts_are_buffers_too(ring: pynymph.Ring) -> None:
+def test_parts_of_buffers_are_buffers(ring: pynymph.Ring) -> None:
     with ring.allocate(10_000) as whole:
         ring.fill(dst=whole[100:9_000][10:20], pattern=b"\xff")
         assert bytes(whole.view) == bytes(110) + b"\xff" * 10 + bytes(9_880)
@@ -63,7 +66,7 @@ def test_parts_are_buffers_too(ring: pynymph.Ring) -> None:
             ring.copy(src=whole[5:5], dst=bytearray())
 
 
-def test_numpy_and_dlpack_see_the_bytes_themselves(ring: pynymph.Ring) -> None:
+def test_numpy_and_dlpack_share_the_bytes(ring: pynymph.Ring) -> None:
     with ring.allocate(4 * 1000) as buffer:
         array = np.asarray(buffer)
         words = array.view("u4")
@@ -106,13 +109,13 @@ def test_tensors_are_taken(ring: pynymph.Ring) -> None:
     with ring.register(Tensor(dst)) as buffer:  # type: ignore[arg-type]
         ring.fill(dst=buffer, pattern=b"\1")
     assert (dst == 0x0101010101010101).all()
-    with pytest.raises(pynymph.ArgumentError, match="does not give its memory to the CPU: it is on another"):
+    with pytest.raises(pynymph.ArgumentError, match="does not give its memory by DLPack: it is on another"):
         ring.copy(src=Elsewhere(src), dst=dst)  # type: ignore[arg-type]
     with pytest.raises(pynymph.ArgumentError, match="C-contiguous"):
         ring.copy(src=Tensor(src[::2]), dst=bytearray(4000))  # type: ignore[arg-type]
 
 
-def test_registered_memory(ring: pynymph.Ring) -> None:
+def test_registered_memory_is_held_until_freed(ring: pynymph.Ring) -> None:
     data = os.urandom(50_000)
     memory = bytearray(50_000)
     buffer = ring.register(memory)
@@ -126,7 +129,7 @@ def test_registered_memory(ring: pynymph.Ring) -> None:
     memory.append(0)
 
 
-def test_read_only_memory_is_a_source_alone(ring: pynymph.Ring) -> None:
+def test_read_only_memory_is_only_a_source(ring: pynymph.Ring) -> None:
     data = os.urandom(5000)
     with pytest.raises(pynymph.ArgumentError, match="read_only=True"):
         ring.register(data)
@@ -139,7 +142,7 @@ def test_read_only_memory_is_a_source_alone(ring: pynymph.Ring) -> None:
             ring.copy(src=bytes(5000), dst=buffer)
 
 
-def test_memory_passed_on_as_a_dmabuf(ring: pynymph.Ring) -> None:
+def test_exported_buffer_is_imported_by_another_ring(ring: pynymph.Ring) -> None:
     data = os.urandom(5 * KIB)
     with pynymph.Ring(8) as other:
         with ring.allocate(len(data)) as one:
@@ -167,7 +170,7 @@ def test_memory_passed_on_as_a_dmabuf(ring: pynymph.Ring) -> None:
             two.export()
 
 
-def test_what_is_no_dmabuf(ring: pynymph.Ring, tmp_path: Path) -> None:
+def test_other_files_are_refused_as_dmabufs(ring: pynymph.Ring, tmp_path: Path) -> None:
     with open(tmp_path / "file", "w+b") as file:
         with pytest.raises(pynymph.NymphError, match="is no dma-buf") as refused:
             ring.import_dmabuf(file.fileno())
@@ -187,7 +190,7 @@ def test_what_is_no_dmabuf(ring: pynymph.Ring, tmp_path: Path) -> None:
             imported.export()
 
 
-def test_use_after_free(ring: pynymph.Ring) -> None:
+def test_freed_buffer_refuses_use(ring: pynymph.Ring) -> None:
     buffer = ring.allocate(100)
     view = buffer.view
     buffer.free()
@@ -204,7 +207,7 @@ def test_use_after_free(ring: pynymph.Ring) -> None:
     assert bytes(view) == bytes(100)
 
 
-def test_freed_with_transfers_in_flight() -> None:
+def test_transfers_in_flight_finish_after_free() -> None:
     memory = bytearray(5000)
     with pynymph.Ring(paused=True) as ring:
         allocated, registered = ring.allocate(5000), ring.register(memory)
@@ -238,17 +241,136 @@ def test_reset_and_close_end_buffers(ring: pynymph.Ring) -> None:
     memory.append(0)
 
 
-def test_garbage_gives_its_handle_back(ring: pynymph.Ring) -> None:
+def test_collected_buffer_returns_its_handle(ring: pynymph.Ring) -> None:
     memory = bytearray(10)
     for _ in range(200):
-        ring.register(memory)
-        assert len(ring._forgotten) == 1  # the next request gives it back
+        handle = ring.register(memory)._memory.handle
+        assert (ring._core.garbage, ring._core.known) == ([], {})
+        assert handle == 1
     memory.append(0)
 
 
-def test_what_cannot_be(ring: pynymph.Ring) -> None:
+def test_collected_buffer_returns_its_memory_at_once(ring: pynymph.Ring) -> None:
+    """It was charged until something was submitted: for ever in who only looked at the ring."""
+    before = held_by(ring)
+    buffer = ring.allocate(6 << 20)
+    assert held_by(ring) != before
+    part = buffer[10:]
+    del buffer
+    assert held_by(ring) != before
+    del part
+    assert held_by(ring) == before
+
+
+def held_by(ring: pynymph.Ring) -> object:
+    """What the driver says of the memory of a ring's buffers, or what the model has."""
+    if isinstance(ring._core.file, pynymph.model.Model):
+        state = ring._core.file._get_ring_state()
+        assert state is not None
+        return list(state.carried.regions)
+    fdinfo = Path(f"/proc/self/fdinfo/{ring.fileno()}").read_text()
+    return [line for line in fdinfo.splitlines() if "buffer" in line]
+
+
+USES = {
+    "status": pynymph.Ring.status,
+    "hash": pynymph.Ring.hash,
+    "snapshot": pynymph.Ring.snapshot,
+    "latency": pynymph.Ring.latency,
+    "enable": pynymph.Ring.enable,
+    "copy": lambda ring: ring.copy(src=b"1", dst=bytearray(1)),
+    "allocate": lambda ring: ring.allocate(1).free(),
+    "completions": lambda ring: list(ring.completions()),
+    "run_many": lambda ring: ring.run_many(np.zeros(0, batch.ENTRY)),
+    "notify": lambda ring: ring.notify(None),
+    "reset": pynymph.Ring.reset,
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_next_call_frees_buffers_collected_during_another(ring: pynymph.Ring, name: str) -> None:
+    before = held_by(ring)
+    buffer = ring.allocate(KIB)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ring._core.lock():
+            held.set()
+            done.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    del buffer  # does not wait for the other thread
+    assert len(ring._core.garbage) == 1
+    done.set()
+    other.join()
+    USES[name](ring)
+    assert (ring._core.garbage, held_by(ring)) == ([], before)
+    if name != "reset":
+        buffer = ring.allocate(KIB)
+        with ring._core.lock():
+            del buffer  # and of this thread's own use
+            assert len(ring._core.garbage) == 1
+        USES[name](ring)
+        assert (ring._core.garbage, held_by(ring)) == ([], before)
+
+
+def test_buffer_collected_in_flight_is_freed_at_its_end() -> None:
+    with pynymph.Ring(8, paused=True) as ring:
+        before = held_by(ring)
+        ring.submit(Copy(src=bytes(100), dst=ring.allocate(100)))
+        buffer = ring.allocate(100)
+        many = ring.submit_many(batch.copies(buffer, buffer, src_at=0, dst_at=50, length=50))
+        del buffer
+        assert held_by(ring) != before
+        ring.enable()
+        ring.copy(src=b"1", dst=bytearray(1))  # ends after both
+        assert many.done and len(list(ring.completions())) == 1
+        assert (ring._core.garbage, held_by(ring)) == ([], before)
+
+
+def test_buffer_collected_in_a_child_stays_with_the_parent(ring: pynymph.Ring) -> None:
+    buffer = ring.allocate(KIB)
+    before = held_by(ring)
+    pid = os.fork()
+    if pid == 0:
+        del buffer
+        os._exit(len(ring._core.garbage) - 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert held_by(ring) == before
+    assert bytes(buffer.view) == bytes(KIB)
+
+
+NO_ROOM = """
+import resource, sys, pynymph
+from pathlib import Path
+ring = pynymph.Ring(8, device=sys.argv[1])
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 20), -1))
+for _ in range(3):
+    try:
+        ring.allocate(6 << 20)
+    except pynymph.NymphError as error:
+        print(error.errno, error.strerror)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+assert ring._core.garbage == []
+assert len(ring.allocate(6 << 20).view) == 6 << 20
+"""
+
+
+def test_full_address_space_is_enomem_naming_the_limit(ring: pynymph.Ring) -> None:
+    command = [sys.executable, "-c", NO_ROOM, ring._core.device]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    refused = done.stdout.splitlines()
+    assert len(refused) == 3
+    assert all(line.startswith("12 ") and ("RLIMIT_AS" in line or "MEMLOCK" in line) for line in refused)
+
+
+def test_buffers_refuse_wrong_arguments(ring: pynymph.Ring) -> None:
     for nbytes in (0, -1, 2**30 + 1):
-        with pytest.raises(pynymph.ArgumentError, match=f"1 to 1073741824 bytes, and this one {nbytes}"):
+        with pytest.raises(pynymph.ArgumentError, match=f"nbytes is {nbytes}; give .* from 1 to 1073741824"):
             ring.allocate(nbytes)
     with pytest.raises(pynymph.ArgumentError, match="C-contiguous"):
         ring.register(memoryview(bytearray(10))[::2])
@@ -261,7 +383,7 @@ def is_mapped(at: int) -> bool:
     return any(int(start, 16) <= at < int(end, 16) for start, end in maps)
 
 
-def test_freed_memory_is_mapped_as_long_as_it_has_views(ring: pynymph.Ring) -> None:
+def test_freed_memory_stays_mapped_while_it_has_views(ring: pynymph.Ring) -> None:
     buffer = ring.allocate(100)
     array = np.asarray(buffer)
     at = array.ctypes.data
@@ -273,16 +395,16 @@ def test_freed_memory_is_mapped_as_long_as_it_has_views(ring: pynymph.Ring) -> N
     assert not is_mapped(at)
 
 
-def test_ctrl_c_while_a_buffer_is_freed(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_free_still_frees(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = ring.allocate(100)
-    assert ring._file is not None
-    ioctl = ring._file.ioctl
+    assert ring._core.file is not None
+    ioctl = ring._core.file.ioctl
 
     def press_behind(request: int, argument: object = None) -> int:
         ioctl(request, argument)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ring._file, "ioctl", press_behind)
+    monkeypatch.setattr(ring._core.file, "ioctl", press_behind)
     with pytest.raises(KeyboardInterrupt):
         buffer.free()
     monkeypatch.undo()
@@ -315,14 +437,14 @@ def test_close_ends_the_ring_even_if_a_child_has_the_file() -> None:
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
-def test_memory_freed_is_charged_no_longer(ring: pynymph.Ring) -> None:
+def test_freed_memory_is_no_longer_charged(ring: pynymph.Ring) -> None:
     for _ in range(3):
         with ring.allocate(6 << 20) as buffer:
             assert len(buffer.view) == 6 << 20
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
-def test_memory_with_views_is_charged(ring: pynymph.Ring) -> None:
+def test_memory_with_views_stays_charged(ring: pynymph.Ring) -> None:
     array = np.asarray(ring.allocate(6 << 20))
     with pytest.raises(pynymph.NymphError, match="RLIMIT_MEMLOCK"):
         ring.allocate(4 << 20)
@@ -332,7 +454,7 @@ def test_memory_with_views_is_charged(ring: pynymph.Ring) -> None:
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="RLIMIT_MEMLOCK is no limit for root")
-def test_beyond_the_limit(ring: pynymph.Ring) -> None:
+def test_allocate_beyond_the_limit_names_it(ring: pynymph.Ring) -> None:
     with ring.allocate(6 << 20):
         with pytest.raises(pynymph.NymphError, match="RLIMIT_MEMLOCK") as caught:
             ring.allocate(4 << 20)

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: MIT
 """Opening a ring, queueing on it while it is paused, and what it tells about itself."""
 
+import copy
 import ctypes
 import errno
 import itertools
 import mmap
 import os
+import pickle
+import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pynymph
-from pynymph import Compare, Copy, Hash, Nop, digest
+from pynymph import Compare, Copy, Hash, Nop, abi, buffer, core, digest, model, mutex, operation
 from pynymph.abi import lib
+from pynymph.model import ring_state
 
 
 def address(buffer: bytearray) -> int:
@@ -25,7 +32,7 @@ def collect(ring: pynymph.Ring, count: int) -> list[pynymph.Completion]:
     return found
 
 
-def test_query_says_what_there_is() -> None:
+def test_query_reports_limits_and_engines() -> None:
     served = pynymph.query()
     assert served.version == lib.NYMPH_ABI_VERSION
     assert served.max_entries == lib.NYMPH_MAX_ENTRIES
@@ -38,7 +45,7 @@ def test_query_says_what_there_is() -> None:
     assert 0 not in served.engines
 
 
-def test_a_new_ring() -> None:
+def test_new_ring_is_empty() -> None:
     engine = next(iter(pynymph.query().engines.values()))
     with pynymph.Ring(7, engine=engine, label=2**64 - 1) as ring:
         taken = ring.snapshot()
@@ -49,7 +56,7 @@ def test_a_new_ring() -> None:
         assert taken.ring_hash == ring.hash() == ring.status().ring_hash == digest.ring_hash(taken)
 
 
-def test_an_engine_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_unknown_engine_error_lists_the_engines() -> None:
     there_are = ", ".join(pynymph.query().engines.values())
     with pytest.raises(pynymph.NymphError, match=f"no engine 'warp'; there are: {there_are}") as caught:
         pynymph.Ring(engine="warp")
@@ -57,7 +64,7 @@ def test_an_engine_that_is_not_there_is_named_with_those_that_are() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_the_hash_follows_the_ring(size: int) -> None:
+def test_hash_follows_the_ring(size: int) -> None:
     data = os.urandom(64)
     with pynymph.Ring(size, paused=True, label=size) as ring:
         seen = {ring.hash()}
@@ -92,7 +99,7 @@ def test_the_hash_follows_the_ring(size: int) -> None:
         assert taken.ring_hash not in seen
 
 
-def test_submit_takes_what_there_is_room_for() -> None:
+def test_submit_all_takes_what_fits() -> None:
     buffers = [bytearray(8) for _ in range(6)]
     copies = [Copy(src=bytes([n]) * 8, dst=dst) for n, dst in enumerate(buffers, 1)]
     with pynymph.Ring(4, paused=True) as ring:
@@ -116,7 +123,7 @@ def test_submit_takes_what_there_is_room_for() -> None:
     assert buffers == [bytes([n]) * 8 for n in range(1, 7)]
 
 
-def test_submit_stops_at_what_is_refused() -> None:
+def test_submit_all_stops_at_a_refused_operation() -> None:
     buffer = bytearray(100)
     with pynymph.Ring() as ring, memoryview(buffer)[:60] as head, memoryview(buffer)[40:] as tail:
         overlapping = Copy(src=head, dst=tail)
@@ -127,7 +134,7 @@ def test_submit_stops_at_what_is_refused() -> None:
         assert (done.cookie, done.status) == (transfer.cookie, 0)
 
 
-def test_a_completion_says_how_its_copy_failed() -> None:
+def test_completion_says_how_its_copy_failed() -> None:
     buffers = [bytearray(3 * mmap.PAGESIZE) for _ in range(2)]
     with tempfile.TemporaryFile() as file:
         file.truncate(3 * mmap.PAGESIZE)
@@ -161,7 +168,7 @@ def test_copy_and_submit_do_not_take_each_others_completions() -> None:
         assert [done.cookie for done in ring.completions()] == cookies
 
 
-def test_a_handle_is_waited_for_as_often_as_one_likes() -> None:
+def test_result_can_be_awaited_repeatedly() -> None:
     src, dst = os.urandom(100_000), bytearray(100_000)
     with pynymph.Ring(paused=True) as ring:
         transfer = ring.submit(Copy(src=src, dst=dst, verify=True))
@@ -179,7 +186,7 @@ def test_a_handle_is_waited_for_as_often_as_one_likes() -> None:
         assert list(ring.completions()) == []
 
 
-def test_cancel_ends_what_is_queued() -> None:
+def test_cancel_ends_a_queued_copy() -> None:
     buffers = [bytearray(8) for _ in range(3)]
     with pynymph.Ring(paused=True) as ring:
         transfers = ring.submit_all([Copy(src=b"12345678", dst=dst) for dst in buffers])
@@ -193,7 +200,7 @@ def test_cancel_ends_what_is_queued() -> None:
     assert buffers == [b"12345678", bytes(8), b"12345678"]
 
 
-def test_completions_nobody_collects_are_bounded() -> None:
+def test_uncollected_completions_are_bounded() -> None:
     with pynymph.Ring(2) as ring:
         for _ in range(4):
             ring.submit(Nop())
@@ -204,7 +211,7 @@ def test_completions_nobody_collects_are_bounded() -> None:
         assert ring.submit(Nop()).result().status == 0
 
 
-def test_operations() -> None:
+def test_each_operation_returns_its_result() -> None:
     data = os.urandom(200_001)
     with pynymph.Ring() as ring:
         assert ring.digest(src=data) == digest.payload(data)
@@ -241,7 +248,7 @@ def test_links_cancel_what_follows_a_failure() -> None:
         assert dst == bytes(4)
 
 
-def test_latency_counts_what_ended() -> None:
+def test_latency_counts_finished_operations() -> None:
     with pynymph.Ring() as ring:
         assert ring.latency().count == 0
         for _ in range(20):
@@ -254,7 +261,7 @@ def test_latency_counts_what_ended() -> None:
         assert ring.latency().count == 0
 
 
-def test_reset_starts_again() -> None:
+def test_reset_returns_to_a_new_ring() -> None:
     with pynymph.Ring(4, paused=True, label=9) as ring:
         fresh = ring.snapshot()
         held = bytearray(100)
@@ -268,6 +275,20 @@ def test_reset_starts_again() -> None:
         held.append(0)
 
 
+@pytest.mark.usefixtures("driver")
+def test_reset_beside_the_worker_counts_no_failure() -> None:
+    """A ring that died, and was empty, just when the worker looked, retired four billion entries."""
+    counter = Path("/sys/class/misc/pcie_nymph/counters/failed")
+    before, times = int(counter.read_text()), 400
+    with pynymph.Ring(4, paused=True) as ring:
+        for _ in range(times):
+            ring.submit_all([Nop()] * 2)
+            ring.enable()
+            ring.reset()
+        assert ring.status().active_descriptors == 0
+    assert int(counter.read_text()) - before <= 2 * times
+
+
 def test_two_rings_share_nothing() -> None:
     with pynymph.Ring(4, paused=True) as one, pynymph.Ring(4) as other:
         before = one.snapshot()
@@ -277,7 +298,7 @@ def test_two_rings_share_nothing() -> None:
         assert other.status().active_descriptors == 0
 
 
-def test_a_closed_ring_says_so() -> None:
+def test_closed_ring_refuses_use() -> None:
     ring = pynymph.Ring()
     fd = ring.fileno()
     ring.close()
@@ -300,3 +321,69 @@ def test_a_closed_ring_says_so() -> None:
         with pytest.raises(pynymph.ClosedError, match="closed; open another") as caught:
             use()
         assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize(
+    "way", [copy.copy, copy.deepcopy, pickle.dumps, lambda thing: copy.deepcopy([thing])]
+)
+def test_owners_refuse_to_be_copied(way: Callable[[Any], object]) -> None:
+    """The copy of a ring closed the file under the first, and then whatever had its number."""
+    from pynymph import batch, fabric
+
+    with pynymph.Ring(4, paused=True) as ring, fabric.ZLTA2Fabric() as opened:
+        opened.initialize()
+        memory = ring.allocate(100)
+        transfer = ring.submit(Nop())
+        entries = batch.copies(memory, memory, src_at=0, dst_at=8, length=8)
+        many = ring.submit_many(entries)
+        core = ring._core
+        owners: list[object] = [ring, core, core.file, core.mutex, memory, memory._memory, memory[:10]]
+        owners += [transfer, transfer._job, many, many._many, opened]
+        if isinstance(core.file, model.Model):
+            state = core.file._get_ring_state()
+            assert state is not None
+            owners += [state.carried, state.carried.regions[1], state.carried.regions[1].charge]
+        for owner in owners:
+            with pytest.raises(TypeError, match=f"cannot copy or pickle a {type(owner).__name__}: "):
+                way(owner)
+        ring.enable()
+        assert not many.result()["status"].any()  # by the same file
+        assert os.readlink(f"/proc/self/fd/{ring.fileno()}")
+
+
+def test_plain_values_can_be_copied() -> None:
+    with pynymph.Ring() as ring:
+        done = ring.copy(src=b"1", dst=bytearray(1), verify=True)
+        with pytest.raises(pynymph.VerifyError) as differs:
+            ring.submit(Compare(a=b"1", b=b"2")).result()
+        for plain in (
+            done,
+            ring.snapshot(),
+            ring.status(),
+            ring.latency(),
+            pynymph.query(),
+            Copy(src=b"1", dst=bytearray(1)),
+        ):
+            assert copy.copy(plain) == copy.deepcopy(plain) == pickle.loads(pickle.dumps(plain)) == plain
+        for error in (copy.copy(differs.value), pickle.loads(pickle.dumps(differs.value))):
+            assert (type(error), error.errno, error.strerror) == (
+                pynymph.VerifyError,
+                errno.EBADMSG,
+                differs.value.strerror,
+            )
+            assert error.completion == differs.value.completion
+
+
+def test_half_made_objects_are_collected_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: said.append(it.exc_value))
+    inner = [abi.Device, model.Model, mutex.Mutex, ring_state.Charge, ring_state.Region, ring_state.Carried]
+    inner += [buffer.Memory, operation.Job]
+    for kind in [pynymph.Ring, core.Core, pynymph.AsyncRing, pynymph.RingBuffer, pynymph.Transfer, *inner]:
+        made = kind.__new__(kind)
+        del made
+    with pytest.raises(pynymph.NymphError):
+        pynymph.Ring(0)
+    with pytest.raises(TypeError):
+        pynymph.Ring(nothing_like=1)  # type: ignore[call-arg]
+    assert said == []

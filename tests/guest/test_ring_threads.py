@@ -94,7 +94,7 @@ KINDS: list[Callable[[pynymph.Ring], None]] = [
 ]  # fmt: skip
 
 
-def test_all_at_once(ring: pynymph.Ring) -> None:
+def test_every_operation_works_in_many_threads(ring: pynymph.Ring) -> None:
     start = threading.Barrier(EACH * len(KINDS))
 
     def work(kind: Callable[[pynymph.Ring], None]) -> None:
@@ -107,13 +107,13 @@ def test_all_at_once(ring: pynymph.Ring) -> None:
     ring.copy(src=b"1", dst=bytearray(1), timeout=60)  # gives back the last garbage
     shot = ring.snapshot()
     assert (shot.active_descriptors, shot.unread_records, shot.errors) == (0, 0, 0)
-    assert not ring._in_flight
-    assert not ring._batches
-    assert not ring._wakers
-    assert not ring._forgotten
+    assert not ring._core.in_flight
+    assert not ring._core.batches
+    assert not ring._core.wakers
+    assert not ring._core.garbage
 
 
-def test_the_same_array_by_all(ring: pynymph.Ring) -> None:
+def test_threads_can_run_the_same_array(ring: pynymph.Ring) -> None:
     src, dst = ring.allocate(SIZE), ring.allocate(SIZE)
     src.view[:] = os.urandom(SIZE)
     at = np.arange(8) * 100
@@ -154,7 +154,7 @@ def test_every_completion_comes_once(ring: pynymph.Ring) -> None:
     assert len(set(found)) == len(found) > 0
 
 
-def test_fork_while_others_use_it(ring: pynymph.Ring) -> None:
+def test_fork_during_use_leaves_the_child_a_clear_answer(ring: pynymph.Ring) -> None:
     """Whatever lock some thread had at that moment, the child has a clear answer, and rings of its own."""
     stop = threading.Event()
 
@@ -191,7 +191,7 @@ def test_fork_while_others_use_it(ring: pynymph.Ring) -> None:
             each.result(60)
 
 
-def test_one_resets_what_others_use(ring: pynymph.Ring) -> None:
+def test_reset_during_use_is_an_exception_or_a_right_result(ring: pynymph.Ring) -> None:
     """Each gets an exception that says so, or a right result; nothing hangs, and the ring goes on."""
     stop = threading.Event()
 

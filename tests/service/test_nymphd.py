@@ -102,7 +102,7 @@ def endpoint(served: Served, asking: httpx.Client) -> Iterator[Endpoint]:
 
 @pytest.fixture
 def others(served: Served) -> Iterator[None]:
-    """Clients who look at /status meanwhile: they always get an answer, and never wait for an engine."""
+    """Clients of /status during that always get an answer, and never wait for an engine."""
     stop = threading.Event()
     seen: list[dict[str, Any]] = []
 
@@ -133,7 +133,7 @@ def test_every_engine_is_verified(served: Served, asking: httpx.Client) -> None:
     assert len(listed) == 1 + served.machine.endpoints[NAME].channels
 
 
-def test_status_is_sysfss(served: Served, asking: httpx.Client) -> None:
+def test_status_agrees_with_sysfs(served: Served, asking: httpx.Client) -> None:
     infer(asking)
     status = asking.get("/status").json()
     assert (
@@ -158,7 +158,9 @@ def test_inference_goes_through_the_endpoint(asking: httpx.Client, endpoint: End
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault(served: Served, asking: httpx.Client, endpoint: Endpoint, others: None, kind: str) -> None:
+def test_every_fault_is_reported_and_inference_stays_right(
+    served: Served, asking: httpx.Client, endpoint: Endpoint, others: None, kind: str
+) -> None:
     """Of every copy, on every channel: what is not well is said, and inference is right all the same."""
     endpoint.set_faults(Fault(kind))
     verified, engines = verify(asking)
@@ -182,7 +184,7 @@ def test_a_fault(served: Served, asking: httpx.Client, endpoint: Endpoint, other
         assert not any(states[name]["verified"] for name in channels)
 
 
-def test_unplugged_and_plugged(
+def test_unplugged_engine_is_reported_until_it_is_back(
     served: Served, asking: httpx.Client, endpoint: Endpoint, others: None
 ) -> None:
     _, before = verify(asking)
@@ -208,7 +210,9 @@ def test_unplugged_and_plugged(
         assert gone == set(before) - {"cpu"}
 
 
-def test_killed_under_load(served: Served, asking: httpx.Client, endpoint: Endpoint, others: None) -> None:
+def test_inference_stays_right_while_the_endpoint_dies(
+    served: Served, asking: httpx.Client, endpoint: Endpoint, others: None
+) -> None:
     """Its process dies again and again while eight clients infer; every answer is right."""
     stop = threading.Event()
 
@@ -230,7 +234,7 @@ def test_killed_under_load(served: Served, asking: httpx.Client, endpoint: Endpo
     assert all(each.result() > 0 for each in asked)
 
 
-def test_faults_are_told(served: Served, asking: httpx.Client, endpoint: Endpoint) -> None:
+def test_faults_become_events(served: Served, asking: httpx.Client, endpoint: Endpoint) -> None:
     with events(served) as listening:
         endpoint.set_faults(Fault("flip"))
         assert infer(asking)["faults"]

@@ -45,7 +45,7 @@ def wait_until_up_again(served: Served, restarts: int, seconds: float = 400) -> 
         time.sleep(0.5)
 
 
-def test_boot(served: Served) -> None:
+def test_modules_device_and_service_start_at_boot(served: Served) -> None:
     """Modules, device and service came up by themselves, in this order, and nothing failed."""
     run = served.machine.run
     assert run(["systemctl", "is-system-running", "--wait"]).stdout == "running\n"
@@ -60,7 +60,7 @@ def test_boot(served: Served) -> None:
     assert not ours
 
 
-def test_it_uses_the_driver(served: Served) -> None:
+def test_service_uses_the_driver(served: Served) -> None:
     with client(served) as asking:
         status = asking.get("/status").json()
         assert status["driver"]["device"] == "/dev/pcie_nymph"
@@ -70,14 +70,14 @@ def test_it_uses_the_driver(served: Served) -> None:
         assert all(engine["verified"] for engine in verified["engines"])
 
 
-def test_who_may_use_the_device(served: Served) -> None:
+def test_only_the_group_nymph_opens_the_device(served: Served) -> None:
     assert served.machine.run(["getent", "group", "nymph"]).stdout.split(":")[3] == "nymph-user\n"
     served.machine.run(["python3", "-c", OPEN], user="nymph-user")
     refused = served.machine.run(["python3", "-c", OPEN], user="other-user", check=False)
     assert "PermissionError: [Errno 13]" in refused.stderr
 
 
-def test_its_rights(served: Served) -> None:
+def test_service_has_no_rights_but_its_own(served: Served) -> None:
     """No root, no capability, group nymph, a filter of system calls, and memory to pin."""
     pid = shown(served, "MainPID")
     lines = served.machine.run(["cat", f"/proc/{pid}/status"]).stdout
@@ -95,7 +95,7 @@ def test_its_rights(served: Served) -> None:
     assert refused.count("Read-only file system") == 2
 
 
-def test_devices(served: Served) -> None:
+def test_service_reaches_no_other_device(served: Served) -> None:
     """Of devices, it can open its own and the harmless ones: not so root either, in its control group."""
     group = shown(served, "ControlGroup")
     script = f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs"
@@ -105,7 +105,7 @@ def test_devices(served: Served) -> None:
 
 
 @pytest.mark.parametrize("user", ["nymph-user", "other-user"])
-def test_other_users_see_nothing_of_it(served: Served, user: str) -> None:
+def test_other_users_cannot_read_its_secrets(served: Served, user: str) -> None:
     pid = shown(served, "MainPID")
     for path in ("/var/lib/nymphd/token", "/var/lib/private/nymphd/private-key.pem", f"/proc/{pid}/environ"):
         refused = served.machine.run(["cat", path], user=user, check=False)
@@ -114,7 +114,7 @@ def test_other_users_see_nothing_of_it(served: Served, user: str) -> None:
     assert served.machine.run(["sh", "-c", script]).stdout.split() == ["700", "600", "600"]
 
 
-def test_no_secret_is_told(served: Served) -> None:
+def test_logs_and_answers_contain_no_secret(served: Served) -> None:
     """Neither the token nor a cookie nor the key, whatever is asked and however it goes wrong."""
     token = served.service.token
     with client(served) as asking:
@@ -133,7 +133,7 @@ def test_no_secret_is_told(served: Served) -> None:
     assert [secret for secret in (token, key) if secret in told] == []
 
 
-def test_hardening(served: Served) -> None:
+def test_systemd_rates_the_unit_as_hardened(served: Served) -> None:
     report = served.machine.run(["systemd-analyze", "security", "--no-pager", "nymphd"]).stdout
     print(report)
     found = re.search(r"Overall exposure level for nymphd.service: ([\d.]+)", report)
@@ -141,7 +141,7 @@ def test_hardening(served: Served) -> None:
     assert float(found[1]) <= EXPOSURE
 
 
-def test_addresses(served: Served) -> None:
+def test_service_listens_only_where_told(served: Served) -> None:
     """It listens where it was told to, and on the loopback alone if it was not told."""
 
     def listening() -> list[str]:
@@ -157,7 +157,7 @@ def test_addresses(served: Served) -> None:
     assert listening() == ["10.0.2.15 8443"]
 
 
-def test_a_stop_lets_requests_end(served: Served) -> None:
+def test_stop_lets_requests_end(served: Served) -> None:
     answers: list[httpx.Response] = []
 
     def ask() -> None:
@@ -175,7 +175,7 @@ def test_a_stop_lets_requests_end(served: Served) -> None:
     served.machine.run(["systemctl", "start", "nymphd"])
 
 
-def test_it_starts_with_its_device(served: Served) -> None:
+def test_service_starts_with_its_device(served: Served) -> None:
     """The module goes, and comes back: nymphd is started by that."""
     run = served.machine.run
     run(["sh", "-ec", "systemctl stop nymphd; rmmod pcie_nymph; udevadm settle"])
@@ -186,7 +186,7 @@ def test_it_starts_with_its_device(served: Served) -> None:
         assert asking.get("/status").json()["driver"]["device"] == "/dev/pcie_nymph"
 
 
-def test_without_a_device_it_says_so(served: Served) -> None:
+def test_service_without_a_device_reports_the_model(served: Served) -> None:
     run = served.machine.run
     run(["sh", "-ec", "systemctl stop nymphd; rmmod pcie_nymph; udevadm settle; systemctl start nymphd"])
     try:
@@ -198,7 +198,7 @@ def test_without_a_device_it_says_so(served: Served) -> None:
         wait_until_up_again(served, restarts=0)
 
 
-def test_killed(served: Served) -> None:
+def test_killed_service_restarts(served: Served) -> None:
     before = int(shown(served, "NRestarts"))
     served.machine.run(["systemctl", "kill", "--signal=KILL", "nymphd"])
     wait_until_up_again(served, before + 1)
@@ -206,7 +206,7 @@ def test_killed(served: Served) -> None:
         assert asking.get("/fabric/verify").json()["verified"]
 
 
-def test_a_hang_is_seen_by_the_watchdog(served: Served) -> None:
+def test_watchdog_restarts_a_hung_service(served: Served) -> None:
     """The process stands still, systemd kills it and starts another, which has the same token."""
     before = int(shown(served, "NRestarts"))
     hung = shown(served, "MainPID")
@@ -216,3 +216,27 @@ def test_a_hang_is_seen_by_the_watchdog(served: Served) -> None:
     assert "Watchdog timeout" in journal(served)
     with client(served) as asking:
         assert asking.get("/fabric/verify").json()["verified"]
+
+
+def test_reload_replaces_the_token(served: Served) -> None:
+    """A new token is good at once, the old one no more, and the process is the same."""
+    pid, old = shown(served, "MainPID"), served.service.bearer
+    token = "y" * 43
+    script = f"umask 077; cd /var/lib/nymphd; echo {token} > new; chown --reference=token new; mv new token"
+    kept = served.machine.run(["cat", "/var/lib/nymphd/token"]).stdout.strip()
+    with client(served) as asking:
+        try:
+            served.machine.run(["sh", "-ec", f"{script}; systemctl reload nymphd"])
+            until = time.monotonic() + 120
+            while asking.get("/status", headers={"Authorization": f"Bearer {token}"}).status_code != 200:
+                assert time.monotonic() < until, journal(served)
+                time.sleep(0.5)
+            assert asking.get("/status", headers=old).status_code == 401
+        finally:
+            served.machine.run(["sh", "-ec", f"{script.replace(token, kept)}; systemctl reload nymphd"])
+        until = time.monotonic() + 120
+        while asking.get("/status").status_code != 200:
+            assert time.monotonic() < until, journal(served)
+            time.sleep(0.5)
+    assert (shown(served, "MainPID"), shown(served, "NRestarts")) == (pid, "0")
+    assert shown(served, "MemoryMax") == str(4 << 30)

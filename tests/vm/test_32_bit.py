@@ -28,12 +28,12 @@ def program(path: Path, expected: list[tuple[str, int]]) -> None:
     build.program(path, bits=32)
 
 
-def test_layouts_and_request_numbers(tmp_path: Path) -> None:
+def test_layouts_and_request_numbers_are_the_same(tmp_path: Path) -> None:
     expected = list(contract())
     assert ("sizeof(struct nymph_entry)", 64) in expected
     program(tmp_path / "contract.c", expected)
 
 
-def test_a_difference_is_seen(tmp_path: Path) -> None:
+def test_difference_is_detected(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="static assertion failed"):
         program(tmp_path / "contract.c", [("sizeof(struct nymph_entry)", 65)])

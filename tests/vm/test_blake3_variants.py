@@ -46,7 +46,7 @@ def module(vm: Machine) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variant(vm: Machine, module: str, variant: str) -> None:
+def test_every_variant_hashes_right(vm: Machine, module: str, variant: str) -> None:
     flag = VARIANTS[variant]
     if flag and flag not in vm.run(["cat", "/proc/cpuinfo"]).stdout.split():
         pytest.skip(f"the guest's CPU has no {flag}")
@@ -55,14 +55,14 @@ def test_variant(vm: Machine, module: str, variant: str) -> None:
     assert vm.run(["python3", "-c", HASHES]).stdout == "4\n"
 
 
-def test_what_is_not_there(vm: Machine, module: str) -> None:
+def test_unknown_variant_means_portable(vm: Machine, module: str) -> None:
     vm.run(["sh", "-c", f"insmod {module} blake3=abacus && udevadm settle"])
     assert vm.run(["cat", SHOWN]).stdout == "portable\n"
     said = vm.run(["dmesg"]).stdout
     assert "pcie_nymph: no BLAKE3 with abacus here: portable C is used" in said
 
 
-def test_one_is_chosen(vm: Machine) -> None:
+def test_asked_variant_is_chosen(vm: Machine) -> None:
     """The one that the kernel's command line asks for, if it does."""
     asked = re.search(r"\bpcie_nymph\.blake3=(\S+)", vm.run(["cat", "/proc/cmdline"]).stdout)
     chosen = vm.run(["cat", SHOWN]).stdout.strip()

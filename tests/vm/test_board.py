@@ -3,6 +3,7 @@
 
 import errno
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 from nymph_vm import slots
-from nymph_vm.machine import CHANNELS, Machine
+from nymph_vm.endpoint import CHANNELS
+from nymph_vm.machine import Machine
 
 ABI = Path(__file__).parents[1] / "guest/abi.py"
 
@@ -63,7 +65,7 @@ with abi.Context() as context:
 
 @pytest.fixture(scope="module")
 def board() -> Iterator[Machine]:
-    with Machine("test-board", slots=slots.board()) as machine:
+    with Machine(f"test-board-{os.getpid()}", slots=slots.board()) as machine:
         yield machine
 
 
@@ -88,20 +90,20 @@ def booted(board: Machine) -> list[dict[str, Any]]:
     return ports(board)
 
 
-def test_what_is_where(booted: list[dict[str, Any]]) -> None:
+def test_switch_has_a_drive_and_four_endpoints(booted: list[dict[str, Any]]) -> None:
     assert [port["port"] for port in booted] == ["downstream"] * 6
     assert [port["address"][-4:] for port in booted] == [f"0{number}.0" for number in range(6)]
     kinds = [[function["kind"] for function in port["children"]] for port in booted]
     assert kinds == [[], ["nvme"], *[["memory"]] * 4]
 
 
-def test_the_drive(booted: list[dict[str, Any]]) -> None:
+def test_drive_has_its_driver_and_link(booted: list[dict[str, Any]]) -> None:
     (nvme,) = booted[1]["children"]
     assert nvme["driver"] == "nvme"
     assert nvme["link"]["width"] >= 1
 
 
-def test_the_endpoints(board: Machine, booted: list[dict[str, Any]]) -> None:
+def test_every_endpoint_copies(board: Machine, booted: list[dict[str, Any]]) -> None:
     endpoints = [port["children"][0] for port in booted[2:]]
     for endpoint in endpoints:
         assert (endpoint["id"], endpoint["driver"]) == ("1af4:1110", "nymph_endpoint")
@@ -109,20 +111,20 @@ def test_the_endpoints(board: Machine, booted: list[dict[str, Any]]) -> None:
     board.run(["python3", "-c", COPY, *(endpoint["dma_channels"][0] for endpoint in endpoints)])
 
 
-def test_the_memory_of_each(board: Machine, booted: list[dict[str, Any]]) -> None:
+def test_channel_cannot_reach_memory_of_another_card(board: Machine, booted: list[dict[str, Any]]) -> None:
     first = [port["children"][0]["dma_channels"][0] for port in booted[2:]]
     board.copy_in(str(ABI))
     said = board.run(["python3", "-c", CARDS, *first]).stdout
     assert int(said) == -errno.EXDEV  # a channel does not reach the memory of another card
 
 
-def test_who_may_not_read_capabilities_sees_the_rest(board: Machine) -> None:
+def test_ordinary_user_sees_all_but_capabilities(board: Machine) -> None:
     said = board.run(["python3", "-m", "pynymph", "topology"], user="nymph-user").stdout
     assert " bridge 104c:8233: pcieport" in said
     assert said.count(" nymph_endpoint, ") == 4
 
 
-def test_one_is_unplugged_and_plugged_again_while_the_others_copy(
+def test_other_endpoints_copy_while_one_is_replugged(
     board: Machine, booted: list[dict[str, Any]]
 ) -> None:
     others = [booted[number]["children"][0]["dma_channels"][0] for number in (2, 4, 5)]

@@ -21,13 +21,13 @@ def needs_debug_kernel(vm: Machine) -> None:
         pytest.skip("needs a kernel with sanitizers: make check, or pytest --kernel debug-6.1")
 
 
-def test_its_configuration(vm: Machine) -> None:
+def test_debug_kernel_has_every_detector(vm: Machine) -> None:
     lines = vm.run(["zcat", "/proc/config.gz"]).stdout.splitlines()
     on = {line.partition("=")[0] for line in lines if line.endswith(("=y", "=m"))}
     assert {f"CONFIG_{option}" for option in OPTIONS} <= on
 
 
-def test_the_modules_are_instrumented(vm: Machine) -> None:
+def test_modules_are_instrumented(vm: Machine) -> None:
     for module in build.prepare(vm.state.kernel).modules:
         code = module.read_bytes()
         assert [call for call in CALLS if call not in code] == []

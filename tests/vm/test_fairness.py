@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tools/fairness.py, short: its data are right and its figures are there, whatever they are."""
+"""bench/fairness.py, short: its data are right and its figures are there, whatever they are."""
 
 import json
 
@@ -8,9 +8,10 @@ from nymph_vm.machine import Machine
 
 
 @pytest.mark.parametrize("ratio", [None, "0.001"], ids=["free", "gated"])
-def test_fairness(vm: Machine, ratio: str | None) -> None:
+def test_fairness_run_has_all_figures(vm: Machine, ratio: str | None) -> None:
     vm.copy_in("tools")
-    command = ["python3", "tools/fairness.py", "--large", "16M", "--copies", "40", "--turns", "2"]
+    vm.copy_in("bench")
+    command = ["python3", "-m", "bench.fairness", "--large", "16M", "--copies", "40", "--turns", "2"]
     done = vm.run(command + (["--max-ratio", ratio] if ratio else []), check=False)
     report = json.loads(vm.run(["cat", "dist/fairness.json"]).stdout)
     for side in ("alone", "beside"):

@@ -6,7 +6,7 @@ from nymph_vm import kernels, kunit
 from nymph_vm.machine import Machine
 
 
-def test_kunit(request: pytest.FixtureRequest, vm: Machine) -> None:
+def test_every_kunit_case_passes(request: pytest.FixtureRequest, vm: Machine) -> None:
     if not kernels.KERNELS[vm.state.kernel].debug:
         pytest.skip("needs a kernel with KUnit: nymph-vm matrix, or pytest --kernel debug-6.1")
     cases = kunit.parse((vm.state.folder / "console.log").read_text(errors="replace").replace("\r", ""))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from nymph_vm import build
+from nymph_vm.faults import Fault
 from nymph_vm.machine import Machine
 
 SOURCE = Path(__file__).parents[1] / "guest" / "leftovers.c"
@@ -82,8 +83,20 @@ def test_nothing_is_left_behind(
     play(vm, [program, scene, str(rounds(scene))], user)
 
 
+def test_entry_outlives_the_thread_that_ran_it(
+    vm: Machine, program: str, rounds: Callable[[str], int]
+) -> None:
+    """A thread is killed while a channel, which is slow, is at what the thread gave it."""
+    endpoint = vm.endpoints["ep0"]
+    endpoint.set_faults(Fault("slow", rate=1))
+    try:
+        play(vm, [program, "takeover", str(rounds("takeover"))], "root")
+    finally:
+        endpoint.set_faults()
+
+
 @pytest.mark.parametrize("scene", ["pageout", "kill", "unmap"])
-def test_swapped_out(
+def test_swapped_memory_leaves_nothing(
     vm: Machine, program: str, rounds: Callable[[str], int], swap: str | None, scene: str
 ) -> None:
     if swap is not None:
@@ -92,10 +105,10 @@ def test_swapped_out(
 
 
 @pytest.mark.parametrize("scene", ["exit", "kill", "pageout"])
-def test_under_memory_pressure(
+def test_memory_pressure_leaves_nothing(
     vm: Machine, program: str, rounds: Callable[[str], int], swap: str | None, scene: str
 ) -> None:
-    """Less memory than the work needs, so that all of it comes and goes meanwhile."""
+    """Less memory than the work needs, so that all of it is swapped out and in during the work."""
     if swap is not None:
         pytest.skip(f"no swap: {swap}")
     if vm.run(["grep", "-q", "^memory\t", "/proc/cgroups"], check=False).returncode:

@@ -23,7 +23,7 @@ def ring_hash(size: int, head: int, tail: int, label: int, dma_bytes: int) -> st
 
 @pytest.mark.parametrize("user", ["root", "nymph-user"])
 @pytest.mark.parametrize("bits", [64, 32])
-def test_legacy_client(vm: Machine, bits: int, user: str) -> None:
+def test_legacy_client_gets_the_old_answers(vm: Machine, bits: int, user: str) -> None:
     client = build.program(SOURCE, arch=vm.arch, bits=bits)
     vm.copy_in(str(client), user=user)
     output = vm.run([f"./{client.name}"], user=user).stdout

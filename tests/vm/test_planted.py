@@ -90,18 +90,18 @@ def _run(kernel: str, arch: str, folder: Path, name: str, tests: str) -> Outcome
 
 
 @pytest.mark.parametrize("bug", NAMED)
-def test_a_bug_is_named(outcomes: dict[str, Outcome], bug: str) -> None:
+def test_every_planted_bug_is_named(outcomes: dict[str, Outcome], bug: str) -> None:
     failures = outcomes["hung"].failures
     assert re.search(NAMED[bug], failures[bug], re.DOTALL), failures[bug]
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_the_end_of_the_guest_is_named(outcomes: dict[str, Outcome], how: str) -> None:
+def test_every_end_of_the_guest_is_named(outcomes: dict[str, Outcome], how: str) -> None:
     outcome = outcomes[how]
     assert outcome.status == LOST[how][0]
     assert re.search(ENDS[how][1], outcome.output, re.DOTALL), outcome.output
 
 
-def test_what_has_no_bug_passes(outcomes: dict[str, Outcome]) -> None:
+def test_tests_without_a_bug_pass(outcomes: dict[str, Outcome]) -> None:
     passed = {test for test, said in outcomes["hung"].failures.items() if test and not said}
     assert passed == {"leak", "nothing"}  # and the leak was found when all were done

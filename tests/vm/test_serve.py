@@ -14,16 +14,16 @@ import httpx
 from nymph_vm.host import CHECKOUT, runtime_folder
 
 NYMPH_VM = str(Path(sys.executable).with_name("nymph-vm"))
-NAME = "test-serve"
+NAME = f"test-serve-{os.getpid()}"
 
 
-def test_make_says_the_same() -> None:
-    make = ["make", "--no-print-directory", "--dry-run", "serve"]  # this may be run by a make, too
-    said = subprocess.run(make, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+def test_make_serve_runs_nymph_vm_serve() -> None:
+    command = ["make", "--dry-run", "serve"]
+    said = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-1] == ".venv/bin/nymph-vm serve"
 
 
-def test_serve() -> None:
+def test_service_runs_until_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
     with socket.socket() as taken:  # so it has to take another
         taken.bind(("127.0.0.1", 0))
@@ -57,5 +57,5 @@ def test_serve() -> None:
 def _mentions(path: Path, what: bytes) -> bool:
     try:
         return what in path.read_bytes()
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has ended
         return False

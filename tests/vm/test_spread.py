@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 from nymph_vm import build, slots
-from nymph_vm.endpoint import EndpointError
+from nymph_vm.endpoint import CHANNELS, EndpointError
 from nymph_vm.faults import Fault
 from nymph_vm.host import CHECKOUT
-from nymph_vm.machine import CHANNELS, Machine
+from nymph_vm.machine import Machine
 
 COUNTERS = "/sys/class/misc/pcie_nymph/counters"
 IN_USE = "cat /sys/class/dma/dma*/in_use"
@@ -78,7 +79,7 @@ print(*(int(open(counters + name).read()) > 0 for name in ("quarantined", "alloc
 def pair(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A machine with two endpoints."""
     name, more = (request.config.getoption(option) for option in ("kernel", "append"))
-    with Machine("test-spread", kernel=name, append=more, slots=slots.root_ports(2)) as machine:
+    with Machine(f"spread-{os.getpid()}", kernel=name, append=more, slots=slots.root_ports(2)) as machine:
         yield machine
 
 
@@ -126,7 +127,7 @@ def parts(vm: Machine, engine: str) -> tuple[str, int]:
     return arrived, int(taken)
 
 
-def test_each_channel_of_the_device_has_a_part(pair: Machine) -> None:
+def test_each_channel_of_the_device_copies_a_part(pair: Machine) -> None:
     assert parts(pair, "auto") == ("1" * 8, CHANNELS)
     missing = set()
     for channel in range(CHANNELS):
@@ -138,13 +139,13 @@ def test_each_channel_of_the_device_has_a_part(pair: Machine) -> None:
     assert missing == set(range(8))
 
 
-def test_a_channel_that_is_named_is_the_only_one(pair: Machine) -> None:
+def test_named_channel_copies_alone(pair: Machine) -> None:
     for channel in range(1, CHANNELS):
         pair.endpoints["ep0"].set_faults(Fault("skipped", channel=channel))
         assert parts(pair, "dma0chan0") == ("1" * 8, 1)
 
 
-def test_other_rings_have_the_rest(pair: Machine) -> None:
+def test_busy_channels_take_no_part(pair: Machine) -> None:
     """A channel that is at something else takes no part, and large copies beside each other are right."""
     with copying(pair) as end_one, copying(pair) as end_other, copying(pair, "dma0chan1") as end_third:
         time.sleep(1)
@@ -154,7 +155,7 @@ def test_other_rings_have_the_rest(pair: Machine) -> None:
 
 
 @pytest.mark.parametrize("engine", ["auto", "dma0chan0"])
-def test_channels_that_die(pair: Machine, engine: str) -> None:
+def test_copies_survive_dying_channels(pair: Machine, engine: str) -> None:
     with copying(pair, engine) as end:
         for round_ in range(8):
             time.sleep(0.3)
@@ -168,7 +169,7 @@ def test_channels_that_die(pair: Machine, engine: str) -> None:
     assert parts(pair, "dma0chan0") == ("1" * 8, 1)
 
 
-def test_faults(pair: Machine) -> None:
+def test_cpu_copies_the_parts_of_faulty_channels(pair: Machine) -> None:
     """Of those that the device reports, or the driver finds: the CPU does that part."""
     fallbacks = f"cat {COUNTERS}/fallbacks"
     before = int(pair.run(["sh", "-c", fallbacks]).stdout)
@@ -183,7 +184,7 @@ def test_faults(pair: Machine) -> None:
     assert int(pair.run(["sh", "-c", fallbacks]).stdout) > before
 
 
-def test_unplug_and_replug(pair: Machine) -> None:
+def test_copies_survive_unplug_and_replug(pair: Machine) -> None:
     with copying(pair) as end:
         for _ in range(2):
             time.sleep(0.5)
@@ -212,7 +213,7 @@ def one_of_each(pair: Machine) -> Iterator[Machine]:
     pair.run(["sh", "-c", reload, "reload", path, ""])
 
 
-def test_one_of_two_devices_answers_nothing(one_of_each: Machine) -> None:
+def test_part_of_an_unanswering_device_stays_in_quarantine(one_of_each: Machine) -> None:
     """Its part stays in quarantine, mapped, until its driver is gone; nobody else has to wait."""
     command = one_of_each.command(["python3", "-c", FROZEN])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:

@@ -16,39 +16,64 @@ NYMPH_VM = str(Path(sys.executable).with_name("nymph-vm"))
 PANIC = "echo c > /proc/sysrq-trigger; sleep 1000"
 
 
+# Emulated, and native.
+on_each_ground = pytest.mark.parametrize("arch", ["amd64", pytest.param("um", marks=pytest.mark.native)])
+NO_PRIVILEGES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+
+
 def nymph_vm(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([NYMPH_VM, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
-def test_run(tmp_path: Path) -> None:
+@on_each_ground
+def test_run_returns_status_output_and_copies(tmp_path: Path, arch: str) -> None:
     """The command's status, its output, copies both ways; and a kernel that stays silent is no complaint."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in/file").write_text("from the host")
-    script = "cat in/file; echo oops >&2; mkdir dist; echo from the guest > dist/file; exit 7"
-    done = nymph_vm("run", "--copy", "in", "--", "sh", "-c", script, cwd=tmp_path)
+    links = {"folder": "in", "link": "in/file", "in/inner": "file", "outside": "/etc/hostname"}
+    for link, to in links.items():
+        (tmp_path / link).symlink_to(to)
+    script = "cat in/file; echo oops >&2; mkdir made; ln -s made dist; echo from the guest > dist/file; "
+    script += "[ ! -L folder -a ! -L link -a -L in/inner -a -s outside ] && "
+    script += "cmp in/file link && cmp link folder/inner && exit 7"
+    copies = [part for path in ("in", "folder/", "link", "outside") for part in ("--copy", path)]
+    done = nymph_vm("run", "--arch", arch, *copies, "--", "sh", "-c", script, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (7, "from the host")
     assert "oops" in done.stderr
     assert (tmp_path / "dist/file").read_text() == "from the guest\n"
 
 
-def test_run_reports_a_complaint() -> None:
-    done = nymph_vm("run", "--", "sh", "-c", "echo '<4>planted complaint' > /dev/kmsg")
+@pytest.mark.native
+def test_no_privilege_is_needed_and_nothing_stays() -> None:
+    machines, memory = set(runtime_folder().iterdir()), set(os.listdir("/dev/shm"))
+    command = [NYMPH_VM, "run", "--arch", "um", "--", "sh", "-c", "echo $NYMPH_ACCEL; exit 7"]
+    done = subprocess.run([*NO_PRIVILEGES, *command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (7, "native\n"), done.stderr
+    assert set(runtime_folder().iterdir()) <= machines
+    assert set(os.listdir("/dev/shm")) <= memory
+
+
+@on_each_ground
+def test_run_reports_a_complaint(arch: str) -> None:
+    done = nymph_vm("run", "--arch", arch, "--", "sh", "-c", "echo '<4>planted complaint' > /dev/kmsg")
     assert done.returncode == 120
     assert re.search(r"the guest's kernel complains: .*planted complaint", done.stderr)
     assert "the command itself exited with status 0" in done.stderr
 
 
-def test_run_reports_a_panic() -> None:
-    done = nymph_vm("run", "--", "sh", "-c", PANIC)
+@on_each_ground
+def test_run_reports_a_panic(arch: str) -> None:
+    done = nymph_vm("run", "--arch", arch, "--", "sh", "-c", PANIC)
     assert done.returncode == 121
     assert "the guest's kernel panicked" in done.stderr
     assert "Kernel panic - not syncing: sysrq triggered crash" in done.stderr
 
 
-def test_run_reports_the_end_of_qemu() -> None:
-    done = nymph_vm("run", "--", "sh", "-c", "echo o > /proc/sysrq-trigger; sleep 1000")
+@on_each_ground
+def test_run_reports_the_end_of_the_machine(arch: str) -> None:
+    done = nymph_vm("run", "--arch", arch, "--", "sh", "-c", "echo o > /proc/sysrq-trigger; sleep 1000")
     assert done.returncode == 123
-    assert "QEMU ended" in done.stderr
+    assert "QEMU or user-mode Linux ended" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -58,6 +83,11 @@ def test_run_reports_the_end_of_qemu() -> None:
         (("run", "--kernel", "linux-0.1", "--", "true"), "linux-0.1"),
         (("run", "--memory", "much", "--", "true"), "'much' is no amount of memory"),
         (("run", "--board", "--endpoints", "2", "--", "true"), "leave out --endpoints"),
+        (("run", "--arch", "um", "--board", "--", "true"), "leave out --board"),
+        (("run", "--arch", "um", "--kernel", "debian-6.1", "--", "true"), "there are debug-7, plain-7, up-7"),
+        (("run", "--pci", "a.py:A", "--", "true"), "say --arch um"),
+        (("run", "--arch", "um", "--pci", "no.py:A", "--", "true"), "'no.py:A' names no PCI function"),
+        (("run", "--arch", "um", "--pci", "json:loads", "--", "true"), "is no class derived from"),
         (("run", "--fault", "bug", "--", "true"), "no fault 'bug': there are flip, "),
         (("up", "--fault", "flip:rate=2"), "a fault's rate is above 0 and at most 1, and not 2.0"),
         (("up", "--fault", "flip:seed=x"), "the seed of a fault is a number, and not 'x'"),
@@ -78,16 +108,21 @@ def test_bad_input(arguments: tuple[str, ...], said: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_machines_that_stay() -> None:
+@on_each_ground
+def test_machines_stay_up_side_by_side(arch: str) -> None:
     """Two side by side, by name: up, status, ssh, logs, down."""
-    names = ("test-one", "test-two")
+    names = (f"test-one-{os.getpid()}", f"test-two-{os.getpid()}")
     try:
         for name in names:
-            up = nymph_vm("up", "--name", name, "--memory", "1G")
+            up = nymph_vm("up", "--arch", arch, "--name", name, "--memory", "1G")
             assert up.returncode == 0, up.stderr
             script = f"echo {name} > file; exit 5"
             assert nymph_vm("ssh", "--name", name, "--", "sh", "-c", script).returncode == 5
-        assert nymph_vm("up", "--name", names[0]).returncode == 125
+            for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV):
+                killed = nymph_vm("ssh", "--name", name, "--", "sh", "-c", f"kill -{int(number)} $$")
+                assert killed.returncode == 128 + number
+            assert nymph_vm("ssh", "--name", name, "--", "sh", "-c", "exit 255").returncode == 255
+        assert nymph_vm("up", "--arch", arch, "--name", names[0]).returncode == 125
         status = nymph_vm("status").stdout
         for name in names:
             assert re.search(rf"{name} .*running", status)
@@ -117,15 +152,16 @@ print(*pynymph.query().engines.values())
 """
 
 
-def test_faults_and_hot_plug_by_command() -> None:
-    name = "test-faults"
+@on_each_ground
+def test_commands_set_faults_and_replug_endpoints(arch: str) -> None:
+    name = f"test-faults-{os.getpid()}"
 
     def asked(*arguments: str) -> str:
         done = nymph_vm(arguments[0], "--name", name, *arguments[1:])
         return done.stdout if done.returncode == 0 else f"{done.returncode}: {done.stderr}"
 
     try:
-        assert nymph_vm("up", "--name", name, "--fault", "flip:seed=7").returncode == 0
+        assert nymph_vm("up", "--arch", arch, "--name", name, "--fault", "flip:seed=7").returncode == 0
         assert asked("ssh", "--", "python3", "-c", VERIFIED).startswith("flipped cpu dma")
         assert re.search(r"flip:seed=7 .* one bit .* [1-9]", asked("faults"))
         assert asked("faults", "--none") == "nothing is to go wrong\n"
@@ -149,25 +185,26 @@ def processes_of(folder: Path) -> list[int]:
         try:
             if os.fsencode(folder) in path.read_bytes():
                 found.append(int(path.parent.name))
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended
             continue
     return found
 
 
+@on_each_ground
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_stays_when_the_parent_goes(signum: signal.Signals) -> None:
+def test_nothing_stays_after_the_parent_ends(signum: signal.Signals, arch: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
-    name = f"test-{signum.name.lower()}"
+    name = f"test-{signum.name.lower()}-{os.getpid()}"
     folder = runtime_folder() / name
     script = "echo started; sleep 1000"
-    command = [NYMPH_VM, "run", "--name", name, "--memory", "1G", "--", "sh", "-c", script]
+    command = [NYMPH_VM, "run", "--arch", arch, "--name", name, "--memory", "1G", "--", "sh", "-c", script]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as parent:
         assert parent.stdout
         assert parent.stdout.readline() == "started\n"
         left = {os.pidfd_open(pid): pid for pid in processes_of(folder)}
-        assert len(left) >= 3  # QEMU, SSH, and the one that removes the folder
+        assert len(left) >= 3  # the machine, SSH, and the one that removes the folder
         if signum == signal.SIGINT:
             os.killpg(parent.pid, signum)  # as a terminal does
         else:

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: MIT
 """The gates: a hang is noticed, and pytest is told what the guest's kernel thinks."""
 
+import os
+
 import pytest
+from nymph_vm import kernels
 from nymph_vm.host import cache_folder
 from nymph_vm.machine import Machine
 from nymph_vm.state import VMLost
 
 
-def test_a_hang_is_noticed() -> None:
-    with Machine("test-hang", memory="1G", hang_seconds=5) as machine:
+@pytest.mark.parametrize("arch", ["amd64", pytest.param("um", marks=pytest.mark.native)])
+def test_hang_is_detected(arch: str) -> None:
+    kernel = kernels.named(None, arch)
+    with Machine(f"test-hang-{os.getpid()}", kernel=kernel, memory="1G", hang_seconds=5) as machine:
         machine.run(["pkill", "-STOP", "-P", "1", "-x", "guest-init"])  # nobody answers the pings any more
         with pytest.raises(VMLost, match="the guest hung") as lost:
             machine.run(["sleep", "1000"])
     assert lost.value.exit_status == 122
     assert "nymph-vm: mark" in str(lost.value)  # the kernel log
+    if arch == "um":
+        assert "sysrq triggered crash" in str(lost.value)  # it was asked where it hangs
 
 
 HOST = """
@@ -65,7 +72,7 @@ def test_wrong():
 CACHE = cache_folder().parent  # found now: pytester moves the home folder
 
 
-def test_pytest_gates(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complaints_fail_their_tests(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE))
     pytester.makepyfile(test_host=HOST)
     (pytester.path / "guest").mkdir()

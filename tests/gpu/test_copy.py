@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""pynymph.cuda.copy() on a GPU: every pair of memories, and faults that it locates."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from blake3 import blake3
+
+from pynymph import cuda, cuda_copy
+from pynymph.errors import ArgumentError, VerifyError
+
+MiB = 1 << 20
+SIZES = [0, 1, 1000, MiB + 3, 13 * MiB + 5, 64 * MiB, 150 * MiB + 77]
+
+Make = Callable[[int], Any]
+MEMORIES: dict[str, Make] = {
+    "gpu": lambda n: torch.zeros(n + 1, dtype=torch.uint8, device="cuda")[1:],
+    "pinned": lambda n: torch.zeros(n, dtype=torch.uint8).pin_memory(),
+    "array": lambda n: np.zeros(n, np.uint8),
+    "bytearray": bytearray,
+}
+
+
+def fill(memory: Any, data: bytes) -> None:
+    if isinstance(memory, torch.Tensor):
+        memory.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else memory)
+    else:
+        memoryview(memory).cast("B")[:] = data
+
+
+def content(memory: Any) -> bytes:
+    return memory.cpu().numpy().tobytes() if isinstance(memory, torch.Tensor) else bytes(memory)
+
+
+@pytest.mark.parametrize("src_kind", MEMORIES)
+@pytest.mark.parametrize("dst_kind", MEMORIES)
+def test_copy_works_between_every_pair_of_memories(src_kind: str, dst_kind: str) -> None:
+    if "gpu" not in (src_kind, dst_kind):
+        with pytest.raises(ArgumentError, match=r"Ring\.copy"):
+            cuda.copy(src=MEMORIES[src_kind](5), dst=MEMORIES[dst_kind](5))
+        return
+    for nbytes in SIZES:
+        data = random.Random(nbytes).randbytes(nbytes)
+        src, dst = MEMORIES[src_kind](nbytes), MEMORIES[dst_kind](nbytes)
+        fill(src, data)
+        done = cuda.copy(src=src, dst=dst)
+        assert content(dst) == data
+        assert done.src_digest == done.dst_digest == blake3(data).digest()
+        assert (done.status, done.bytes_done, done.engine) == (0, nbytes, "cuda:0")
+        assert done.queued_ns <= done.started_ns <= done.completed_ns
+    plain = cuda.copy(src=src, dst=dst, verify=False)
+    assert (plain.src_digest, plain.dst_digest) == (None, None)
+
+
+@pytest.mark.parametrize("nbytes", [1000, 5 * MiB, 150 * MiB])
+@pytest.mark.parametrize("kinds", [("pinned", "gpu"), ("array", "gpu"), ("gpu", "array"), ("gpu", "gpu")])
+def test_fault_is_located(nbytes: int, kinds: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real fault can't be had: a byte is changed as soon as it is copied."""
+    transfer = cuda_copy._transfer
+    src, dst = MEMORIES[kinds[0]](nbytes), MEMORIES[kinds[1]](nbytes)
+    fill(src, random.Random(1).randbytes(nbytes))
+    at = nbytes * 2 // 3
+
+    def faulty(on: Any, source: Any, target: Any, launched: Any) -> None:
+        def spoil(begin: int, end: int) -> None:
+            if begin <= at < end:
+                torch.cuda.synchronize()
+                dst[at] ^= 4
+                torch.cuda.synchronize()
+            launched(begin, end)
+
+        transfer(on, source, target, spoil)
+
+    monkeypatch.setattr(cuda_copy, "_transfer", faulty)
+    with pytest.raises(VerifyError, match=f"first at byte {at},") as caught:
+        cuda.copy(src=src, dst=dst)
+    done = caught.value.completion
+    assert done is not None
+    assert done.src_digest == blake3(content(src)).digest() != done.dst_digest
+    assert done.dst_digest == blake3(content(dst)).digest()
+
+
+def test_wrong_operands_are_refused_with_a_reason() -> None:
+    gpu = torch.zeros(100, dtype=torch.uint8, device="cuda")
+    for src, dst, hint in (
+        (gpu, bytearray(99), "100 bytes"),
+        (gpu, bytes(100), "read-only"),
+        (gpu[:50], gpu[49:99], "overlap"),
+        (bytes(50), gpu[::2], "contiguous"),
+    ):
+        with pytest.raises(ArgumentError, match=hint):
+            cuda.copy(src=src, dst=dst)
+    # A source with gaps is read in C order.
+    assert cuda.copy(src=gpu[::2], dst=bytearray(50)).status == 0
+
+
+def test_copy_runs_in_stream_order() -> None:
+    src = torch.zeros(20 * MiB, dtype=torch.uint8, device="cuda")
+    dst = torch.empty_like(src)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)
+        src.fill_(9)
+        assert cuda.copy(src=src, dst=dst).dst_digest == blake3(b"\x09" * (20 * MiB)).digest()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_copy_works_from_one_gpu_to_another() -> None:
+    for nbytes in (1000, 200 * MiB + 1):
+        src = torch.randint(0, 256, (nbytes,), dtype=torch.uint8, device="cuda:0")
+        dst = torch.empty(nbytes, dtype=torch.uint8, device="cuda:1")
+        done = cuda.copy(src=src, dst=dst)
+        assert done.engine == "cuda:1"
+        assert done.src_digest == done.dst_digest == blake3(src.cpu().numpy()).digest()
+    assert cuda.digest_many([src, dst]) == [done.src_digest] * 2
