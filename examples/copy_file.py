@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pynymph
 
-PIECE = 8 << 20
+CHUNK = 8 << 20
 QUEUED = 4
 
 
-def pieces(source: mmap.mmap, target: mmap.mmap) -> Iterator[pynymph.Copy]:
+def chunks(source: mmap.mmap, target: mmap.mmap) -> Iterator[pynymph.Copy]:
     with memoryview(source) as src, memoryview(target) as dst:
-        for at in range(0, len(src), PIECE):
-            yield pynymph.Copy(src=src[at : at + PIECE], dst=dst[at : at + PIECE], verify=True)
+        for at in range(0, len(src), CHUNK):
+            yield pynymph.Copy(src=src[at : at + CHUNK], dst=dst[at : at + CHUNK], verify=True)
 
 
 def copy_file(source: Path, target: Path, device: str) -> int:
@@ -35,11 +35,11 @@ def copy_file(source: Path, target: Path, device: str) -> int:
                 mmap.mmap(writes.fileno(), size) as dst,
                 pynymph.Ring(QUEUED, device=device) as ring,
             ):
-                todo = pieces(src, dst)
-                transfers = deque(ring.submit(piece) for piece in islice(todo, QUEUED))
+                todo = chunks(src, dst)
+                transfers = deque(ring.submit(chunk) for chunk in islice(todo, QUEUED))
                 while transfers:
                     transfers.popleft().result()  # VerifyError if what arrived is not what was sent
-                    transfers.extend(ring.submit(piece) for piece in islice(todo, 1))
+                    transfers.extend(ring.submit(chunk) for chunk in islice(todo, 1))
                 dst.flush()
     part.replace(target)
     return size

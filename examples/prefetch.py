@@ -52,7 +52,7 @@ async def mean_of_columns(array: NDArray[np.float32], rows: int, device: str) ->
     total = np.zeros(array.shape[1])
     async for block in blocks(array, rows, device=device):
         total += block.sum(axis=0, dtype=np.float64)
-        await asyncio.sleep(0)  # the loop sees to what arrived meanwhile
+        await asyncio.sleep(0)  # the loop handles copies that have arrived
     return total / len(array)
 
 
