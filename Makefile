@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: help setup demo rate bench performance bench-blake3 fuzz-blake3 test module vm service serve lint check endpoint matrix arm64 coverage clean
+.PHONY: gpu help setup demo rate bench performance bench-blake3 fuzz-blake3 test module vm service serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -14,18 +14,16 @@ demo: .venv/ready ## build all, boot a VM, and measure verified copies in it: di
 	$(NYMPH_VM) run --copy tools -- python3 tools/dma_vs_copy.py
 
 rate: .venv/ready ## copies per second, one request each and in batches, from C and Python: dist/rate.json
-	$(NYMPH_VM) run --copy tools --copy $$($(NYMPH_VM) program tools/rate.c) -- python3 tools/rate.py rate
+	$(NYMPH_VM) run --copy tools --copy bench --copy $$($(NYMPH_VM) program bench/rate.c) -- python3 -m bench.rate rate
 
-bench: .venv/ready ## all benchmarks: dist/report.html, bench.json, trace.perfetto; tools/bench-run.sh --quick for fewer
-	tools/bench-run.sh
+bench: .venv/ready ## all benchmarks: dist/report.html, bench.json, trace.perfetto; bench/run.sh --quick for fewer
+	bench/run.sh
 
-performance: bench-blake3 bench ## docs/performance.md and its plots, of a full run, and of one natively
-	cp dist/performance.md docs/performance.md
-	rm -rf docs/plots
-	cp -r dist/plots docs/plots
+performance: bench-blake3 bench ## docs/explanation/performance.md, the figures that readers need, of a full run
+	cp dist/performance.md docs/explanation/performance.md
 
 bench-blake3: .venv/ready ## kernel/blake3 natively, against the official implementation: dist/blake3.json
-	.venv/bin/python tools/bench_blake3.py
+	.venv/bin/python -m bench.native_blake3
 
 SECONDS := 60
 FUZZ := build/fuzz-blake3
@@ -53,34 +51,64 @@ module: .venv/ready
 	$(NYMPH_VM) build
 endif
 
-vm: .venv/ready ## a shell in a VM, with the module loaded, tests/ and tools/ there, and pynymph importable
-	$(NYMPH_VM) run --copy tests --copy tools
+vm: .venv/ready ## a shell in a VM, with the module loaded, tests/, tools/ and bench/ there, and pynymph importable
+	$(NYMPH_VM) run --copy tests --copy tools --copy bench
 
-service: .venv/browser ## nymphd in a VM: its unit, faults of the endpoint beside it, the dashboard in Chromium, a soak of a minute
+service: .venv/browser ## nymphd in a VM: its unit, attacks, faults beside it, the dashboard in Chromium, a soak; real clients
+	.venv/bin/pytest --long tests/unit/nymphd/test_clients.py
 	.venv/bin/pytest tests/service
 
 serve: .venv/ready ## nymphd in a VM, its dashboard on a port of this machine, until Ctrl-C
 	$(NYMPH_VM) serve
 
-lint: .venv/ready ## ruff, mypy, clang-format; W=1, sparse, checkpatch.pl and padding for the module
+gpu: .venv/ready ## on a machine with an NVIDIA GPU: its tests, and its benchmark into dist/gpu.json
+	.venv/bin/pip install --quiet torch safetensors
+	.venv/bin/pytest tests/gpu
+	.venv/bin/pytest --model tests/guest/test_ring_examples.py
+	.venv/bin/python -m bench.gpu
+
+lint: .venv/ready ## ruff, mypy, clang-format, reuse; W=1, sparse, checkpatch.pl, padding and small kernels for the module
 	.venv/bin/pip install --quiet -e 'vm[lint]'
-	.venv/bin/ruff check pynymph vm tools examples tests
-	.venv/bin/mypy --strict pynymph vm/nymph_vm tools examples
-	.venv/bin/clang-format --dry-run --Werror tests/*.c tests/guest/*.c tests/unit/*.c tools/*.c tools/benchmark/*.c
+	.venv/bin/reuse lint --quiet || { .venv/bin/reuse lint; exit 1; }
+	.venv/bin/ruff check pynymph nymphd vm tools bench examples tests
+	.venv/bin/mypy --strict pynymph nymphd/nymphd vm/nymph_vm tools bench examples
+	.venv/bin/clang-format --dry-run --Werror tests/*.c tests/guest/*.c tests/unit/kernel/*.c bench/*.c
 	$(NYMPH_VM) lint
 
-check: lint ## lint; guest tests, KUnit and planted bugs on a kernel with sanitizers; long runs on the stock one
-	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_debug_kernel.py tests/vm/test_guest_suite.py \
-		tests/vm/test_kunit.py tests/vm/test_leftovers.py tests/vm/test_endpoint.py tests/vm/test_spread.py \
-		tests/vm/test_planted.py
-	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_guest_suite.py::test_model_for_long
+docs: .venv/ready ## the documentation: build/docs/html and manual pages in build/docs/man; any warning is an error
+	.venv/bin/pip install --quiet -e 'vm[docs]'
+	rm -rf build/docs/html build/docs/man
+	.venv/bin/sphinx-build -q -W --keep-going -d build/docs/trees -b html docs build/docs/html
+	.venv/bin/sphinx-build -q -W --keep-going -d build/docs/trees -b man docs build/docs/man
+	@echo build/docs/html/index.html
 
-endpoint: .venv/ready ## faults far more often, and docs/faults.md of it; every engine; swiotlb; dmatest for long
+audit: .venv/ready ## asks an advisory service about the packages that nymphd needs; says so where none answers
+	.venv/bin/pip install --quiet 'pip-audit>=2.7'
+	.venv/bin/python tools/audit.py
+
+check: lint docs audit sanitized long ## lint, docs, audit, sanitized and long
+
+sanitized: sanitized-guest sanitized-endpoint ## sanitized-guest and sanitized-endpoint
+
+sanitized-guest: .venv/ready ## the guest tests, KUnit and planted bugs on a kernel with sanitizers
+	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_debug_kernel.py tests/vm/test_guest_suite.py \
+		tests/vm/test_kunit.py tests/vm/test_leftovers.py tests/vm/test_planted.py
+
+sanitized-endpoint: .venv/ready ## the endpoint's faults on a kernel with sanitizers
+	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_endpoint.py tests/vm/test_spread.py
+
+long: .venv/ready ## leftovers of processes, and the driver against its model, for long
+	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_guest_suite.py::test_driver_and_model_agree_for_long
+
+native: .venv/ready ## guests without emulation (user-mode Linux), and PCI devices in Python
+	.venv/bin/pytest --native -m native tests/vm
+
+endpoint: .venv/ready ## faults far more often, and docs/reference/faults.md of it; every engine; swiotlb; dmatest for long
 	.venv/bin/pytest --long tests/vm/test_endpoint.py
-	cp dist/faults.md docs/faults.md
+	cp dist/faults.md docs/reference/faults.md
 	.venv/bin/pytest --every-engine tests/vm/test_guest_suite.py
 	.venv/bin/pytest --append swiotlb=force tests/vm/test_guest_suite.py tests/vm/test_endpoint.py
-	.venv/bin/pytest --long --kernel debug-6.1 tests/vm/test_endpoint.py::test_dmatest
+	.venv/bin/pytest --long --kernel debug-6.1 tests/vm/test_endpoint.py::test_dmatest_passes
 
 matrix: .venv/ready ## the guest tests and KUnit on every kernel, and one table
 	$(NYMPH_VM) matrix
@@ -93,7 +121,7 @@ arm64: .venv/arm64 ## the guest tests on arm64, the board's architecture, with N
 		tests/vm/test_vm_guest.py tests/vm/test_legacy_client.py tests/vm/test_rate.py tests/vm/test_guest_suite.py \
 		tests/vm/test_leftovers.py tests/vm/test_endpoint.py
 	.venv/bin/pytest --arch arm64 --append pcie_nymph.blake3=portable \
-		tests/vm/test_blake3_variants.py::test_one_is_chosen tests/vm/test_guest_suite.py
+		tests/vm/test_blake3_variants.py::test_asked_variant_is_chosen tests/vm/test_guest_suite.py
 	.venv/bin/pytest --arch arm64 --kernel debug-6.1 --append pcie_nymph.blake3=neon \
 		tests/vm/test_debug_kernel.py tests/vm/test_kunit.py tests/vm/test_blake3_variants.py \
 		tests/vm/test_guest_suite.py
@@ -102,18 +130,18 @@ coverage: .venv/ready ## how much of the module the guest tests run: a table, an
 	$(NYMPH_VM) coverage
 
 clean: ## remove what was built here (~/.cache/nymph-vm has the rest)
-	rm -rf .venv build dist *.egg-info vm/*.egg-info pynymph/*.so
+	rm -rf .venv build dist nymphd/build *.egg-info */*.egg-info pynymph/*.so
 
-INSTALLED_FROM := vm/setup pyproject.toml setup.py vm/pyproject.toml pynymph/_build.py kernel/pcie_nymph.h
+INSTALLED_FROM := tools/setup pyproject.toml setup.py nymphd/pyproject.toml vm/pyproject.toml pynymph/_build.py pynymph/_tree.c kernel/pcie_nymph.h
 
 .venv/arm64: .venv/ready
-	vm/setup arm64
+	tools/setup arm64
 	touch $@
 
 .venv/ready: $(INSTALLED_FROM)
-	vm/setup
+	tools/setup
 	touch $@
 
 .venv/browser: $(INSTALLED_FROM)
-	vm/setup browser
+	tools/setup browser
 	touch .venv/ready $@
