@@ -542,18 +542,21 @@ def test_kernel_log_reports_what_happens_to_a_channel(vm: Machine, endpoint: End
 DYING = """
 import os, select, signal, sys, abi
 
+SIZE = abi.MIB // 2
 went, goes = os.pipe()
 
 def inside():
-    memory, contexts = abi.Memory(2 * abi.MIB), [abi.Context() for _ in range(int(sys.argv[2]))]
+    contexts = [abi.Context() for _ in range(int(sys.argv[2]))]
+    # A target each: CONFIG_DMA_API_DEBUG warns of more than seven writable mappings of one page.
+    memory = abi.Memory((len(contexts) + 1) * SIZE)
     for context in contexts:
         context.setup(4, engine=sys.argv[1].encode())
     print("frozen?", flush=True)
     sys.stdin.readline()
-    for context in contexts:
-        context.submit(memory.address, memory.address + abi.MIB, abi.MIB)
+    for number, context in enumerate(contexts, 1):
+        context.submit(memory.address, memory.address + number * SIZE, SIZE)
     os.write(goes, b"x")
-    contexts[0].submit(memory.address, memory.address + abi.MIB, abi.MIB, abi.COMPLETE_SYNC)
+    contexts[0].submit(memory.address, memory.address + SIZE, SIZE, abi.COMPLETE_SYNC)
 
 child = abi.Child(inside)
 os.close(goes)

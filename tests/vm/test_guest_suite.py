@@ -13,6 +13,8 @@ from nymph_vm.machine import Machine
 from nymph_vm.pytest_plugin import FOLDER
 
 READING = "/tmp/reading-sysfs"
+COMMAND = "tests/guest/test_command.py"
+
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, vm: Machine) -> Iterator[str]:
@@ -66,7 +68,16 @@ def sysfs_readers(vm: Machine) -> Iterator[None]:
 @pytest.mark.usefixtures("sysfs_readers")
 def test_guest_tests_pass(vm: Machine, run_guest_tests: Callable[..., None], user: str, engine: str) -> None:
     vm.copy_in("examples", to=FOLDER)
-    run_guest_tests(user, "tests/guest")
+    run_guest_tests(user, "tests/guest", f"--ignore={COMMAND}")
+
+
+@pytest.mark.parametrize("user", ["root", "nymph-user"])
+def test_command_passes(vm: Machine, run_guest_tests: Callable[..., None], user: str) -> None:
+    """On one kernel: it starts Python dozens of times, and asks of the driver nothing that others do not."""
+    if kernels.KERNELS[vm.state.kernel].debug:
+        pytest.skip("takes a debug kernel a quarter of an hour: the stock kernel has it")
+    vm.copy_in("tests/guest", to=FOLDER)
+    run_guest_tests(user, COMMAND)
 
 
 def test_driver_and_model_agree_for_long(
