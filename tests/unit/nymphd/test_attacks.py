@@ -84,9 +84,8 @@ def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One for all that ends well."""
     # No limit of requests: its tests ask without a pause, and a fast machine gets to 2000 in a second.
-    running = Service(
-        tmp_path_factory.mktemp("attacked") / "state", login_limit="100000/minute", rate_limit="1000000/second"
-    )
+    limits = {"login_limit": "100000/minute", "rate_limit": "1000000/second"}
+    running = Service(tmp_path_factory.mktemp("attacked") / "state", **limits)
     yield running
     assert running.stop() == 0
     assert [entry for entry in running.log() if entry["level"] == "error"] == []
