@@ -71,6 +71,7 @@ lint: .venv/ready ## ruff, mypy, clang-format, reuse; W=1, sparse, checkpatch.pl
 	.venv/bin/pip install --quiet -e 'vm[lint]'
 	.venv/bin/reuse lint --quiet || { .venv/bin/reuse lint; exit 1; }
 	.venv/bin/ruff check pynymph nymphd vm tools bench examples tests
+	.venv/bin/ruff format --check --quiet pynymph nymphd vm tools bench examples tests
 	.venv/bin/mypy --strict pynymph nymphd/nymphd vm/nymph_vm tools bench examples
 	.venv/bin/clang-format --dry-run --Werror tests/*.c tests/guest/*.c tests/unit/kernel/*.c bench/*.c
 	$(NYMPH_VM) lint

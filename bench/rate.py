@@ -133,9 +133,7 @@ def run(program: str, seconds: float, rounds: int, console: Console) -> dict[str
 
 def batch_ratios(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
     """Rows of Python's batches at one depth, and how many times as many copies as C's they make."""
-    made = {
-        (row["engine"], row["bytes"], row["path"]): row for row in rows if row["series"] == "bytes"
-    }
+    made = {(row["engine"], row["bytes"], row["path"]): row for row in rows if row["series"] == "bytes"}
     c, python = BATCH_PATHS
     return [
         (row, row["copies_per_s"] / made[engine, size, c]["copies_per_s"])

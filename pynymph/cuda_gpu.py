@@ -414,9 +414,7 @@ class On:
     def download(self, address: int, nbytes: int) -> bytes:
         """Copy device memory to the host."""
         host = np.empty(nbytes, np.uint8)
-        check(
-            driver.cuMemcpyDtoHAsync(host.ctypes.data, address, nbytes, self.stream), "copying to the host"
-        )
+        check(driver.cuMemcpyDtoHAsync(host.ctypes.data, address, nbytes, self.stream), "copying to the host")
         self.synchronize()
         return host.tobytes()
 

@@ -66,8 +66,7 @@ NOT_RUN = {
     ("README.md", "sudo apt-get"): _ROOT,
     ("vm/README.md", "tools/setup"): _ROOT,
     ("docs/how-to/benchmarks.md", "make bench"): _MAKE,
-    ("docs/how-to/benchmarks.md", ".venv/bin/python -m bench"):
-        "tests/unit/bench/test_figures.py compares",
+    ("docs/how-to/benchmarks.md", ".venv/bin/python -m bench"): "tests/unit/bench/test_figures.py compares",
     ("docs/how-to/board.md", "make module KDIR="): _ROOT,
     ("docs/how-to/board.md", "sudo install"): _ROOT,
     ("docs/how-to/board.md", ".venv/bin/pip install ."): "it would replace the binding under test",

@@ -118,9 +118,7 @@ def make_router(nymphd: Nymphd, inferences: Turns) -> APIRouter:
     @router.get("", operation_id="server_metadata")
     async def server_metadata() -> ServerMetadata:
         """Get name, version and extensions of the server."""
-        return ServerMetadata(
-            name="nymphd", version=__version__, extensions=["binary_tensor_data"]
-        )
+        return ServerMetadata(name="nymphd", version=__version__, extensions=["binary_tensor_data"])
 
     @router.get(of_version, responses=unknown, operation_id="model_version_metadata")
     async def model_version_metadata(model: str, version: str) -> ModelMetadata:
@@ -220,9 +218,7 @@ async def _state(nymphd: Nymphd, name: str, version: str | None) -> ModelState:
 # --- requests ---
 
 
-async def _read(
-    body: bytes, headers: Headers, state: ModelState
-) -> tuple[InferenceRequest, list[Tensor]]:
+async def _read(body: bytes, headers: Headers, state: ModelState) -> tuple[InferenceRequest, list[Tensor]]:
     """Parse a request and its inputs. Raises Refused and BadInput."""
     json_length = headers.get(_JSON_LENGTH)
     if json_length is None:

@@ -78,31 +78,64 @@ LONG = 60.0
 
 
 class Desc(ctypes.Structure):
-    _fields_ = (("src_addr", c_uint64), ("dst_addr", c_uint64), ("length", c_uint32), ("flags", c_uint32),
-                ("cookie", c_uint64))
+    _fields_ = (
+        ("src_addr", c_uint64),
+        ("dst_addr", c_uint64),
+        ("length", c_uint32),
+        ("flags", c_uint32),
+        ("cookie", c_uint64),
+    )
 
 
 class Status(ctypes.Structure):
-    _fields_ = (("dma_bytes", c_uint64), ("ring_hash", c_uint8 * 32), ("ring_size", c_uint32),
-                ("active_descriptors", c_uint32))
+    _fields_ = (
+        ("dma_bytes", c_uint64),
+        ("ring_hash", c_uint8 * 32),
+        ("ring_size", c_uint32),
+        ("active_descriptors", c_uint32),
+    )
 
 
 class RingInfo(ctypes.Structure):
-    _fields_ = (("ring_size", c_uint32), ("head", c_uint32), ("tail", c_uint32), ("reserved", c_uint32),
-                ("ring_addr", c_uint64))
+    _fields_ = (
+        ("ring_size", c_uint32),
+        ("head", c_uint32),
+        ("tail", c_uint32),
+        ("reserved", c_uint32),
+        ("ring_addr", c_uint64),
+    )
 
 
 class Entry(ctypes.Structure):
-    _fields_ = (("size", c_uint16), ("opcode", c_uint16), ("flags", c_uint32), ("length", c_uint64),
-                ("src", c_uint64), ("dst", c_uint64), ("src_buffer", c_uint32), ("dst_buffer", c_uint32),
-                ("cookie", c_uint64), ("reserved", c_uint64 * 2))
+    _fields_ = (
+        ("size", c_uint16),
+        ("opcode", c_uint16),
+        ("flags", c_uint32),
+        ("length", c_uint64),
+        ("src", c_uint64),
+        ("dst", c_uint64),
+        ("src_buffer", c_uint32),
+        ("dst_buffer", c_uint32),
+        ("cookie", c_uint64),
+        ("reserved", c_uint64 * 2),
+    )
 
 
 class Record(ctypes.Structure):
-    _fields_ = (("cookie", c_uint64), ("size", c_uint32), ("status", c_int32), ("bytes_done", c_uint64),
-                ("engine", c_uint32), ("flags", c_uint32), ("queued_ns", c_uint64), ("started_ns", c_uint64),
-                ("completed_ns", c_uint64), ("src_digest", c_uint8 * 32), ("dst_digest", c_uint8 * 32),
-                ("reserved", c_uint64))
+    _fields_ = (
+        ("cookie", c_uint64),
+        ("size", c_uint32),
+        ("status", c_int32),
+        ("bytes_done", c_uint64),
+        ("engine", c_uint32),
+        ("flags", c_uint32),
+        ("queued_ns", c_uint64),
+        ("started_ns", c_uint64),
+        ("completed_ns", c_uint64),
+        ("src_digest", c_uint8 * 32),
+        ("dst_digest", c_uint8 * 32),
+        ("reserved", c_uint64),
+    )
 
 
 class EngineInfo(ctypes.Structure):
@@ -110,39 +143,89 @@ class EngineInfo(ctypes.Structure):
 
 
 class Query(ctypes.Structure):
-    _fields_ = (("size", c_uint32), ("version", c_uint32), ("features", c_uint64), ("requests", c_uint64),
-                ("opcodes", c_uint64), ("entry_flags", c_uint64), ("max_length", c_uint64),
-                ("max_entries", c_uint32), ("setup_flags", c_uint32), ("engines", c_uint64),
-                ("max_engines", c_uint32), ("num_engines", c_uint32))
+    _fields_ = (
+        ("size", c_uint32),
+        ("version", c_uint32),
+        ("features", c_uint64),
+        ("requests", c_uint64),
+        ("opcodes", c_uint64),
+        ("entry_flags", c_uint64),
+        ("max_length", c_uint64),
+        ("max_entries", c_uint32),
+        ("setup_flags", c_uint32),
+        ("engines", c_uint64),
+        ("max_engines", c_uint32),
+        ("num_engines", c_uint32),
+    )
 
 
 class Setup2(ctypes.Structure):
-    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("entries", c_uint32), ("records", c_uint32),
-                ("ring_addr", c_uint64), ("engine", c_byte * 32))
+    _fields_ = (
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("entries", c_uint32),
+        ("records", c_uint32),
+        ("ring_addr", c_uint64),
+        ("engine", c_byte * 32),
+    )
 
 
 class Enter(ctypes.Structure):
-    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("entries", c_uint64), ("records", c_uint64),
-                ("to_submit", c_uint32), ("max_records", c_uint32), ("min_records", c_uint32),
-                ("submitted", c_uint32), ("reaped", c_uint32), ("error", c_int32), ("deadline_ns", c_uint64))
+    _fields_ = (
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("entries", c_uint64),
+        ("records", c_uint64),
+        ("to_submit", c_uint32),
+        ("max_records", c_uint32),
+        ("min_records", c_uint32),
+        ("submitted", c_uint32),
+        ("reaped", c_uint32),
+        ("error", c_int32),
+        ("deadline_ns", c_uint64),
+    )
 
 
 class SnapshotArg(ctypes.Structure):
-    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("ring", RingInfo), ("dma_bytes", c_uint64),
-                ("ring_hash", c_uint8 * 32), ("active_descriptors", c_uint32), ("unread_records", c_uint32),
-                ("entries", c_uint64), ("max_entries", c_uint32), ("first_error", c_int32),
-                ("errors", c_uint64), ("state", c_uint32), ("engine", c_uint32))
+    _fields_ = (
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("ring", RingInfo),
+        ("dma_bytes", c_uint64),
+        ("ring_hash", c_uint8 * 32),
+        ("active_descriptors", c_uint32),
+        ("unread_records", c_uint32),
+        ("entries", c_uint64),
+        ("max_entries", c_uint32),
+        ("first_error", c_int32),
+        ("errors", c_uint64),
+        ("state", c_uint32),
+        ("engine", c_uint32),
+    )
 
 
 class CancelArg(ctypes.Structure):
-    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("cookie", c_uint64), ("canceled", c_uint32),
-                ("reserved", c_uint32))
+    _fields_ = (
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("cookie", c_uint64),
+        ("canceled", c_uint32),
+        ("reserved", c_uint32),
+    )
 
 
 class BufferArg(ctypes.Structure):
-    _fields_ = (("size", c_uint32), ("op", c_uint32), ("flags", c_uint32), ("handle", c_uint32),
-                ("addr", c_uint64), ("length", c_uint64), ("mmap_offset", c_uint64), ("fd", c_int32),
-                ("reserved", c_uint32))
+    _fields_ = (
+        ("size", c_uint32),
+        ("op", c_uint32),
+        ("flags", c_uint32),
+        ("handle", c_uint32),
+        ("addr", c_uint64),
+        ("length", c_uint64),
+        ("mmap_offset", c_uint64),
+        ("fd", c_int32),
+        ("reserved", c_uint32),
+    )
 
 
 class EventfdArg(ctypes.Structure):
@@ -150,14 +233,26 @@ class EventfdArg(ctypes.Structure):
 
 
 class LatencyArg(ctypes.Structure):
-    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("count", c_uint64), ("sum_ns", c_uint64),
-                ("max_ns", c_uint64), ("buckets", c_uint64))
+    _fields_ = (
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("count", c_uint64),
+        ("sum_ns", c_uint64),
+        ("max_ns", c_uint64),
+        ("buckets", c_uint64),
+    )
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
-                       ctypes.c_long]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 _libc.mmap.restype = ctypes.c_void_p
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -206,8 +301,14 @@ def readv(fd: int, parts: bytes) -> int:
 class Memory:
     """A mapping of our own. It is unmapped with the object."""
 
-    def __init__(self, length: int, protection: int = mmap.PROT_READ | mmap.PROT_WRITE,
-                 flags: int = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, fd: int = -1, offset: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        protection: int = mmap.PROT_READ | mmap.PROT_WRITE,
+        flags: int = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+        fd: int = -1,
+        offset: int = 0,
+    ) -> None:
         address = _libc.mmap(None, length, protection, flags, fd, offset)
         if address == ctypes.c_void_p(-1).value:
             raise failed()
@@ -236,7 +337,7 @@ class Memory:
 
     def randomize(self) -> "Memory":
         for offset in range(0, self.length, len(_RANDOM)):
-            self.write(_RANDOM[:self.length - offset], offset)
+            self.write(_RANDOM[: self.length - offset], offset)
         return self
 
     def equals(self, other: "Memory", length: int, offset: int = 0) -> bool:
@@ -373,8 +474,9 @@ class Context:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -396,12 +498,20 @@ class Context:
         assert self.ioctl(GET_STATUS, status) == 0
         return status
 
-    def setup_ring(self, ring_size: int, head: int = 0, tail: int = 0, reserved: int = 0,
-                   label: int = OLD_LABEL) -> None:
+    def setup_ring(
+        self, ring_size: int, head: int = 0, tail: int = 0, reserved: int = 0, label: int = OLD_LABEL
+    ) -> None:
         assert self.ioctl(SETUP_RING, RingInfo(ring_size, head, tail, reserved, label)) == 0
 
-    def setup(self, entries: int = 8, *, paused: bool = False, flags: int = 0, label: int = OLD_LABEL,
-              engine: bytes = b"auto") -> Setup2:
+    def setup(
+        self,
+        entries: int = 8,
+        *,
+        paused: bool = False,
+        flags: int = 0,
+        label: int = OLD_LABEL,
+        engine: bytes = b"auto",
+    ) -> Setup2:
         argument = Setup2(ctypes.sizeof(Setup2), flags | (SETUP_PAUSED if paused else 0), entries, 0, label)
         ctypes.memmove(ctypes.addressof(argument) + Setup2.engine.offset, engine, len(engine))
         assert self.ioctl(SETUP2, argument) == 0
@@ -422,28 +532,47 @@ class Context:
     def query(self, max_engines: int = 0) -> tuple[Query, list[EngineInfo]]:
         """Features, and as many engines as there are, at most @max_engines."""
         engines = (EngineInfo * max_engines)()
-        query = Query(size=ctypes.sizeof(Query), engines=address_of(engines) if max_engines else 0,
-                      max_engines=max_engines)
+        query = Query(
+            size=ctypes.sizeof(Query),
+            engines=address_of(engines) if max_engines else 0,
+            max_engines=max_engines,
+        )
         assert self.ioctl(QUERY, query) == 0
-        return query, list(engines)[:query.num_engines]
+        return query, list(engines)[: query.num_engines]
 
-    def enter(self, entries: Sequence[Entry] = (), *, max_records: int = 0, min_records: int = 0,
-              wait: float = 0, deadline_ns: int | None = None) -> Entered:
+    def enter(
+        self,
+        entries: Sequence[Entry] = (),
+        *,
+        max_records: int = 0,
+        min_records: int = 0,
+        wait: float = 0,
+        deadline_ns: int | None = None,
+    ) -> Entered:
         """ENTER; wait is in seconds from now, 0 does not wait."""
         submit = (Entry * len(entries))(*entries)
         records = (Record * max_records)()
         ctypes.memset(records, 0xEE, ctypes.sizeof(records))
         if deadline_ns is None:
             deadline_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(wait * 1e9) if wait else 0
-        argument = Enter(size=ctypes.sizeof(Enter), entries=address_of(submit), records=address_of(records),
-                         to_submit=len(entries), max_records=max_records, min_records=min_records,
-                         submitted=0xEEEEEEEE, reaped=0xEEEEEEEE, error=0x6EEEEEEE, deadline_ns=deadline_ns)
+        argument = Enter(
+            size=ctypes.sizeof(Enter),
+            entries=address_of(submit),
+            records=address_of(records),
+            to_submit=len(entries),
+            max_records=max_records,
+            min_records=min_records,
+            submitted=0xEEEEEEEE,
+            reaped=0xEEEEEEEE,
+            error=0x6EEEEEEE,
+            deadline_ns=deadline_ns,
+        )
         result = self.ioctl(ENTER, argument)
         assert result == argument.submitted <= len(entries)
         assert argument.reaped <= max_records
         untouched = (max_records - argument.reaped) * ctypes.sizeof(Record)
-        assert bytes(records)[ctypes.sizeof(records) - untouched:] == b"\xee" * untouched
-        return Entered(result, argument.error, list(records)[:argument.reaped])
+        assert bytes(records)[ctypes.sizeof(records) - untouched :] == b"\xee" * untouched
+        return Entered(result, argument.error, list(records)[: argument.reaped])
 
     def reap(self, count: int, wait: float = LONG) -> list[Record]:
         """Exactly so many records, within the time given."""
@@ -469,15 +598,16 @@ class Context:
         got = read(self.fd, address_of(records), ctypes.sizeof(records))
         assert got % ctypes.sizeof(Record) == 0 and 0 < got <= ctypes.sizeof(records)
         assert bytes(records)[got:] == b"\xee" * (ctypes.sizeof(records) - got)
-        return list(records)[:got // ctypes.sizeof(Record)]
+        return list(records)[: got // ctypes.sizeof(Record)]
 
     def cancel(self, cookie: int) -> int:
         argument = CancelArg(size=ctypes.sizeof(CancelArg), cookie=cookie, canceled=0xEEEEEEEE)
         assert self.ioctl(CANCEL, argument) == 0
         return argument.canceled
 
-    def buffer(self, op: int, *, flags: int = 0, handle: int = 0, addr: int = 0,
-               length: int = 0, fd: int = 0) -> BufferArg:
+    def buffer(
+        self, op: int, *, flags: int = 0, handle: int = 0, addr: int = 0, length: int = 0, fd: int = 0
+    ) -> BufferArg:
         argument = BufferArg(ctypes.sizeof(BufferArg), op, flags, handle, addr, length, fd=fd)
         assert self.ioctl(BUFFER, argument) == 0
         return argument
@@ -497,8 +627,14 @@ class Context:
     def free(self, handle: int) -> None:
         self.buffer(BUFFER_FREE, handle=handle)
 
-    def map(self, buffer: BufferArg, length: int | None = None, offset: int = 0,
-            protection: int = mmap.PROT_READ | mmap.PROT_WRITE, flags: int = mmap.MAP_SHARED) -> Memory:
+    def map(
+        self,
+        buffer: BufferArg,
+        length: int | None = None,
+        offset: int = 0,
+        protection: int = mmap.PROT_READ | mmap.PROT_WRITE,
+        flags: int = mmap.MAP_SHARED,
+    ) -> Memory:
         length = buffer.length - offset if length is None else length
         return Memory(length, protection, flags, self.fd, buffer.mmap_offset + offset)
 
@@ -527,8 +663,9 @@ class Context:
 
     def snapshot(self, max_entries: int = 4096) -> Snapshot:
         entries = (Entry * max_entries)()
-        argument = SnapshotArg(size=ctypes.sizeof(SnapshotArg), entries=address_of(entries),
-                               max_entries=max_entries)
+        argument = SnapshotArg(
+            size=ctypes.sizeof(SnapshotArg), entries=address_of(entries), max_entries=max_entries
+        )
         assert self.ioctl(SNAPSHOT, argument) == 0
         assert argument.ring.reserved == 0
         active = argument.active_descriptors
@@ -536,10 +673,20 @@ class Context:
         behind = min(64 * (max_entries - active), 1024)
         assert ctypes.string_at(ctypes.addressof(entries) + len(raw), behind) == bytes(behind)
         ring = argument.ring
-        return Snapshot(ring.ring_size, ring.head, ring.tail, ring.ring_addr, argument.dma_bytes,
-                        bytes(argument.ring_hash), argument.unread_records, argument.errors,
-                        argument.first_error, argument.state, argument.engine,
-                        tuple(raw[64 * i:64 * i + 64] for i in range(active)))
+        return Snapshot(
+            ring.ring_size,
+            ring.head,
+            ring.tail,
+            ring.ring_addr,
+            argument.dma_bytes,
+            bytes(argument.ring_hash),
+            argument.unread_records,
+            argument.errors,
+            argument.first_error,
+            argument.state,
+            argument.engine,
+            tuple(raw[64 * i : 64 * i + 64] for i in range(active)),
+        )
 
     @contextlib.contextmanager
     def refuses(self, *numbers: int) -> Iterator[None]:

@@ -44,8 +44,11 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     mounted.mkdir()
     with open(image, "wb") as file:
         file.truncate(8 << 20)
-    for command in (["modprobe", "-a", "loop", "ext4"], ["mkfs.ext4", "-q", "-F", image],
-                    ["mount", "-o", "loop", image, mounted]):
+    for command in (
+        ["modprobe", "-a", "loop", "ext4"],
+        ["mkfs.ext4", "-q", "-F", image],
+        ["mount", "-o", "loop", image, mounted],
+    ):
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:

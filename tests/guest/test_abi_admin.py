@@ -37,19 +37,33 @@ def test_fdinfo_agrees_with_the_ring(context: Context) -> None:
     told = seen(context)
     [engine] = [e.name.decode() for e in context.query(16)[1] if e.id == context.snapshot().engine]
     assert (told["owner"], told["engine"], told["entries"]) == (str(os.getpid()), engine, "9")
-    quiet = ["active", "unread", "errors", "dma_bytes", "pinned_bytes", "buffer_bytes", "latency_p50",
-             "latency_p95", "latency_p99", "latency_p99.9", "latency_max", "latency_count"]
+    quiet = [
+        "active",
+        "unread",
+        "errors",
+        "dma_bytes",
+        "pinned_bytes",
+        "buffer_bytes",
+        "latency_p50",
+        "latency_p95",
+        "latency_p99",
+        "latency_p99.9",
+        "latency_max",
+        "latency_count",
+    ]
     assert all(told[name] == "0" for name in quiet)
 
     src, dst = small_pages(4 * PAGE), small_pages(4 * PAGE)
     gone = Memory(PAGE)
     buffer = context.alloc(PAGE + 1)
     handle = context.register(src)
-    context.enter([
-        abi.copy(src.address, dst.address + 1, PAGE, abi.RECORD | abi.ZERO_COPY),  # pins one page and two
-        in_buffers(abi.copy(0, 0, PAGE, abi.ZERO_COPY), handle, buffer.handle),  # pins nothing more
-        abi.copy(gone.address, dst.address, 8),
-    ])
+    context.enter(
+        [
+            abi.copy(src.address, dst.address + 1, PAGE, abi.RECORD | abi.ZERO_COPY),  # pins one page and two
+            in_buffers(abi.copy(0, 0, PAGE, abi.ZERO_COPY), handle, buffer.handle),  # pins nothing more
+            abi.copy(gone.address, dst.address, 8),
+        ]
+    )
     told = seen(context)
     assert (told["active"], told["unread"], told["pinned_bytes"]) == ("3", "0", str(3 * PAGE))
     assert told["buffer_bytes"] == str(2 * PAGE + 4 * PAGE)

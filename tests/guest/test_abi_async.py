@@ -219,8 +219,8 @@ def test_readv_fills_parts_of_any_size(context: Context, parts: list[int]) -> No
     buffers = [bytearray(part) for part in parts]
     assert os.readv(context.fd, buffers) == 2 * RECORD
     said = b"".join(buffers)
-    assert [int.from_bytes(said[at:at + 8], "little") for at in (0, RECORD)] == [0, 1]
-    assert said[2 * RECORD:] == bytes(sum(parts) - 2 * RECORD)
+    assert [int.from_bytes(said[at : at + 8], "little") for at in (0, RECORD)] == [0, 1]
+    assert said[2 * RECORD :] == bytes(sum(parts) - 2 * RECORD)
     assert [record.cookie for record in context.read(3)] == [2]
 
 
@@ -237,8 +237,13 @@ def test_readv_that_faults_loses_nothing(context: Context) -> None:
     ready(context, 3)
     memory, first = Memory(2 * PAGE), bytearray(RECORD + 50)
     memory.unmap(PAGE, PAGE)
-    parts = struct.pack("=QQQQ", address_of((ctypes.c_char * len(first)).from_buffer(first)), len(first),
-                         memory.address + PAGE - 20, 2 * RECORD)
+    parts = struct.pack(
+        "=QQQQ",
+        address_of((ctypes.c_char * len(first)).from_buffer(first)),
+        len(first),
+        memory.address + PAGE - 20,
+        2 * RECORD,
+    )
     assert abi.readv(context.fd, parts) == RECORD
     assert [record.cookie for record in context.read(3)] == [1, 2]
 
@@ -571,10 +576,24 @@ def test_latency_is_consistent_while_the_ring_runs(context: Context) -> None:
     assert counts == sorted(counts)
 
 
-@pytest.mark.parametrize("nanoseconds,bucket", [
-    (0, 0), (7, 7), (8, 8), (9, 9), (15, 15), (16, 16), (17, 16), (18, 17), (31, 23), (32, 24), (1000, 63),
-    (2**63, 488), (2**64 - 1, abi.LATENCY_BUCKETS - 1),
-])
+@pytest.mark.parametrize(
+    "nanoseconds,bucket",
+    [
+        (0, 0),
+        (7, 7),
+        (8, 8),
+        (9, 9),
+        (15, 15),
+        (16, 16),
+        (17, 16),
+        (18, 17),
+        (31, 23),
+        (32, 24),
+        (1000, 63),
+        (2**63, 488),
+        (2**64 - 1, abi.LATENCY_BUCKETS - 1),
+    ],
+)
 def test_bucket_of_follows_the_header(nanoseconds: int, bucket: int) -> None:
     """Of the helper above, so that the tests stand on something."""
     assert abi.bucket_of(nanoseconds) == bucket
@@ -612,7 +631,7 @@ class Aio:
         """Results, once there is one."""
         events, timeout = ctypes.create_string_buffer(8 * 32), struct.pack("=qq", int(LONG), 0)
         got = self._call(self._GETEVENTS, self._context, ctypes.c_long(1), ctypes.c_long(8), events, timeout)
-        return [result for _, _, result, _ in struct.iter_unpack("=QQqq", events.raw[:32 * got])]
+        return [result for _, _, result, _ in struct.iter_unpack("=QQqq", events.raw[: 32 * got])]
 
     def close(self) -> None:
         self._call(self._DESTROY, self._context)

@@ -38,8 +38,13 @@ from abi import (
 )
 
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
-FLAGS = {"default": 0, "zero_copy": abi.ZERO_COPY, "verify": abi.VERIFY_HASH, "digest": abi.DIGEST_ONLY,
-         "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH}
+FLAGS = {
+    "default": 0,
+    "zero_copy": abi.ZERO_COPY,
+    "verify": abi.VERIFY_HASH,
+    "digest": abi.DIGEST_ONLY,
+    "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH,
+}
 
 
 @pytest.fixture
@@ -93,8 +98,16 @@ def test_mapping_reaches_no_second_buffer(context: Context) -> None:
     buffers = [context.alloc(PAGE) for _ in range(3)]
     offsets = sorted(buffer.mmap_offset for buffer in buffers)
     assert len(set(offsets)) == 3
-    for offset in (0, PAGE, offsets[0] - PAGE, offsets[0] + PAGE, offsets[-1] + PAGE, offsets[-1] + GIB,
-                   2**62, 2**63 - PAGE):
+    for offset in (
+        0,
+        PAGE,
+        offsets[0] - PAGE,
+        offsets[0] + PAGE,
+        offsets[-1] + PAGE,
+        offsets[-1] + GIB,
+        2**62,
+        2**63 - PAGE,
+    ):
         if offset not in offsets:
             with context.refuses(errno.EINVAL, errno.EOVERFLOW):
                 Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, context.fd, offset)
@@ -217,8 +230,16 @@ def test_offsets_beyond_the_length_are_refused(context: Context) -> None:
         size = length if handle == buffer.handle else 4 * PAGE
         assert context.run(in_buffers(abi.hash_only(size - 1, 1), handle)).status == 0
         assert context.run(in_buffers(abi.hash_only(0, size), handle)).status == 0
-        outside = [(size, 1), (size - 1, 2), (0, size + 1), (1, size), (2**64 - 1, 1), (2**64 - 8, 16),
-                   (2**63, 1), (buffer.mmap_offset, 1)]
+        outside = [
+            (size, 1),
+            (size - 1, 2),
+            (0, size + 1),
+            (1, size),
+            (2**64 - 1, 1),
+            (2**64 - 8, 16),
+            (2**63, 1),
+            (buffer.mmap_offset, 1),
+        ]
         for at, count_ in outside:
             with context.refuses(errno.EFAULT):
                 context.enter([in_buffers(abi.hash_only(at, count_), handle)])
@@ -316,8 +337,15 @@ def test_read_only_buffer_refuses_writes(context: Context) -> None:
 def test_register_refuses_unmapped_and_read_only_memory(context: Context) -> None:
     memory = Memory(4 * PAGE)
     memory.unmap(2 * PAGE, PAGE)
-    for addr, length in [(memory.address, 3 * PAGE), (memory.address + 2 * PAGE, 1), (0, PAGE), (16, 8),
-                         (0xFFFF_8880_0000_0000, PAGE), (2**64 - 1, 1), (1 << 62, PAGE)]:
+    for addr, length in [
+        (memory.address, 3 * PAGE),
+        (memory.address + 2 * PAGE, 1),
+        (0, PAGE),
+        (16, 8),
+        (0xFFFF_8880_0000_0000, PAGE),
+        (2**64 - 1, 1),
+        (1 << 62, PAGE),
+    ]:
         for flags in (0, BUFFER_READ_ONLY):
             with context.refuses(errno.EFAULT):
                 context.buffer(BUFFER_REGISTER, addr=addr, length=length, flags=flags)
@@ -351,15 +379,26 @@ def test_register_refuses_writable_shared_disk_files(context: Context, disk: Pat
 def test_buffer_refuses_wrong_arguments(context: Context) -> None:
     memory = Memory(PAGE)
     handle = context.alloc(PAGE).handle
-    good = {BUFFER_ALLOC: {"length": PAGE}, BUFFER_REGISTER: {"addr": memory.address, "length": PAGE},
-            BUFFER_FREE: {"handle": handle}, BUFFER_CARD: {"length": PAGE}}
+    good = {
+        BUFFER_ALLOC: {"length": PAGE},
+        BUFFER_REGISTER: {"addr": memory.address, "length": PAGE},
+        BUFFER_FREE: {"handle": handle},
+        BUFFER_CARD: {"length": PAGE},
+    }
     bad: list[tuple[int, dict[str, int]]] = [
-        *((op, changes) for op in (BUFFER_ALLOC, BUFFER_CARD)
-          for changes in ({"addr": memory.address}, {"flags": BUFFER_READ_ONLY})),
-        (BUFFER_FREE, {"addr": 1}), (BUFFER_FREE, {"length": PAGE}),
+        *(
+            (op, changes)
+            for op in (BUFFER_ALLOC, BUFFER_CARD)
+            for changes in ({"addr": memory.address}, {"flags": BUFFER_READ_ONLY})
+        ),
+        (BUFFER_FREE, {"addr": 1}),
+        (BUFFER_FREE, {"length": PAGE}),
         (BUFFER_FREE, {"flags": BUFFER_READ_ONLY}),
-        *((op, {"length": length}) for op in (BUFFER_ALLOC, BUFFER_REGISTER, BUFFER_CARD)
-          for length in (0, abi.MAX_LENGTH + 1, 1 << 32, 2**64 - 1)),
+        *(
+            (op, {"length": length})
+            for op in (BUFFER_ALLOC, BUFFER_REGISTER, BUFFER_CARD)
+            for length in (0, abi.MAX_LENGTH + 1, 1 << 32, 2**64 - 1)
+        ),
         *((op, {"flags": 1 << bit}) for op in good for bit in range(1, 32)),
     ]
     for op, changes in bad:
@@ -454,8 +493,12 @@ def test_queued_entries_finish_after_free(kind: str) -> None:
             handle = context.register(memory)
         memory.randomize()
         expected = memory.read(0, PAGE)
-        context.enter([in_buffers(abi.copy(0, PAGE, PAGE, abi.RECORD), handle, handle),
-                       in_buffers(abi.hash_only(PAGE, PAGE), handle)])
+        context.enter(
+            [
+                in_buffers(abi.copy(0, PAGE, PAGE, abi.RECORD), handle, handle),
+                in_buffers(abi.hash_only(PAGE, PAGE), handle),
+            ]
+        )
         context.free(handle)
         other = context.alloc(PAGE)
         assert other.handle == handle  # the name is free already
@@ -471,8 +514,12 @@ def test_running_entry_finishes_after_free(context: Context) -> None:
     tap = Tap(2 * CHUNK)
     before = count("allocated_pages")
     buffer = context.alloc(2 * CHUNK)
-    context.enter([in_buffers(abi.copy(tap.memory.address, 0, 2 * CHUNK, abi.RECORD), dst=buffer.handle),
-                   in_buffers(abi.compare(tap.memory.address, 0, 2 * CHUNK, abi.RECORD), dst=buffer.handle)])
+    context.enter(
+        [
+            in_buffers(abi.copy(tap.memory.address, 0, 2 * CHUNK, abi.RECORD), dst=buffer.handle),
+            in_buffers(abi.compare(tap.memory.address, 0, 2 * CHUNK, abi.RECORD), dst=buffer.handle),
+        ]
+    )
     tap.reached()
     context.free(buffer.handle)
     assert count("allocated_pages") == before + 2 * CHUNK // PAGE
@@ -501,7 +548,7 @@ def test_mapping_outlives_its_handle(end: str) -> None:
     assert mapped.read() == expected
     mapped.unmap(0, PAGE)
     mapped.unmap(2 * PAGE, PAGE)
-    assert mapped.read(3 * PAGE) == expected[3 * PAGE:]
+    assert mapped.read(3 * PAGE) == expected[3 * PAGE :]
     part.write(b"!")
     assert mapped.read(PAGE, 1) == b"!"
     assert count("allocated_pages") == before + 4

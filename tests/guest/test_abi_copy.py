@@ -47,22 +47,31 @@ def digest_of(memory: Memory, offset: int, length: int) -> bytes:
 def check_record(record: Record, flags: int, length: int, digest: bytes) -> None:
     """A copy that went well, and exactly the digests asked for."""
     assert (record.status, record.bytes_done) == (0, length)
-    has = {abi.VERIFY_HASH: abi.RECORD_SRC_DIGEST | abi.RECORD_DST_DIGEST,
-           abi.DIGEST_ONLY: abi.RECORD_DST_DIGEST}.get(flags & (abi.VERIFY_HASH | abi.DIGEST_ONLY), 0)
+    has = {
+        abi.VERIFY_HASH: abi.RECORD_SRC_DIGEST | abi.RECORD_DST_DIGEST,
+        abi.DIGEST_ONLY: abi.RECORD_DST_DIGEST,
+    }.get(flags & (abi.VERIFY_HASH | abi.DIGEST_ONLY), 0)
     assert record.flags == has
     assert bytes(record.src_digest) == (digest if has & abi.RECORD_SRC_DIGEST else bytes(32))
     assert bytes(record.dst_digest) == (digest if has & abi.RECORD_DST_DIGEST else bytes(32))
 
 
-def check_copy(context: Context, src: Memory, dst: Memory, length: int, flags: int = 0, src_offset: int = 0,
-               dst_offset: int = 0) -> None:
+def check_copy(
+    context: Context,
+    src: Memory,
+    dst: Memory,
+    length: int,
+    flags: int = 0,
+    src_offset: int = 0,
+    dst_offset: int = 0,
+) -> None:
     """One asynchronous copy: right bytes, right digests, and nothing else touched on either side."""
     src_before, dst_before = src.read(), dst.read()
     record = context.run(abi.copy(src.address + src_offset, dst.address + dst_offset, length, flags))
-    payload = src_before[src_offset:src_offset + length]
+    payload = src_before[src_offset : src_offset + length]
     check_record(record, flags, length, blake3.blake3(payload).digest())
     assert src.read() == src_before
-    assert dst.read() == dst_before[:dst_offset] + payload + dst_before[dst_offset + length:]
+    assert dst.read() == dst_before[:dst_offset] + payload + dst_before[dst_offset + length :]
 
 
 # --- lengths and alignments -------------------------------------------------------------------------------
@@ -70,8 +79,26 @@ def check_copy(context: Context, src: Memory, dst: Memory, length: int, flags: i
 
 @pytest.mark.parametrize("flags", FLAGS)
 def test_copy_moves_exactly_its_length(context: Context, flags: str) -> None:
-    for length in (1, 2, 3, 7, 63, 64, 65, 1023, 1025, PAGE - 1, PAGE, PAGE + 1, 16 * KIB + 1, 64 * KIB - 1,
-                   64 * KIB, 64 * KIB + 1, 128 * KIB + 7, MIB + 3):
+    for length in (
+        1,
+        2,
+        3,
+        7,
+        63,
+        64,
+        65,
+        1023,
+        1025,
+        PAGE - 1,
+        PAGE,
+        PAGE + 1,
+        16 * KIB + 1,
+        64 * KIB - 1,
+        64 * KIB,
+        64 * KIB + 1,
+        128 * KIB + 7,
+        MIB + 3,
+    ):
         src, dst = Memory(length + 2 * PAGE).randomize(), Memory(length + 2 * PAGE)
         dst.fill(POISON)
         check_copy(context, src, dst, length, FLAGS[flags], 17, 4091)
@@ -85,15 +112,21 @@ def test_copy_works_at_every_small_alignment(context: Context, flags: int) -> No
         for j in range(16):
             dst.fill(POISON)
             start, length = PAGE - 48, 96
-            context.submit(src.address + start + i, dst.address + start + j, length,
-                           flags | abi.COMPLETE_SYNC)
-            assert dst.read(start, 128) == (bytes([POISON]) * j + src.read(start + i, length)
-                                            + bytes([POISON]) * (32 - j))
+            context.submit(
+                src.address + start + i, dst.address + start + j, length, flags | abi.COMPLETE_SYNC
+            )
+            assert dst.read(start, 128) == (
+                bytes([POISON]) * j + src.read(start + i, length) + bytes([POISON]) * (32 - j)
+            )
     assert not any(byte != POISON for byte in dst.read(0, PAGE - 48) + dst.read(PAGE + 80))
 
 
-@given(length=st.integers(1, 300 * KIB), src_offset=st.integers(0, PAGE), dst_offset=st.integers(0, PAGE),
-       flags=st.sampled_from(list(FLAGS.values())))
+@given(
+    length=st.integers(1, 300 * KIB),
+    src_offset=st.integers(0, PAGE),
+    dst_offset=st.integers(0, PAGE),
+    flags=st.sampled_from(list(FLAGS.values())),
+)
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 def test_copy_moves_any_range(length: int, src_offset: int, dst_offset: int, flags: int) -> None:
     src, dst = Memory(length + 2 * PAGE).randomize(), Memory(length + 2 * PAGE)
@@ -110,8 +143,12 @@ def test_copy_of_20_mib_is_exact(context: Context, flags: int) -> None:
     src, dst = Memory(length + 99).randomize(), Memory(length + 99)
     assert context.run(abi.copy(src.address + 99, dst.address, length, flags)).status == 0
     assert dst.read(length) == bytes(99)
-    assert np.array_equal(*(np.ctypeslib.as_array((abi.c_uint8 * length).from_address(address))
-                            for address in (src.address + 99, dst.address)))
+    assert np.array_equal(
+        *(
+            np.ctypeslib.as_array((abi.c_uint8 * length).from_address(address))
+            for address in (src.address + 99, dst.address)
+        )
+    )
 
 
 @abi.needs_root
@@ -124,11 +161,13 @@ def test_copy_of_one_gib_is_exact(context: Context) -> None:
     context.submit(src.address, dst.address, GIB, abi.COMPLETE_SYNC)
     assert context.snapshot().dma_bytes == GIB
     assert src.equals(dst, 8 * MIB) and src.equals(dst, 8 * MIB, GIB - 8 * MIB)
-    sent, arrived = (np.ctypeslib.as_array((abi.c_uint64 * (GIB // 8)).from_address(memory.address))
-                     for memory in (src, dst))
+    sent, arrived = (
+        np.ctypeslib.as_array((abi.c_uint64 * (GIB // 8)).from_address(memory.address))
+        for memory in (src, dst)
+    )
     words = PAGE // 8
     assert np.array_equal(sent[::words], arrived[::words])
-    assert np.array_equal(sent[words - 1::words], arrived[words - 1::words])
+    assert np.array_equal(sent[words - 1 :: words], arrived[words - 1 :: words])
 
 
 # --- kinds of memory --------------------------------------------------------------------------------------
@@ -490,8 +529,9 @@ def test_verify_detects_a_concurrent_writer(context: Context, flags: str, sync: 
             refused = False
             if sync:
                 try:
-                    context.submit(src.address, dst.address, length,
-                                   FLAGS[flags] | abi.COMPLETE_SYNC | abi.RECORD)
+                    context.submit(
+                        src.address, dst.address, length, FLAGS[flags] | abi.COMPLETE_SYNC | abi.RECORD
+                    )
                 except OSError as error:
                     assert error.errno == errno.EBADMSG
                     refused = True

@@ -47,9 +47,14 @@ from abi import (
 FEATURE_DMABUF = 0x20
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 SIZE = 3 * CHUNK + 5 * PAGE  # some chunks and a rest
-FLAGS = {"default": 0, "zero_copy": abi.ZERO_COPY, "verify": abi.VERIFY_HASH, "digest": abi.DIGEST_ONLY,
-         "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH,
-         "zero_copy_digest": abi.ZERO_COPY | abi.DIGEST_ONLY}
+FLAGS = {
+    "default": 0,
+    "zero_copy": abi.ZERO_COPY,
+    "verify": abi.VERIFY_HASH,
+    "digest": abi.DIGEST_ONLY,
+    "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH,
+    "zero_copy_digest": abi.ZERO_COPY | abi.DIGEST_ONLY,
+}
 ENGINES = (abi.SYSFS / "engines").read_text().split()
 KINDS = ["cpu", *(["channel"] if len(ENGINES) > 1 else [])]
 
@@ -360,8 +365,11 @@ def test_dmabuf_file_can_be_mapped(owner: Context) -> None:
 
         Child(inside).result()
         assert mapped.read(0, 5) == memory.read(0, 5) == b"child"
-        for size, offset, flags in ((5 * PAGE, 0, mmap.MAP_SHARED), (PAGE, length, mmap.MAP_SHARED),
-                                    (PAGE, 0, mmap.MAP_PRIVATE)):
+        for size, offset, flags in (
+            (5 * PAGE, 0, mmap.MAP_SHARED),
+            (PAGE, length, mmap.MAP_SHARED),
+            (PAGE, 0, mmap.MAP_PRIVATE),
+        ):
             with abi.fails(errno.EINVAL):
                 Memory(size, READ_WRITE, flags, fd, offset)
 
@@ -413,16 +421,28 @@ def test_import_refuses_other_files(context: Context) -> None:
 def test_import_and_export_refuse_wrong_arguments(context: Context, owner: Context) -> None:
     own = context.alloc(PAGE).handle
     with exported(owner, PAGE) as (fd, _):
-        good = {BUFFER_IMPORT: {"fd": fd}, BUFFER_EXPORT: {"handle": own}, BUFFER_ALLOC: {"length": PAGE},
-                BUFFER_CARD: {"length": PAGE}, BUFFER_FREE: {"handle": own},
-                BUFFER_REGISTER: {"addr": small_pages(PAGE).address, "length": PAGE}}
+        good = {
+            BUFFER_IMPORT: {"fd": fd},
+            BUFFER_EXPORT: {"handle": own},
+            BUFFER_ALLOC: {"length": PAGE},
+            BUFFER_CARD: {"length": PAGE},
+            BUFFER_FREE: {"handle": own},
+            BUFFER_REGISTER: {"addr": small_pages(PAGE).address, "length": PAGE},
+        }
         bad: list[tuple[int, dict[str, int]]] = [
-            *((op, changes) for op in (BUFFER_IMPORT, BUFFER_EXPORT)
-              for changes in ({"addr": 1}, {"length": PAGE}, {"length": 2**64 - 1})),
+            *(
+                (op, changes)
+                for op in (BUFFER_IMPORT, BUFFER_EXPORT)
+                for changes in ({"addr": 1}, {"length": PAGE}, {"length": 2**64 - 1})
+            ),
             *((BUFFER_IMPORT, {"flags": 1 << bit}) for bit in range(1, 32)),
             *((BUFFER_EXPORT, {"flags": 1 << bit}) for bit in range(32)),
-            *((op, {"fd": number}) for op in good if op not in (BUFFER_IMPORT, BUFFER_EXPORT)
-              for number in (fd, -1)),
+            *(
+                (op, {"fd": number})
+                for op in good
+                if op not in (BUFFER_IMPORT, BUFFER_EXPORT)
+                for number in (fd, -1)
+            ),
         ]
         for op, changes in bad:
             with context.refuses(errno.EINVAL):
@@ -471,10 +491,19 @@ def test_read_only_import_refuses_writes(context: Context, owner: Context) -> No
 def test_offsets_beyond_an_import_are_refused(context: Context, owner: Context) -> None:
     with exported(owner, 2 * PAGE) as (fd, _):
         handle, other = context.import_(fd).handle, Memory(4 * PAGE)
-        for at, length in ((2 * PAGE, 1), (2 * PAGE - 1, 2), (0, 2 * PAGE + 1), (1, 2 * PAGE), (2**64 - 1, 1),
-                           (2**64 - 8, 16), (2**63, 1)):
-            for entry in (in_buffers(abi.copy(at, other.address, length), src=handle),
-                          in_buffers(abi.copy(other.address, at, length), dst=handle)):
+        for at, length in (
+            (2 * PAGE, 1),
+            (2 * PAGE - 1, 2),
+            (0, 2 * PAGE + 1),
+            (1, 2 * PAGE),
+            (2**64 - 1, 1),
+            (2**64 - 8, 16),
+            (2**63, 1),
+        ):
+            for entry in (
+                in_buffers(abi.copy(at, other.address, length), src=handle),
+                in_buffers(abi.copy(other.address, at, length), dst=handle),
+            ):
                 with context.refuses(errno.EFAULT):
                     context.enter([entry])
 
@@ -528,8 +557,10 @@ def test_unwritable_answer_leaves_no_handle_and_no_file(context: Context, owner:
     handle = context.alloc(PAGE).handle
     with exported(owner, PAGE) as (fd, _):
         before = sorted(os.listdir("/proc/self/fd"))
-        for argument in (BufferArg(size=48, op=BUFFER_IMPORT, fd=fd),
-                         BufferArg(size=48, op=BUFFER_EXPORT, handle=handle)):
+        for argument in (
+            BufferArg(size=48, op=BUFFER_IMPORT, fd=fd),
+            BufferArg(size=48, op=BUFFER_EXPORT, handle=handle),
+        ):
             memory.protect(READ_WRITE)
             memory.write(bytes(argument))
             memory.protect(mmap.PROT_READ)
@@ -596,8 +627,12 @@ def test_queued_entries_finish_after_free_of_an_import(owner: Context, engine: b
     with Context() as context, exported(owner, 2 * CHUNK) as (fd, memory):
         context.setup(8, paused=True, engine=engine)
         handle = context.import_(fd).handle
-        context.enter([in_buffers(abi.fill(7, 0, 2 * CHUNK, abi.RECORD), dst=handle),
-                       in_buffers(abi.copy(0, CHUNK, CHUNK, abi.RECORD | abi.ZERO_COPY), handle, handle)])
+        context.enter(
+            [
+                in_buffers(abi.fill(7, 0, 2 * CHUNK, abi.RECORD), dst=handle),
+                in_buffers(abi.copy(0, CHUNK, CHUNK, abi.RECORD | abi.ZERO_COPY), handle, handle),
+            ]
+        )
         context.free(handle)
         assert count("imported_bytes") == 2 * CHUNK
         context.enable()

@@ -74,11 +74,19 @@ def refused(context: Context, entry: Entry, *numbers: int) -> None:
 # --- EINVAL -----------------------------------------------------------------------------------------------
 
 INVALID: dict[str, dict[str, int]] = {
-    "size_0": {"size": 0}, "size_63": {"size": 63}, "size_65": {"size": 65}, "size_128": {"size": 128},
-    "opcode_5": {"opcode": 5}, "opcode_255": {"opcode": 255}, "opcode_65535": {"opcode": 65535},
-    "reserved_0": {"reserved_0": 1}, "reserved_1": {"reserved_1": 1 << 63},
-    "length_0": {"length": 0}, "length_over": {"length": abi.MAX_LENGTH + 1},
-    "length_4g": {"length": 1 << 32}, "length_4g_and_some": {"length": (1 << 32) + LENGTH},
+    "size_0": {"size": 0},
+    "size_63": {"size": 63},
+    "size_65": {"size": 65},
+    "size_128": {"size": 128},
+    "opcode_5": {"opcode": 5},
+    "opcode_255": {"opcode": 255},
+    "opcode_65535": {"opcode": 65535},
+    "reserved_0": {"reserved_0": 1},
+    "reserved_1": {"reserved_1": 1 << 63},
+    "length_0": {"length": 0},
+    "length_over": {"length": abi.MAX_LENGTH + 1},
+    "length_4g": {"length": 1 << 32},
+    "length_4g_and_some": {"length": (1 << 32) + LENGTH},
     "length_top": {"length": 2**64 - 1},
     "both_digests": {"flags": abi.VERIFY_HASH | abi.DIGEST_ONLY | abi.RECORD},
     "digest_nobody_sees": {"flags": abi.DIGEST_ONLY},
@@ -107,8 +115,9 @@ def test_adjacent_ranges_do_not_overlap(context: Context, buffers: Buffers, orde
     assert buffers.src.read(order[1], LENGTH) == expected
 
 
-@pytest.mark.parametrize("field", ["length", "src", "dst", "src_buffer", "dst_buffer",
-                                   "reserved_0", "reserved_1"])
+@pytest.mark.parametrize(
+    "field", ["length", "src", "dst", "src_buffer", "dst_buffer", "reserved_0", "reserved_1"]
+)
 def test_nop_refuses_other_fields(context: Context, field: str) -> None:
     entry = abi.nop(3)
     if field.startswith("reserved"):
@@ -118,8 +127,9 @@ def test_nop_refuses_other_fields(context: Context, field: str) -> None:
     refused(context, entry, errno.EINVAL)
 
 
-@pytest.mark.parametrize("flag", [abi.ZERO_COPY, abi.VERIFY_HASH, abi.DIGEST_ONLY,
-                                  abi.DIGEST_ONLY | abi.RECORD, 1 << 7])
+@pytest.mark.parametrize(
+    "flag", [abi.ZERO_COPY, abi.VERIFY_HASH, abi.DIGEST_ONLY, abi.DIGEST_ONLY | abi.RECORD, 1 << 7]
+)
 def test_nop_refuses_copy_flags(context: Context, flag: int) -> None:
     refused(context, abi.nop(3, flag), errno.EINVAL)
 
@@ -199,9 +209,16 @@ def test_read_only_file_is_refused_as_destination(context: Context, buffers: Buf
     assert path.read_bytes() == bytes(4 * PAGE)
 
 
-MADE_UP = {"null": 0, "page_zero": 0x800, "kernel": 0xFFFF_8880_0000_1000, "non_canonical": 1 << 60,
-           "wraps": 2**64 - PAGE, "last": 2**64 - 1, "end_of_user": 0x7FFF_FFFF_F000 - PAGE,
-           "vsyscall": 0xFFFF_FFFF_FF60_0000}
+MADE_UP = {
+    "null": 0,
+    "page_zero": 0x800,
+    "kernel": 0xFFFF_8880_0000_1000,
+    "non_canonical": 1 << 60,
+    "wraps": 2**64 - PAGE,
+    "last": 2**64 - 1,
+    "end_of_user": 0x7FFF_FFFF_F000 - PAGE,
+    "vsyscall": 0xFFFF_FFFF_FF60_0000,
+}
 
 
 @pytest.mark.parametrize("where", MADE_UP)
@@ -326,9 +343,11 @@ def huge_kib(memory: Memory) -> int:
     smaps = Path("/proc/self/smaps").read_text()
     mappings = re.split(r"^([0-9a-f]+)-([0-9a-f]+) ", smaps, flags=re.MULTILINE)[1:]
     end = memory.address + memory.length
-    return sum(int(re.search(r"AnonHugePages: *(\d+)", text)[1])  # type: ignore[index]
-               for first, last, text in zip(mappings[::3], mappings[1::3], mappings[2::3], strict=True)
-               if int(first, 16) < end <= int(last, 16))
+    return sum(
+        int(re.search(r"AnonHugePages: *(\d+)", text)[1])  # type: ignore[index]
+        for first, last, text in zip(mappings[::3], mappings[1::3], mappings[2::3], strict=True)
+        if int(first, 16) < end <= int(last, 16)
+    )
 
 
 @abi.needs_huge_pages
@@ -345,10 +364,12 @@ def test_zero_copy_charges_whole_folios() -> None:
         with Context() as context:
             context.setup(8, paused=True)
             here = memory.address + start
-            assert context.enter([
-                abi.copy(here, here + 2 * MIB, 1, abi.ZERO_COPY),
-                abi.copy(here + 4 * MIB, here + 6 * MIB, 1, abi.ZERO_COPY),
-            ])[:2] == (1, -errno.ENOMEM)
+            assert context.enter(
+                [
+                    abi.copy(here, here + 2 * MIB, 1, abi.ZERO_COPY),
+                    abi.copy(here + 4 * MIB, here + 6 * MIB, 1, abi.ZERO_COPY),
+                ]
+            )[:2] == (1, -errno.ENOMEM)
         return ""
 
     if said := ordinary(inside):

@@ -16,8 +16,12 @@ pytestmark = pytest.mark.skipif(len(CHANNELS) < 2, reason="there are not two cha
 # With bounce buffers in between, memory is mapped for each transfer.
 BOUNCES = "swiotlb=force" in Path("/proc/cmdline").read_text()
 SIZE = 3 * CHUNK + 5 * PAGE  # some chunks and a rest
-FLAGS = {"default": 0, "zero_copy": abi.ZERO_COPY, "verify": abi.VERIFY_HASH,
-         "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH}
+FLAGS = {
+    "default": 0,
+    "zero_copy": abi.ZERO_COPY,
+    "verify": abi.VERIFY_HASH,
+    "zero_copy_verify": abi.ZERO_COPY | abi.VERIFY_HASH,
+}
 
 
 def mappings() -> int:
@@ -42,8 +46,16 @@ def context() -> Iterator[Context]:
         yield context
 
 
-def copy(context: Context, src: int, dst: int, length: int, *, src_at: int = 0, dst_at: int = 0,
-         flags: int = abi.ZERO_COPY) -> None:
+def copy(
+    context: Context,
+    src: int,
+    dst: int,
+    length: int,
+    *,
+    src_at: int = 0,
+    dst_at: int = 0,
+    flags: int = abi.ZERO_COPY,
+) -> None:
     assert context.run(in_buffers(abi.copy(src_at, dst_at, length, flags), src, dst)).status == 0
 
 
@@ -122,8 +134,14 @@ def test_copies_of_parts_touch_nothing_else(context: Context) -> None:
     length = 20 * PAGE
     memory = [small_pages(length), Memory(length)]
     handles = [context.register(each) for each in memory]
-    for at, to, n in ((0, 1, 1), (1, 0, PAGE), (PAGE - 1, 3, 2), (5, PAGE + 7, 3 * PAGE + 1),
-                      (PAGE, 2 * PAGE, 8 * PAGE), (3 * PAGE - 5, 5, 17 * PAGE + 5)):
+    for at, to, n in (
+        (0, 1, 1),
+        (1, 0, PAGE),
+        (PAGE - 1, 3, 2),
+        (5, PAGE + 7, 3 * PAGE + 1),
+        (PAGE, 2 * PAGE, 8 * PAGE),
+        (3 * PAGE - 5, 5, 17 * PAGE + 5),
+    ):
         for src, dst in ((0, 1), (1, 0)):
             memory[src].randomize()
             memory[dst].fill(0xA5)
@@ -171,8 +189,14 @@ def test_copies_of_several_buffers_run_side_by_side(context: Context) -> None:
     handles = [context.register(each) for each in memory]
     handles.append(context.register(memory[0]))
     target = context.alloc(CHUNK)
-    entries = [in_buffers(abi.copy(512 * i, 512 * i, 512, abi.RECORD | abi.ZERO_COPY),
-                          handles[i % len(handles)], target.handle) for i in range(64)]
+    entries = [
+        in_buffers(
+            abi.copy(512 * i, 512 * i, 512, abi.RECORD | abi.ZERO_COPY),
+            handles[i % len(handles)],
+            target.handle,
+        )
+        for i in range(64)
+    ]
     context.setup(64, engine=CHANNELS[0])
     context.enter(entries)
     assert [record.status for record in context.reap(64)] == [0] * 64

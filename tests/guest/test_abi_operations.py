@@ -33,8 +33,28 @@ from abi import (
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 POISON = 0x5A
 
-LENGTHS = [1, 2, 7, 8, 9, 63, 64, 65, 1023, 1025, PAGE - 1, PAGE, PAGE + 1, CHUNK - 1, CHUNK, CHUNK + 1,
-           2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 1, 3 * CHUNK + 5]
+LENGTHS = [
+    1,
+    2,
+    7,
+    8,
+    9,
+    63,
+    64,
+    65,
+    1023,
+    1025,
+    PAGE - 1,
+    PAGE,
+    PAGE + 1,
+    CHUNK - 1,
+    CHUNK,
+    CHUNK + 1,
+    2 * CHUNK - 1,
+    2 * CHUNK,
+    2 * CHUNK + 1,
+    3 * CHUNK + 5,
+]
 SHIFTS = [0, 1, 7, 63, PAGE - 1]
 PATHS = {"default": 0, "zero_copy": abi.ZERO_COPY}
 
@@ -190,9 +210,34 @@ def test_compare_finds_the_first_difference(context: Context, path: str) -> None
     """Wherever it is, and whatever differs behind it."""
     length = 2 * CHUNK + 100
     src, dst = small_pages(length + 8).randomize(), small_pages(length + 8)
-    places = {0, 1, 2, 3, 4, 7, 8, 9, 63, 64, 65, PAGE - 1, PAGE, PAGE - 4, PAGE - 5, PAGE + 1,
-              CHUNK // 2 - 1, CHUNK // 2, CHUNK // 2 + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 1,
-              2 * CHUNK, length - 2, length - 1}
+    places = {
+        0,
+        1,
+        2,
+        3,
+        4,
+        7,
+        8,
+        9,
+        63,
+        64,
+        65,
+        PAGE - 1,
+        PAGE,
+        PAGE - 4,
+        PAGE - 5,
+        PAGE + 1,
+        CHUNK // 2 - 1,
+        CHUNK // 2,
+        CHUNK // 2 + 1,
+        CHUNK - 1,
+        CHUNK,
+        CHUNK + 1,
+        2 * CHUNK - 1,
+        2 * CHUNK,
+        length - 2,
+        length - 1,
+    }
     for src_shift, dst_shift in [(0, 0), (1, 0), (5, 4), (3, 8)]:
         dst.write(src.read(src_shift, length), dst_shift)
         entry = (src.address + src_shift, dst.address + dst_shift, length, PATHS[path])
@@ -245,15 +290,26 @@ def entries() -> dict[str, Callable[[Memory], Entry]]:
 
 ENTRIES = entries()
 EXCLUDED: list[tuple[str, dict[str, int]]] = [
-    ("hash", {"flags": 0}), ("hash", {"flags": abi.COMPLETE_SYNC}), ("hash", {"flags": abi.LINK}),
-    ("hash", {"flags": abi.RECORD | abi.VERIFY_HASH}), ("hash", {"flags": abi.RECORD | abi.DIGEST_ONLY}),
-    ("hash", {"dst": 1}), ("hash", {"dst": 1 << 63}), ("hash", {"dst_buffer": 1}),
-    ("fill", {"src_buffer": 1}), ("fill", {"src_buffer": 2**32 - 1}),
-    ("fill", {"flags": abi.VERIFY_HASH | abi.DIGEST_ONLY | abi.RECORD}), ("fill", {"flags": abi.DIGEST_ONLY}),
-    ("compare", {"flags": abi.VERIFY_HASH}), ("compare", {"flags": abi.DIGEST_ONLY | abi.RECORD}),
+    ("hash", {"flags": 0}),
+    ("hash", {"flags": abi.COMPLETE_SYNC}),
+    ("hash", {"flags": abi.LINK}),
+    ("hash", {"flags": abi.RECORD | abi.VERIFY_HASH}),
+    ("hash", {"flags": abi.RECORD | abi.DIGEST_ONLY}),
+    ("hash", {"dst": 1}),
+    ("hash", {"dst": 1 << 63}),
+    ("hash", {"dst_buffer": 1}),
+    ("fill", {"src_buffer": 1}),
+    ("fill", {"src_buffer": 2**32 - 1}),
+    ("fill", {"flags": abi.VERIFY_HASH | abi.DIGEST_ONLY | abi.RECORD}),
+    ("fill", {"flags": abi.DIGEST_ONLY}),
+    ("compare", {"flags": abi.VERIFY_HASH}),
+    ("compare", {"flags": abi.DIGEST_ONLY | abi.RECORD}),
     ("compare", {"flags": abi.RECORD | abi.VERIFY_HASH}),
-    *((name, {"length": length}) for name in ("hash", "fill", "compare")
-      for length in (0, abi.MAX_LENGTH + 1, 1 << 32, 2**64 - 1)),
+    *(
+        (name, {"length": length})
+        for name in ("hash", "fill", "compare")
+        for length in (0, abi.MAX_LENGTH + 1, 1 << 32, 2**64 - 1)
+    ),
     *((name, {"flags": abi.RECORD | 1 << bit}) for name in ENTRIES for bit in (7, 8, 31)),
 ]
 
@@ -279,16 +335,21 @@ def test_compare_refuses_overlap(context: Context, path: str) -> None:
                 context.enter([abi.compare(src, dst, PAGE, PATHS[path])])
 
 
-NEEDS = {"hash": (mmap.PROT_READ, None), "fill": (None, mmap.PROT_WRITE),
-         "compare": (mmap.PROT_READ, mmap.PROT_READ)}
+NEEDS = {
+    "hash": (mmap.PROT_READ, None),
+    "fill": (None, mmap.PROT_WRITE),
+    "compare": (mmap.PROT_READ, mmap.PROT_READ),
+}
 
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_operations_refuse_unmapped_memory(context: Context, name: str) -> None:
     """As a whole, in the middle, at the end; or without the permission the operation needs."""
-    make = {"hash": lambda src, dst, flags: abi.hash_only(src, 3 * PAGE, flags),
-            "fill": lambda src, dst, flags: abi.fill(src, dst, 3 * PAGE, flags),
-            "compare": lambda src, dst, flags: abi.compare(src, dst, 3 * PAGE, flags)}[name]
+    make = {
+        "hash": lambda src, dst, flags: abi.hash_only(src, 3 * PAGE, flags),
+        "fill": lambda src, dst, flags: abi.fill(src, dst, 3 * PAGE, flags),
+        "compare": lambda src, dst, flags: abi.compare(src, dst, 3 * PAGE, flags),
+    }[name]
     for side, needed in zip(("src", "dst"), NEEDS[name], strict=True):
         if needed is None:
             continue
@@ -317,9 +378,11 @@ def test_memory_taken_away_is_efault_with_its_bytes_done(paused: Context, name: 
     hole = 2 * CHUNK + 3 * PAGE
     if name == "compare":
         dst.write(src.read())
-    entry = {"hash": abi.hash_only(src.address, src.length),
-             "fill": abi.fill(9, dst.address, dst.length, abi.RECORD),
-             "compare": abi.compare(src.address, dst.address, dst.length, abi.RECORD)}[name]
+    entry = {
+        "hash": abi.hash_only(src.address, src.length),
+        "fill": abi.fill(9, dst.address, dst.length, abi.RECORD),
+        "compare": abi.compare(src.address, dst.address, dst.length, abi.RECORD),
+    }[name]
     paused.enter([entry])
     (src if name == "hash" else dst).unmap(hole, PAGE)
     paused.enable()
@@ -351,8 +414,11 @@ def test_zero_copy_works_on_shared_tmpfs_files(context: Context, tmp_path: Path,
     with open(path, "r+b") as file:
         mapped = Memory(PAGE, READ_WRITE, mmap.MAP_SHARED, file.fileno())
     other = Memory(PAGE)
-    entry = (abi.fill(0, mapped.address, PAGE, abi.ZERO_COPY) if name == "fill" else
-             abi.compare(other.address, mapped.address, PAGE, abi.ZERO_COPY))
+    entry = (
+        abi.fill(0, mapped.address, PAGE, abi.ZERO_COPY)
+        if name == "fill"
+        else abi.compare(other.address, mapped.address, PAGE, abi.ZERO_COPY)
+    )
     assert context.run(entry).status == 0
 
 
@@ -462,9 +528,17 @@ def test_failed_chain_leaves_other_chains_alone(paused: Context) -> None:
     memory.flip(0)
     differs = (memory.address, memory.address + 8, 8)
     equal = (memory.address + 8, memory.address + 16, 8)
-    paused.enter([abi.compare(*differs, abi.RECORD | abi.LINK), abi.compare(*equal, abi.RECORD),
-                  abi.compare(*equal, abi.RECORD | abi.LINK), abi.compare(*differs, abi.RECORD | abi.LINK),
-                  abi.compare(*equal, abi.RECORD), abi.compare(*differs, abi.RECORD), abi.nop(0, abi.RECORD)])
+    paused.enter(
+        [
+            abi.compare(*differs, abi.RECORD | abi.LINK),
+            abi.compare(*equal, abi.RECORD),
+            abi.compare(*equal, abi.RECORD | abi.LINK),
+            abi.compare(*differs, abi.RECORD | abi.LINK),
+            abi.compare(*equal, abi.RECORD),
+            abi.compare(*differs, abi.RECORD),
+            abi.nop(0, abi.RECORD),
+        ]
+    )
     paused.enable()
     differ, canceled = -errno.EBADMSG, -errno.ECANCELED
     assert [record.status for record in paused.reap(7)] == [differ, canceled, 0, differ, canceled, differ, 0]
@@ -488,8 +562,14 @@ def test_barrier_keeps_the_order(paused: Context) -> None:
     """Each step reads what the one before the barrier wrote."""
     memory = Memory(8 * PAGE).randomize()
     expected = memory.read(0, PAGE)
-    paused.enter([abi.copy(memory.address + n * PAGE, memory.address + (n + 1) * PAGE, PAGE,
-                           abi.BARRIER | abi.RECORD, n) for n in range(7)])
+    paused.enter(
+        [
+            abi.copy(
+                memory.address + n * PAGE, memory.address + (n + 1) * PAGE, PAGE, abi.BARRIER | abi.RECORD, n
+            )
+            for n in range(7)
+        ]
+    )
     paused.enable()
     records = paused.reap(7)
     assert [(record.cookie, record.status) for record in records] == [(n, 0) for n in range(7)]
@@ -524,8 +604,12 @@ def test_cancel_ends_queued_entries_of_its_cookie(paused: Context) -> None:
     """All with that cookie and no other; they retire in their turn."""
     src, dst = Memory(PAGE).randomize(), Memory(PAGE)
     cookies = [1, 2, 1, 3, 2**64 - 1, 1]
-    paused.enter([abi.copy(src.address + 8 * n, dst.address + 8 * n, 8, abi.RECORD, cookie)
-                  for n, cookie in enumerate(cookies)])
+    paused.enter(
+        [
+            abi.copy(src.address + 8 * n, dst.address + 8 * n, 8, abi.RECORD, cookie)
+            for n, cookie in enumerate(cookies)
+        ]
+    )
     before = paused.snapshot()
     assert paused.cancel(1) == 3
     assert paused.cancel(2**64 - 1) == 1
@@ -589,8 +673,14 @@ def test_cancel_reaches_every_entry_of_a_full_ring() -> None:
 
 
 def test_cancel_breaks_a_chain(paused: Context) -> None:
-    paused.enter([abi.nop(1, abi.RECORD | abi.LINK), abi.nop(2, abi.RECORD | abi.LINK),
-                  abi.nop(3, abi.RECORD), abi.nop(4, abi.RECORD)])
+    paused.enter(
+        [
+            abi.nop(1, abi.RECORD | abi.LINK),
+            abi.nop(2, abi.RECORD | abi.LINK),
+            abi.nop(3, abi.RECORD),
+            abi.nop(4, abi.RECORD),
+        ]
+    )
     assert paused.cancel(2) == 1
     paused.enable()
     statuses = [record.status for record in paused.reap(4)]
@@ -614,9 +704,11 @@ def test_cancel_ends_the_running_entry_early(context: Context, tap: Tap, name: s
     dst = Memory(tap.memory.length)
     dst.fill(0 if name == "compare" else POISON)
     flags = abi.RECORD | (abi.COMPLETE_SYNC if sync else 0)
-    entry = {"copy": abi.copy(tap.memory.address, dst.address, dst.length, flags, 1),
-             "hash": abi.hash_only(tap.memory.address, dst.length, flags, 1),
-             "compare": abi.compare(tap.memory.address, dst.address, dst.length, flags, 1)}[name]
+    entry = {
+        "copy": abi.copy(tap.memory.address, dst.address, dst.length, flags, 1),
+        "hash": abi.hash_only(tap.memory.address, dst.length, flags, 1),
+        "compare": abi.compare(tap.memory.address, dst.address, dst.length, flags, 1),
+    }[name]
     submitter = Thread(lambda: context.enter([entry]))
     tap.reached()
     context.enter([abi.nop(2, abi.RECORD)])
@@ -657,8 +749,9 @@ def test_cancel_is_exact_against_a_running_ring(context: Context) -> None:
     for turn in range(60):
         length = [64, PAGE, 4 * CHUNK, MIB][turn % 4]
         dst.fill(POISON, 0, length)
-        entered = context.enter([abi.copy(src.address, dst.address, length, abi.RECORD, 1),
-                                 abi.nop(2, abi.RECORD)])
+        entered = context.enter(
+            [abi.copy(src.address, dst.address, length, abi.RECORD, 1), abi.nop(2, abi.RECORD)]
+        )
         assert entered.submitted == 2
         for _ in range(turn % 7):
             os.sched_yield()

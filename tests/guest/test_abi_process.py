@@ -135,8 +135,9 @@ FOREIGN = str([0] + [errno.EPERM] * 13)
 def test_executed_child_is_refused(context: Context) -> None:
     context.setup(4)
     before = context.snapshot()
-    said = subprocess.run(program(context.fd), pass_fds=[context.fd], check=True, stdout=subprocess.PIPE,
-                          text=True)
+    said = subprocess.run(
+        program(context.fd), pass_fds=[context.fd], check=True, stdout=subprocess.PIPE, text=True
+    )
     assert said.stdout.strip() == FOREIGN
     assert context.snapshot() == before
 
@@ -305,10 +306,10 @@ def test_many_threads_share_one_ring(context: Context) -> None:
                     assert error.errno == errno.ENOSPC
                     entered = context.enter(max_records=4)
                 with lock:
-                    submitted.extend(entry.cookie for entry in entries[:entered.submitted])
+                    submitted.extend(entry.cookie for entry in entries[: entered.submitted])
                     collected.extend(record.cookie for record in entered.records)
                     assert all(record.status == 0 for record in entered.records)
-                entries = entries[entered.submitted:]
+                entries = entries[entered.submitted :]
 
     for thread in [Thread(lambda number=number: works(number)) for number in range(workers)]:
         thread.join()

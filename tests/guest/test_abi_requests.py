@@ -89,8 +89,9 @@ def get_ring(context: Context) -> None:
 
 def get_ring_works(context: Context) -> None:
     ring, snapshot = context.ring(), context.snapshot()
-    assert bytes(ring) == bytes(abi.RingInfo(snapshot.ring_size, snapshot.head, snapshot.tail, 0,
-                                             snapshot.ring_addr))
+    assert bytes(ring) == bytes(
+        abi.RingInfo(snapshot.ring_size, snapshot.head, snapshot.tail, 0, snapshot.ring_addr)
+    )
     assert (ring.ring_size, ring.ring_addr) == (4, abi.OLD_LABEL)
 
 
@@ -393,7 +394,7 @@ def test_query_writes_no_more_engines_than_asked(context: Context) -> None:
         query = abi.Query(size=72, engines=abi.address_of(engines), max_engines=count)
         context.ioctl(abi.QUERY, query)
         assert query.num_engines >= 1
-        assert bytes(engines)[40 * count:] == b"\xee" * (80 - 40 * count)
+        assert bytes(engines)[40 * count :] == b"\xee" * (80 - 40 * count)
     assert engines[0].size == 40
 
 
@@ -518,15 +519,16 @@ def test_argument_may_end_where_its_page_ends(ring: Context, name: str) -> None:
     memory.protect(abi.PROT_NONE, 2 * PAGE)
     start = 2 * PAGE - ctypes.sizeof(structure)
     for shift in (1, 8, ctypes.sizeof(structure) - 8):
-        memory.write(bytes(structure)[:ctypes.sizeof(structure) - shift], start + shift)
+        memory.write(bytes(structure)[: ctypes.sizeof(structure) - shift], start + shift)
         with ring.refuses(errno.EFAULT):
             abi.ioctl(ring.fd, number, memory.address + start + shift)
     memory.write(bytes(structure), start)
     assert abi.ioctl(ring.fd, number, memory.address + start) == 0
 
 
-@pytest.mark.parametrize("name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY",
-                                  "GET_STATUS", "GET_RING"])
+@pytest.mark.parametrize(
+    "name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY", "GET_STATUS", "GET_RING"]
+)
 def test_answer_into_read_only_memory_is_efault(ring: Context, name: str) -> None:
     number, make = ARGUMENTS[name]
     memory = Memory(PAGE)
@@ -614,14 +616,31 @@ def test_latency_refuses_a_bad_buckets_array(ring: Context) -> None:
         assert ring.ioctl(abi.LATENCY, abi.LatencyArg(size=40, buckets=address)) == 0
 
 
-@pytest.mark.parametrize("number", [
-    0x00004E00, 0xC0404E0F, 0xC0404EFF,  # no such number
-    0x00004D05, 0xC0204F01,  # not our letter
-    0xC0184E01, 0x80204E02, 0x40104E03, 0x80284E04,  # the first five have one size each
-    0x40204E01, 0xC0304E02, 0xC0184E03, 0xC0184E04, 0xC0184E05,  # and one direction
-    0x40184E0B, 0x80284E0C, 0xC0104E0D, 0x40284E0E,  # as have the last four
-    0x00005401,  # TCGETS: isatty() asks everything
-], ids=hex)
+@pytest.mark.parametrize(
+    "number",
+    [
+        0x00004E00,
+        0xC0404E0F,
+        0xC0404EFF,  # no such number
+        0x00004D05,
+        0xC0204F01,  # not our letter
+        0xC0184E01,
+        0x80204E02,
+        0x40104E03,
+        0x80284E04,  # the first five have one size each
+        0x40204E01,
+        0xC0304E02,
+        0xC0184E03,
+        0xC0184E04,
+        0xC0184E05,  # and one direction
+        0x40184E0B,
+        0x80284E0C,
+        0xC0104E0D,
+        0x40284E0E,  # as have the last four
+        0x00005401,  # TCGETS: isatty() asks everything
+    ],
+    ids=hex,
+)
 def test_unknown_requests_are_enotty(ring: Context, number: int) -> None:
     memory = Memory(PAGE)
     with ring.refuses(errno.ENOTTY):
@@ -637,8 +656,9 @@ def test_snapshot_refuses_too_few_entries(context: Context) -> None:
     entries = (abi.Entry * 3)()
     for count in (0, 1, 2):
         with context.refuses(errno.ENOSPC):
-            context.ioctl(abi.SNAPSHOT, abi.SnapshotArg(size=112, entries=ctypes.addressof(entries),
-                                                        max_entries=count))
+            context.ioctl(
+                abi.SNAPSHOT, abi.SnapshotArg(size=112, entries=ctypes.addressof(entries), max_entries=count)
+            )
     assert context.snapshot(3).active == 3
 
 

@@ -29,12 +29,12 @@ def tap() -> Iterator[Tap]:
 def test_paused_ring_fills_and_loses_nothing(context: Context, size: int) -> None:
     context.setup(size, paused=True)
     entries = [abi.nop(1000 + n) for n in range(size)]
-    assert context.enter(entries[:size // 2]).submitted == size // 2
+    assert context.enter(entries[: size // 2]).submitted == size // 2
     assert (context.ring().head, context.ring().tail) == (size // 2, 0)
     assert context.status().active_descriptors == size // 2
 
     # As much of the rest as fits is taken, and more is not.
-    assert context.enter([*entries[size // 2:], abi.nop(1)])[:2] == (size - size // 2, -errno.ENOSPC)
+    assert context.enter([*entries[size // 2 :], abi.nop(1)])[:2] == (size - size // 2, -errno.ENOSPC)
     ring = context.ring()
     assert (ring.ring_size, ring.head, ring.tail) == (size, 0, 0)
     assert context.status().active_descriptors == size
@@ -189,8 +189,13 @@ def test_hash_binds_everything(context: Context) -> None:
     """Another size, label, cookie or count makes another hash."""
     hashes = []
     src, dst = Memory(PAGE), Memory(PAGE)
-    for size, label, cookie, copies in [(4, 0, 0, 0), (5, 0, 0, 0), (4, 1 << 63, 0, 0), (4, 0, 1 << 63, 0),
-                                        (4, 0, 0, 1)]:
+    for size, label, cookie, copies in [
+        (4, 0, 0, 0),
+        (5, 0, 0, 0),
+        (4, 1 << 63, 0, 0),
+        (4, 0, 1 << 63, 0),
+        (4, 0, 0, 1),
+    ]:
         with Context() as other:
             other.setup(size, label=label)
             for _ in range(copies * size):  # round to index 0 again, so that dma_bytes alone differs
@@ -340,8 +345,9 @@ def test_enter_submits_and_collects_in_one_request(context: Context) -> None:
     context.setup(8)
     context.enter([abi.nop(1, abi.RECORD), abi.nop(2, abi.RECORD)])
     context.drain()
-    entered = context.enter([abi.nop(3, abi.RECORD), abi.nop(4, abi.RECORD)], max_records=8, min_records=4,
-                            wait=LONG)
+    entered = context.enter(
+        [abi.nop(3, abi.RECORD), abi.nop(4, abi.RECORD)], max_records=8, min_records=4, wait=LONG
+    )
     assert (entered.submitted, entered.error) == (2, 0)
     assert [record.cookie for record in entered.records] == [1, 2, 3, 4]
 
@@ -360,8 +366,13 @@ def test_enter_takes_huge_counts(context: Context) -> None:
     context.setup(4)
     records = (abi.Record * 4)()
     entries = (abi.Entry * 4)(*(abi.nop(n, abi.RECORD) for n in range(4)))
-    argument = abi.Enter(size=56, entries=abi.address_of(entries), to_submit=4,
-                         records=abi.address_of(records), max_records=2**32 - 1)
+    argument = abi.Enter(
+        size=56,
+        entries=abi.address_of(entries),
+        to_submit=4,
+        records=abi.address_of(records),
+        max_records=2**32 - 1,
+    )
     assert context.ioctl(abi.ENTER, argument) == 4
     context.drain()
     argument.to_submit = 0
@@ -415,8 +426,9 @@ def test_passed_deadline_hands_out_fewer_records(context: Context) -> None:
 def test_signal_ends_the_wait(context: Context) -> None:
     context.setup(4, paused=True)
     with abi.ticking():
-        entered = context.enter([abi.nop(1, abi.RECORD)], max_records=1, min_records=1,
-                                deadline_ns=abi.NO_DEADLINE)
+        entered = context.enter(
+            [abi.nop(1, abi.RECORD)], max_records=1, min_records=1, deadline_ns=abi.NO_DEADLINE
+        )
         assert entered == (1, -errno.EINTR, [])
         with context.refuses(errno.EINTR):
             context.enter(max_records=1, min_records=1, deadline_ns=abi.NO_DEADLINE)
@@ -457,8 +469,9 @@ def test_batch_returns_when_its_sync_entries_are_done(context: Context) -> None:
     """A batch returns when its COMPLETE_SYNC entries are done."""
     context.setup(8)
     src, dst = Memory(4 * PAGE).randomize(), Memory(4 * PAGE)
-    assert context.enter([abi.copy(src.address + n * PAGE, dst.address + n * PAGE, PAGE, abi.COMPLETE_SYNC)
-                          for n in range(4)])[:2] == (4, 0)
+    assert context.enter(
+        [abi.copy(src.address + n * PAGE, dst.address + n * PAGE, PAGE, abi.COMPLETE_SYNC) for n in range(4)]
+    )[:2] == (4, 0)
     assert context.snapshot().active == 0
     assert src.equals(dst, 4 * PAGE)
 
@@ -497,9 +510,15 @@ def test_errors_without_records_are_counted(context: Context) -> None:
     context.setup(8, paused=True)
     src, dst = Memory(3 * PAGE), Memory(PAGE)
     gone = src.address + PAGE
-    context.enter([abi.copy(src.address, dst.address, 10), abi.copy(gone, dst.address, 10, abi.RECORD),
-                   abi.copy(gone, dst.address, 10), abi.copy(gone, dst.address, 10, abi.VERIFY_HASH),
-                   abi.nop()])
+    context.enter(
+        [
+            abi.copy(src.address, dst.address, 10),
+            abi.copy(gone, dst.address, 10, abi.RECORD),
+            abi.copy(gone, dst.address, 10),
+            abi.copy(gone, dst.address, 10, abi.VERIFY_HASH),
+            abi.nop(),
+        ]
+    )
     src.unmap(PAGE, PAGE)
     context.enable()
     context.drain()

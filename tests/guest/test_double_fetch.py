@@ -40,8 +40,10 @@ pytestmark = needs_root
 SOURCE, DESTINATION = Memory(PAGE).randomize(), Memory(PAGE)
 COUNT = 3
 ENTRIES = (Entry * COUNT)(
-    *(copy(SOURCE.address + 64 * i, DESTINATION.address + 64 * i, 64, RECORD | COMPLETE_SYNC, i)
-      for i in range(COUNT))
+    *(
+        copy(SOURCE.address + 64 * i, DESTINATION.address + 64 * i, 64, RECORD | COMPLETE_SYNC, i)
+        for i in range(COUNT)
+    )
 )
 ROOM = (Entry * 8)()
 RECORDS = (Record * COUNT)()
@@ -49,8 +51,15 @@ ENGINES = (EngineInfo * COUNT)()
 
 
 def enter(entries: int) -> Enter:
-    return Enter(size=ctypes.sizeof(Enter), entries=entries, records=address_of(RECORDS), to_submit=COUNT,
-                 max_records=COUNT, min_records=COUNT, deadline_ns=NO_DEADLINE)
+    return Enter(
+        size=ctypes.sizeof(Enter),
+        entries=entries,
+        records=address_of(RECORDS),
+        to_submit=COUNT,
+        max_records=COUNT,
+        min_records=COUNT,
+        deadline_ns=NO_DEADLINE,
+    )
 
 
 ARGUMENTS: dict[int, ctypes.Structure] = {

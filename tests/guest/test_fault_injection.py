@@ -73,8 +73,16 @@ def injection() -> Iterator[None]:
 
 
 def _counters() -> dict[str, int]:
-    names = ("contexts", "rings", "pinned_pages", "allocated_pages", "card_bytes", "imported_bytes",
-             "exports", "mappings")
+    names = (
+        "contexts",
+        "rings",
+        "pinned_pages",
+        "allocated_pages",
+        "card_bytes",
+        "imported_bytes",
+        "exports",
+        "mappings",
+    )
     return {name: int((SYSFS / "counters" / name).read_text()) for name in names}
 
 
@@ -98,6 +106,7 @@ def _was_met(switch: int) -> bool:
 def _transfer(flags: int) -> Callable[[Context], None]:
     def submit(context: Context) -> None:
         context.submit(SOURCE.address, DESTINATION.address, LENGTH, flags)
+
     return submit
 
 
@@ -117,6 +126,7 @@ def _entries(wanted: Iterable[Entry]) -> Callable[[Context], None]:
         failed = [record.status for record in entered.records if record.status]
         if failed:
             raise OSError(-failed[0], os.strerror(-failed[0]))
+
     return enter
 
 

@@ -87,9 +87,7 @@ def io_ranges() -> list[range]:
 @pytest.mark.skipif(not CHANNELS, reason="there is no engine but the CPU")
 @pytest.mark.parametrize("flags", [0, ZERO_COPY])
 @pytest.mark.parametrize("digest", [VERIFY_HASH, DIGEST_ONLY])
-def test_card_memory_is_never_hashed_in_place(
-    probe: Probe, addresses: None, flags: int, digest: int
-) -> None:
+def test_card_memory_is_never_hashed_in_place(probe: Probe, addresses: None, flags: int, digest: int) -> None:
     """SIMD code reads no slow memory: during it nothing else runs on that CPU."""
     ranges = io_ranges()
     assert ranges

@@ -72,8 +72,7 @@ def test_verify_button_shows_equal_hashes(dashboard: Page) -> None:
     expect(dashboard.locator("#verdict")).to_have_text(re.compile("All .* copy every byte"))
     expect(dashboard.locator(".verdict .light")).to_have_attribute("data-state", "good")
     driver, recomputed = (
-        dashboard.locator(f"#{name} code").text_content()
-        for name in ("ring-hash", "recomputed-hash")
+        dashboard.locator(f"#{name} code").text_content() for name in ("ring-hash", "recomputed-hash")
     )
     assert driver == recomputed
     assert re.fullmatch("[0-9a-f]{64}", driver or "")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The DMA engine of a PLX switch, for Linux's own driver plx_dma: an example of nymph_vm.pci.
 
-    nymph-vm run --arch um --pci tests/vm/plx.py:Plx -- ls /sys/class/dma
+nymph-vm run --arch um --pci tests/vm/plx.py:Plx -- ls /sys/class/dma
 """
 
 from threading import Lock

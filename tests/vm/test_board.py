@@ -124,9 +124,7 @@ def test_ordinary_user_sees_all_but_capabilities(board: Machine) -> None:
     assert said.count(" nymph_endpoint, ") == 4
 
 
-def test_other_endpoints_copy_while_one_is_replugged(
-    board: Machine, booted: list[dict[str, Any]]
-) -> None:
+def test_other_endpoints_copy_while_one_is_replugged(board: Machine, booted: list[dict[str, Any]]) -> None:
     others = [booted[number]["children"][0]["dma_channels"][0] for number in (2, 4, 5)]
     device = f"/sys/bus/pci/devices/{booted[3]['children'][0]['address']}"
     with subprocess.Popen(

@@ -59,7 +59,6 @@ def endless_load(vm: Machine, *options: str) -> Iterator[Callable[[], Any]]:
     """What it yields ends the load, and returns what came of it."""
     command = vm.command(["python3", LOAD.name, *options])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-
         assert running.stdout
         assert running.stdout.readline() == "copying\n"
 
@@ -568,9 +567,7 @@ print("gone", len(abi.Context().query(1)[1]), flush=True)
 
 
 @pytest.mark.parametrize("rings", [1, 100])
-def test_killed_process_does_not_wait_for_a_dead_device(
-    vm: Machine, endpoint: Endpoint, rings: int
-) -> None:
+def test_killed_process_does_not_wait_for_a_dead_device(vm: Machine, endpoint: Endpoint, rings: int) -> None:
     """Whatever its deadline. What the device was given stays in quarantine, and is freed behind that."""
     vm.copy_in(str(LOAD.parents[1] / "guest/abi.py"))
     name, quarantined = channels(vm)[0], ["cat", "/sys/class/misc/pcie_nymph/counters/quarantined"]

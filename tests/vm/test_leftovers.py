@@ -71,10 +71,15 @@ def play(vm: Machine, command: list[str], user: str) -> None:
         pytest.fail(f"exit status {done.returncode}\n{done.stderr}", pytrace=False)
 
 
-@pytest.mark.parametrize("scene,user", [
-    (scene, user) for scene in ROUNDS for user in ("root", "nymph-user")
-    if user == "root" or scene not in FOR_ROOT
-])
+@pytest.mark.parametrize(
+    "scene,user",
+    [
+        (scene, user)
+        for scene in ROUNDS
+        for user in ("root", "nymph-user")
+        if user == "root" or scene not in FOR_ROOT
+    ],
+)
 def test_nothing_is_left_behind(
     vm: Machine, program: str, rounds: Callable[[str], int], scene: str, user: str
 ) -> None:

@@ -18,8 +18,14 @@ SHORT = ["--rounds", "1", "--seconds", "1e-6", "--largest", "64K"]
 
 
 def bench(folder: Path, *arguments: str) -> tuple["subprocess.CompletedProcess[str]", dict[str, Any]]:
-    done = subprocess.run([sys.executable, "-m", tool.__name__, *SHORT, *arguments], cwd=folder, text=True,
-                          capture_output=True, check=False, env=os.environ | {"PYTHONPATH": str(CHECKOUT)})
+    done = subprocess.run(
+        [sys.executable, "-m", tool.__name__, *SHORT, *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+    )
     return done, json.loads((folder / "dist/blake3.json").read_text())
 
 
@@ -43,8 +49,13 @@ def test_short_run_passes_with_all_figures(tmp_path: Path) -> None:
     series = {"hash", "python", "batch", "copy"} | ({"threads"} if tool.CPUS > 1 else set())
     assert {row["series"] for row in rows} == series
     assert {row["variant"] for row in rows} == set(report["variants"])
-    others = {"hash": [], "python": ["pypi"], "batch": ["one by one"], "copy": ["hash alone", "bounce"],
-              "threads": ["one thread"]}
+    others = {
+        "hash": [],
+        "python": ["pypi"],
+        "batch": ["one by one"],
+        "copy": ["hash alone", "bounce"],
+        "threads": ["one thread"],
+    }
     for row in rows:
         expected = set(others[row["series"]])
         if report["official"] and row["series"] != "python":
@@ -52,7 +63,18 @@ def test_short_run_passes_with_all_figures(tmp_path: Path) -> None:
         assert set(row["ratio"]) == expected and set(row["ns"]) == expected | {"ours"}
         assert len(row["rounds"]) == 1
     assert [row["bytes"] for row in rows if (row["series"], row["variant"]) == ("hash", "portable")] == [
-        64, 256, 1024, 2048, 3072, 4096, 7168, 8192, 16384, 31744, 65536]
+        64,
+        256,
+        1024,
+        2048,
+        3072,
+        4096,
+        7168,
+        8192,
+        16384,
+        31744,
+        65536,
+    ]
 
 
 def test_two_threads_share_large_inputs(tmp_path: Path, short: None) -> None:
@@ -64,8 +86,9 @@ def test_two_threads_share_large_inputs(tmp_path: Path, short: None) -> None:
     assert threads == ([2500 << 10] if tool.CPUS > 1 else [])
 
 
-def test_source_that_does_not_compile_is_a_failure(tmp_path: Path, short: None,
-                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_source_that_does_not_compile_is_a_failure(
+    tmp_path: Path, short: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "blake3.c").write_text("no C")
     sys.argv += ["--official", "."]
     assert tool.main() == 1
@@ -74,8 +97,7 @@ def test_source_that_does_not_compile_is_a_failure(tmp_path: Path, short: None,
     assert report["status"] == "FAIL" and "blake3.c" in report["failures"][0]
 
 
-def test_wrong_digest_is_a_failure(tmp_path: Path, short: None,
-                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_digest_is_a_failure(tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One wrong word of the table, in a copy of the sources."""
     sources = tmp_path / "blake3"
     shutil.copytree(tool.OURS, sources)

@@ -43,15 +43,53 @@ CDEF = """
 # Of each machine: how a variant is compiled, with kernel/Kbuild's order of instructions, and what of
 # /proc/cpuinfo it needs.
 VARIANTS = {
-    "x86_64": {"sse41": (["-msse4.1"], {"sse4_1"}), "avx2": (["-mavx2"], {"avx2"}),
-               "avx512": (["-mavx512f", "-mavx512vl"], {"avx512f", "avx512vl"})},
+    "x86_64": {
+        "sse41": (["-msse4.1"], {"sse4_1"}),
+        "avx2": (["-mavx2"], {"avx2"}),
+        "avx512": (["-mavx512f", "-mavx512vl"], {"avx512f", "avx512vl"}),
+    },
     "aarch64": {"neon": ([], {"asimd"})},
 }.get(platform.machine(), {})
 CPU = set(Path("/proc/cpuinfo").read_text().split())
 
 # Inputs of the official test vectors: byte i is i % 251.
-LENGTHS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 2048, 2049, 3072, 3073,
-           4096, 4097, 5120, 5121, 6144, 6145, 7168, 7169, 8192, 8193, 16384, 31744, 102400]
+LENGTHS = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    63,
+    64,
+    65,
+    127,
+    128,
+    129,
+    1023,
+    1024,
+    1025,
+    2048,
+    2049,
+    3072,
+    3073,
+    4096,
+    4097,
+    5120,
+    5121,
+    6144,
+    6145,
+    7168,
+    7169,
+    8192,
+    8193,
+    16384,
+    31744,
+    102400,
+]
 KEY = b"whats the Elvish word for friend"
 CONTEXT = "BLAKE3 2019-12-27 16:29:52 test vectors context"
 INPUT = bytes(i % 251 for i in range(max(LENGTHS))) + random.Random(7).randbytes(200_000)
@@ -73,8 +111,9 @@ class Hasher:
         self._built, self._ffi, self._lib = built, built.ffi, built.lib
         # Full of rubbish before init, as kmalloc leaves it.
         self._state = self._ffi.new("struct nymph_blake3 *")
-        self._ffi.memmove(self._state, b"\xa5" * self._ffi.sizeof(self._state[0]),
-                          self._ffi.sizeof(self._state[0]))
+        self._ffi.memmove(
+            self._state, b"\xa5" * self._ffi.sizeof(self._state[0]), self._ffi.sizeof(self._state[0])
+        )
         match mode:
             case "hash":
                 self._lib.nymph_blake3_init(self._state)
@@ -141,11 +180,29 @@ def build(folder: Path) -> ModuleType:
     flags = os.environ.get("CFLAGS", "-O2").split()
     for name, (needs, _) in VARIANTS.items():
         objects.append(str(folder / f"{name}.o"))
-        subprocess.run(["gcc", "-std=gnu11", "-fPIC", "-fno-schedule-insns2", *flags, *needs, "-c",
-                        "-o", objects[-1], SOURCE / f"{name}.c"], check=True)
-    ffi.set_source("nymph_blake3", '#include "variant.h"',
-                   sources=[str(SOURCE / "blake3.c"), str(SOURCE / "many.c")],
-                   include_dirs=[str(SOURCE)], extra_compile_args=["-std=gnu11"], extra_objects=objects)
+        subprocess.run(
+            [
+                "gcc",
+                "-std=gnu11",
+                "-fPIC",
+                "-fno-schedule-insns2",
+                *flags,
+                *needs,
+                "-c",
+                "-o",
+                objects[-1],
+                SOURCE / f"{name}.c",
+            ],
+            check=True,
+        )
+    ffi.set_source(
+        "nymph_blake3",
+        '#include "variant.h"',
+        sources=[str(SOURCE / "blake3.c"), str(SOURCE / "many.c")],
+        include_dirs=[str(SOURCE)],
+        extra_compile_args=["-std=gnu11"],
+        extra_objects=objects,
+    )
     spec = importlib.util.spec_from_file_location("nymph_blake3", ffi.compile(tmpdir=str(folder)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -178,8 +235,23 @@ def test_sources_compile_without_warnings(compiler: str, source: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
     needs = VARIANTS[source][0] if source in VARIANTS else []
-    subprocess.run([compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=2048", "-O2",
-                    *needs, "-c", "-o", os.devnull, SOURCE / f"{source}.c"], check=True)
+    subprocess.run(
+        [
+            compiler,
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wframe-larger-than=2048",
+            "-O2",
+            *needs,
+            "-c",
+            "-o",
+            os.devnull,
+            SOURCE / f"{source}.c",
+        ],
+        check=True,
+    )
 
 
 def test_empty_input_has_the_known_digest(built: ModuleType) -> None:
@@ -208,7 +280,7 @@ def test_random_splits_change_nothing(built: ModuleType, mode: str, data: st.Dat
     lengths = st.one_of(st.integers(0, 70000), st.builds(lambda n, d: n + d, near, st.integers(-1, 1)))
     for length in data.draw(st.lists(lengths, max_size=8)):
         start = data.draw(st.integers(0, len(INPUT) - length))
-        part = INPUT[start:start + length]
+        part = INPUT[start : start + length]
         if data.draw(st.booleans()):
             assert hasher.update_copy(part, misalign=data.draw(st.integers(0, 15))) == part
         else:
@@ -219,8 +291,11 @@ def test_random_splits_change_nothing(built: ModuleType, mode: str, data: st.Dat
     assert hasher.digest() == expected.digest()
 
 
-@given(length=st.integers(0, 3000), seek=st.one_of(st.integers(0, 200), st.integers(0, 2**64 - 1000)),
-       out=st.integers(0, 300))
+@given(
+    length=st.integers(0, 3000),
+    seek=st.one_of(st.integers(0, 200), st.integers(0, 2**64 - 1000)),
+    out=st.integers(0, 300),
+)
 @settings(deadline=None)
 def test_xof_seek_is_right(built: ModuleType, length: int, seek: int, out: int) -> None:
     hasher = Hasher(built, "hash")
@@ -238,7 +313,7 @@ def test_every_length_is_right(built: ModuleType) -> None:
         lib.nymph_blake3_update(state, data + length % 16, length)
         lib.nymph_blake3_final(state, out)
         start = length % 16
-        assert bytes(out) == blake3.blake3(INPUT[start:start + length]).digest(), length
+        assert bytes(out) == blake3.blake3(INPUT[start : start + length]).digest(), length
 
 
 def test_every_length_is_right_in_batches(built: ModuleType) -> None:
@@ -249,7 +324,7 @@ def test_every_length_is_right_in_batches(built: ModuleType) -> None:
     while lengths:
         number = number % 300 + 1
         batch, lengths = lengths[:number], lengths[number:]
-        inputs = [INPUT[length % 16:length % 16 + length] for length in batch]
+        inputs = [INPUT[length % 16 : length % 16 + length] for length in batch]
         for length, data, digest in zip(batch, inputs, hash_many(built, inputs), strict=True):
             assert digest == blake3.blake3(data).digest(), (length, batch)
 
@@ -257,14 +332,14 @@ def test_every_length_is_right_in_batches(built: ModuleType) -> None:
 @pytest.mark.parametrize("length", [0, 1, 64, 960, 1024, 1025, 3000, 4096, 16384])
 def test_batch_of_one_length_is_right(built: ModuleType, length: int) -> None:
     for number in [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 128, 129, 300]:
-        inputs = [INPUT[i:i + length] for i in range(number)]
+        inputs = [INPUT[i : i + length] for i in range(number)]
         assert hash_many(built, inputs) == [blake3.blake3(data).digest() for data in inputs]
 
 
 @given(lengths=st.lists(st.one_of(st.integers(0, 20_000), st.integers(0, 1100)), max_size=40))
 @settings(max_examples=150, deadline=None)
 def test_batch_of_any_lengths_is_right(built: ModuleType, lengths: list[int]) -> None:
-    inputs = [INPUT[i:i + length] for i, length in enumerate(lengths)]
+    inputs = [INPUT[i : i + length] for i, length in enumerate(lengths)]
     assert hash_many(built, inputs) == [blake3.blake3(data).digest() for data in inputs]
 
 
@@ -286,14 +361,14 @@ def test_copy_copies_and_hashes(built: ModuleType, first: int) -> None:
 
 def test_subtrees_are_cut_right(built: ModuleType) -> None:
     """Of every number of chunks up to 300, behind some: how subtrees are cut, and are made in one go."""
-    data = INPUT[:300 * 1024]
+    data = INPUT[: 300 * 1024]
     for chunks in range(1, 301):
         for odd in (0, 1):
             for first in (0, chunks * 7 % 64 % chunks * 1024):
                 hasher = Hasher(built, "hash")
                 hasher.update(data[:first])
-                hasher.update(data[first:chunks * 1024 + odd])
-                assert hasher.digest() == blake3.blake3(data[:chunks * 1024 + odd]).digest(), (chunks, first)
+                hasher.update(data[first : chunks * 1024 + odd])
+                assert hasher.digest() == blake3.blake3(data[: chunks * 1024 + odd]).digest(), (chunks, first)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -305,7 +380,7 @@ def test_parts_of_any_size_are_right_anywhere(built: ModuleType, mode: str) -> N
             hasher = Hasher(built, mode)
             part = hasher.fork(at)
             for first in range(0, at, 70_000):
-                hasher.update(INPUT[first:min(first + 70_000, at)])
+                hasher.update(INPUT[first : min(first + 70_000, at)])
             cuts = sorted(chance.choices(range(size + 1), k=chance.randrange(3)))
             for begin, end in pairwise((at, *(at + cut for cut in cuts), at + size)):
                 if begin % 2:
@@ -315,10 +390,10 @@ def test_parts_of_any_size_are_right_anywhere(built: ModuleType, mode: str) -> N
             assert len(hasher) == at
             hasher.join(part)
             assert len(hasher) == at + size
-            assert hasher.digest() == official(mode).update(INPUT[:at + size]).digest(), (size, at)
+            assert hasher.digest() == official(mode).update(INPUT[: at + size]).digest(), (size, at)
             more = chance.randrange(3000)
-            hasher.update(INPUT[at + size:at + size + more])
-            assert hasher.digest() == official(mode).update(INPUT[:at + size + more]).digest(), (size, at)
+            hasher.update(INPUT[at + size : at + size + more])
+            assert hasher.digest() == official(mode).update(INPUT[: at + size + more]).digest(), (size, at)
 
 
 @given(mode=st.sampled_from(MODES), size=st.sampled_from([2048 << n for n in range(7)]), data=st.data())
@@ -332,7 +407,7 @@ def test_parts_made_side_by_side_are_right(
     number = data.draw(st.integers(1, (len(INPUT) - before) // size))
     parts = [hasher.fork(before + i * size) for i in range(number)]
     for i in data.draw(st.permutations(range(number))):
-        parts[i].update(INPUT[before + i * size:before + (i + 1) * size])
+        parts[i].update(INPUT[before + i * size : before + (i + 1) * size])
     split = data.draw(st.integers(0, before))
     hasher.update(INPUT[:split])
     hasher.update(INPUT[split:before])
@@ -340,8 +415,8 @@ def test_parts_made_side_by_side_are_right(
         hasher.join(part)
     end = before + number * size
     more = data.draw(st.integers(0, len(INPUT) - end))
-    hasher.update(INPUT[end:end + more])
-    assert hasher.digest() == official(mode).update(INPUT[:end + more]).digest()
+    hasher.update(INPUT[end : end + more])
+    assert hasher.digest() == official(mode).update(INPUT[: end + more]).digest()
 
 
 def test_large_input_is_right(built: ModuleType) -> None:
@@ -363,24 +438,43 @@ def test_emulated_arm_agrees(tmp_path: Path, variant: str) -> None:
     sources = [str(SOURCE / f"{name}.c") for name in ("blake3", "many", "neon")]
     program = tmp_path / "blake3_digests"
     use = ["-DNAME=nymph_blake3_neon"] if variant == "neon" else []
-    subprocess.run([CROSS, "-static", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2",
-                    "-fno-schedule-insns2", "-Wframe-larger-than=2048", *use, f"-I{SOURCE}", "-o", program,
-                    Path(__file__).with_name("blake3_digests.c"), *sources], check=True)
+    subprocess.run(
+        [
+            CROSS,
+            "-static",
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-O2",
+            "-fno-schedule-insns2",
+            "-Wframe-larger-than=2048",
+            *use,
+            f"-I{SOURCE}",
+            "-o",
+            program,
+            Path(__file__).with_name("blake3_digests.c"),
+            *sources,
+        ],
+        check=True,
+    )
     data = INPUT[:300_000]
     made = subprocess.run([EMULATOR, program], input=data, stdout=subprocess.PIPE, check=True).stdout
-    each = [blake3.blake3(data[i % 16:i % 16 + i]).digest() for i in range(16_385)]
+    each = [blake3.blake3(data[i % 16 : i % 16 + i]).digest() for i in range(16_385)]
     size = 32 * len(each)
     for at in (0, size):
         for i, digest in enumerate(each):
-            assert made[at + 32 * i:at + 32 * i + 32] == digest, i
-    copies = made[2 * size:]
+            assert made[at + 32 * i : at + 32 * i + 32] == digest, i
+    copies = made[2 * size :]
     assert copies and copies == (blake3.blake3(data).digest() + data) * (len(copies) // (32 + len(data)))
 
 
 def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run Python so that what it builds is built with ASAN and UBSAN, and can be loaded."""
-    libraries = [subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
-                 for name in ("libasan.so", "libubsan.so")]
+    libraries = [
+        subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
     environment = os.environ | {
         "CC": "gcc",
         "CFLAGS": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
@@ -388,24 +482,41 @@ def sanitized(*arguments: str) -> "subprocess.CompletedProcess[str]":
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONMALLOC": "malloc",  # every Python allocation has its own red zones
     }
-    return subprocess.run([sys.executable, *arguments], check=False, text=True, capture_output=True,
-                          cwd=Path(__file__).parent, env=environment)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        text=True,
+        capture_output=True,
+        cwd=Path(__file__).parent,
+        env=environment,
+    )
 
 
 def test_sanitizers_find_nothing() -> None:
-    run = sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider",
-                    "-k", "vectors or splits or seek or batch_of or copy or side_by_side", __file__)
+    run = sanitized(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "vectors or splits or seek or batch_of or copy or side_by_side",
+        __file__,
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_sanitizers_find_a_planted_overread(tmp_path: Path) -> None:
     """The check above can fail: one byte read too many is found."""
-    run = sanitized("-c", f"""
+    run = sanitized(
+        "-c",
+        f"""
 import test_blake3, pathlib
 built = test_blake3.build(pathlib.Path({str(tmp_path)!r}))
 state = built.ffi.new("struct nymph_blake3 *")
 built.lib.nymph_blake3_init(state)
 built.lib.nymph_blake3_update(state, built.ffi.new("uint8_t[5000]"), 5001)
-""")
+""",
+    )
     assert run.returncode != 0
     assert "heap-buffer-overflow" in run.stderr and "nymph_blake3_update" in run.stderr

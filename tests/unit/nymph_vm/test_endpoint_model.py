@@ -161,19 +161,22 @@ def test_card_memory_can_be_both_sides(host: Host) -> None:
     assert host.bar[-64:] == bytes(range(64))
 
 
-@pytest.mark.parametrize("src,dst,length,flags,reserved,status", [
-    (SRC, DST, 0, 1, 0, endpoint.BAD_DESC),
-    (0, 0, 8, 3, 0, endpoint.BAD_DESC),
-    (SRC, DST, endpoint.MAX_LENGTH + 1, 1, 0, endpoint.BAD_DESC),
-    (SRC, DST, 8, 4, 0, endpoint.BAD_DESC),
-    (SRC, DST, 8, 1, 1, endpoint.BAD_DESC),
-    (RAM - 4, DST, 8, 1, 0, endpoint.BAD_SRC),
-    (SRC, RAM, 8, 1, 0, endpoint.BAD_DST),
-    (SRC, 2**64 - 4, 8, 1, 0, endpoint.BAD_DST),
-    (CARD_BUS - 4, DST, 8, 1, 0, endpoint.BAD_SRC),
-    (CARD_BUS + CARD - 4, DST, 8, 1, 0, endpoint.BAD_SRC),
-    (0, 0, 0, 3, 0, endpoint.OK),
-])
+@pytest.mark.parametrize(
+    "src,dst,length,flags,reserved,status",
+    [
+        (SRC, DST, 0, 1, 0, endpoint.BAD_DESC),
+        (0, 0, 8, 3, 0, endpoint.BAD_DESC),
+        (SRC, DST, endpoint.MAX_LENGTH + 1, 1, 0, endpoint.BAD_DESC),
+        (SRC, DST, 8, 4, 0, endpoint.BAD_DESC),
+        (SRC, DST, 8, 1, 1, endpoint.BAD_DESC),
+        (RAM - 4, DST, 8, 1, 0, endpoint.BAD_SRC),
+        (SRC, RAM, 8, 1, 0, endpoint.BAD_DST),
+        (SRC, 2**64 - 4, 8, 1, 0, endpoint.BAD_DST),
+        (CARD_BUS - 4, DST, 8, 1, 0, endpoint.BAD_SRC),
+        (CARD_BUS + CARD - 4, DST, 8, 1, 0, endpoint.BAD_SRC),
+        (0, 0, 0, 3, 0, endpoint.OK),
+    ],
+)
 def test_wrong_descriptors_get_their_status(
     host: Host, src: int, dst: int, length: int, flags: int, reserved: int, status: int
 ) -> None:
@@ -190,10 +193,19 @@ def test_wrong_descriptors_get_their_status(
     assert host.completion() == (1001, endpoint.OK, 8)
 
 
-@pytest.mark.parametrize("how", [
-    {"ring": RAM}, {"done": RAM - 16}, {"ring": RING + 8}, {"size": 3}, {"size": 1}, {"size": 8192},
-    {"control": 3}, {"ring": CARD_BUS},
-])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"ring": RAM},
+        {"done": RAM - 16},
+        {"ring": RING + 8},
+        {"size": 3},
+        {"size": 1},
+        {"size": 8192},
+        {"control": 3},
+        {"ring": CARD_BUS},
+    ],
+)
 def test_wrong_rings_are_an_error(host: Host, how: dict[str, int]) -> None:
     host.enable(**how)
     host.wait(host.regs, "state", endpoint.ERROR)
@@ -304,11 +316,14 @@ def test_every_fault_shows_as_documented(host: Host, kind: str) -> None:
     assert host.ram[DST + 192 : DST + 256] == bytes(64)
 
 
-@pytest.mark.parametrize("text,fault", [
-    ("flip", Fault("flip")),
-    ("flip:rate=0.25,seed=7,after=3", Fault("flip", rate=0.25, seed=7, after=3)),
-    ("stall:count=1,channel=2", Fault("stall", count=1, channel=2)),
-])
+@pytest.mark.parametrize(
+    "text,fault",
+    [
+        ("flip", Fault("flip")),
+        ("flip:rate=0.25,seed=7,after=3", Fault("flip", rate=0.25, seed=7, after=3)),
+        ("stall:count=1,channel=2", Fault("stall", count=1, channel=2)),
+    ],
+)
 def test_faults_are_parsed_and_printed(text: str, fault: Fault) -> None:
     assert Fault.parse(text) == fault
     assert Fault.parse(str(fault)) == fault
@@ -321,11 +336,16 @@ def test_documented_table_has_every_fault() -> None:
     assert all(int(row[2]) > 0 for row in table[2:])
 
 
-@pytest.mark.parametrize("text,said", [
-    ("flop", "no fault 'flop': there are flip,"), ("flip:rat=1", "a fault has no 'rat'"),
-    ("flip:rate=0", "rate is above 0"), ("flip:rate=2", "rate is above 0"),
-    ("flip:seed=x", "the seed of a fault is a number"),
-])
+@pytest.mark.parametrize(
+    "text,said",
+    [
+        ("flop", "no fault 'flop': there are flip,"),
+        ("flip:rat=1", "a fault has no 'rat'"),
+        ("flip:rate=0", "rate is above 0"),
+        ("flip:rate=2", "rate is above 0"),
+        ("flip:seed=x", "the seed of a fault is a number"),
+    ],
+)
 def test_wrong_faults_are_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Fault.parse(text)

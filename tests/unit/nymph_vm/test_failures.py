@@ -43,9 +43,7 @@ def test_missing_qemu_names_the_package(fp: FakeProcess, monkeypatch: pytest.Mon
     assert not fp.calls
 
 
-def test_missing_emulator_names_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_emulator_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root, "BINFMT", tmp_path)
     with pytest.raises(HarnessError, match=r"install qemu-user-static .`tools/setup arm64` does"):
         root._binfmt_hook(ARM64)
