@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from nymph_vm import accel, build, kernels, root
+from nymph_vm import accel, build, kernels, root, uml
 from nymph_vm.arch import Arch
 from nymph_vm.endpoint import Endpoint
 from nymph_vm.faults import Fault
@@ -32,7 +32,6 @@ from nymph_vm.slots import DEFAULT as DEFAULT_SLOTS
 from nymph_vm.slots import NATIVE as NATIVE_SLOTS
 from nymph_vm.slots import Slots
 from nymph_vm.state import State, VMLost, claim, log_tail
-from nymph_vm.uml import Uml
 
 BOOT_SECONDS = 120  # a sanitizer kernel under TCG on a busy host needs most of it
 PING_SECONDS = 2
@@ -106,12 +105,12 @@ class Machine:
         # Before anything that takes long.
         if slots is None:
             slots = NATIVE_SLOTS if arch.is_native else DEFAULT_SLOTS
-        if not arch.is_native:
-            if pci:
-                raise HarnessError("PCI functions in Python are for native guests: say --arch um")
+        if arch.is_native:
+            uml.check(slots, pci)
+        elif pci:
+            raise HarnessError("PCI functions in Python are for native guests: say --arch um")
+        else:
             tool(arch.qemu)
-        elif slots.options:
-            raise HarnessError("native guests have one bus and no board: leave out --board")
         built = build.prepare(kernel)
         disk = root.prepare(arch, image)
         accelerator = accel.choose(built.kernel)
@@ -133,9 +132,9 @@ class Machine:
             f"{CMDLINE} NYMPH_ACCEL={accelerator} NYMPH_ARCH={arch.debian} NYMPH_IMAGE={image} "
             f"NYMPH_MODULES={modules} {append}"
         )
-        self.vmm: Qemu | Uml
+        self.vmm: Qemu | uml.Uml
         if arch.is_native:
-            self.vmm = Uml(built.kernel, disk, self._folder, size, append, slots, faults, pci)
+            self.vmm = uml.Uml(built.kernel, disk, self._folder, size, append, slots, faults, pci)
         else:
             self.vmm = Qemu(built.kernel, disk, self._folder, size, append, accelerator, slots, faults)
         (self._folder / "console.log").touch()
@@ -307,7 +306,7 @@ class Machine:
     def unplug(self, name: str) -> None:
         """Take an endpoint out of its slot, as its driver in the guest agrees to. Raises HarnessError."""
         with self._unless_lost():
-            if isinstance(self.vmm, Uml):
+            if isinstance(self.vmm, uml.Uml):
                 self.vmm.unplug(name, self.run)
             else:
                 self.vmm.unplug(name)

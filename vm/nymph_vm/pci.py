@@ -328,7 +328,7 @@ def load(spec: str) -> type[Device]:
         else:
             module = importlib.import_module(where)
         device = getattr(module, name)
-    except (ImportError, AttributeError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # whatever its file raises
         raise HarnessError(f"{spec!r} names no PCI function: say FILE.py:CLASS ({error})") from None
     if not (isinstance(device, type) and issubclass(device, Device)):
         raise HarnessError(f"{spec!r} is no class derived from nymph_vm.pci.Device")

@@ -28,6 +28,16 @@ MAX_CPUS = 64  # as its configuration has it
 PATIENCE_US = 5000000  # with a PCI function, which may be busy, or not get a CPU
 
 
+def check(slots: Slots, pci: Sequence[str]) -> None:
+    """Raise HarnessError if a native guest cannot have these endpoints and PCI functions."""
+    if slots.options:
+        raise HarnessError("native guests have one bus and no board: leave out --board")
+    if len(slots.buses) + len(pci) > MOST:
+        raise HarnessError(f"a native guest has at most {MOST} endpoints and other PCI functions")
+    for spec in pci:
+        load(spec)
+
+
 class Uml:
     """A user-mode Linux, once start() was called. `agent` leads to the guest's agent."""
 
@@ -57,12 +67,9 @@ class Uml:
 
     def start(self) -> None:
         """Start the PCI functions, and it."""
-        if len(self._slots.buses) + len(self._specs) > MOST:
-            raise HarnessError(f"a native guest has at most {MOST} endpoints and other PCI functions")
         for name in self._slots.buses:
             self._start_endpoint(name)
         for number, spec in enumerate(self._specs):
-            load(spec)  # which says what is wrong with it
             self._start_function(f"pci{number}", spec)
         self.agent, agent = socket.socketpair()
         self._link, link = socket.socketpair()
