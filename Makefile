@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: gpu help setup demo rate bench performance bench-blake3 fuzz-blake3 test module vm service serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
+.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 test module vm service serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -12,9 +12,6 @@ setup: .venv/ready ## install what the rest needs: Debian packages (with sudo), 
 
 demo: .venv/ready ## build all, boot a VM, and measure verified copies in it: dist/dma_vs_copy.json
 	$(NYMPH_VM) run --copy tools -- python3 tools/dma_vs_copy.py
-
-rate: .venv/ready ## copies per second, one request each and in batches, from C and Python: dist/rate.json
-	$(NYMPH_VM) run --copy tools --copy bench --copy $$($(NYMPH_VM) program bench/rate.c) -- python3 -m bench.rate rate
 
 bench: .venv/ready ## all benchmarks: dist/report.html, bench.json, trace.perfetto; bench/run.sh --quick for fewer
 	bench/run.sh
@@ -119,7 +116,7 @@ matrix: .venv/ready ## the guest tests and KUnit on every kernel, and one table
 arm64: .venv/arm64 ## the guest tests on arm64, the board's architecture, with NEON and without; KUnit, endpoint, lint
 	$(NYMPH_VM) lint --arch arm64
 	.venv/bin/pytest --arch arm64 --append pcie_nymph.blake3=neon tests/vm/test_blake3_variants.py \
-		tests/vm/test_vm_guest.py tests/vm/test_legacy_client.py tests/vm/test_rate.py tests/vm/test_guest_suite.py \
+		tests/vm/test_vm_guest.py tests/vm/test_legacy_client.py tests/vm/test_guest_suite.py \
 		tests/vm/test_leftovers.py tests/vm/test_endpoint.py
 	.venv/bin/pytest --arch arm64 --append pcie_nymph.blake3=portable \
 		tests/vm/test_blake3_variants.py::test_asked_variant_is_chosen tests/vm/test_guest_suite.py

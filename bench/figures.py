@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Makes bench.json of what was measured: medians, intervals, ratios, and how costs grow.
+"""Makes bench.json of what was measured: medians, intervals, ratios, and what ran out.
 
 Intervals hold with 95 % confidence, and come of scipy's bootstrap. Ratios are of ways that took turns, round
 by round. bench.schema.json says what is in a bench.json, and this module never writes one that is not so.
@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 import jsonschema
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
-VERSION = 2
+VERSION = 3
 SCHEMA = Path(__file__).with_name("bench.schema.json")
 WIDE = 0.25
 """An interval that reaches farther than that, of the value, to both sides together is marked."""
@@ -40,6 +40,7 @@ BASES: dict[str, dict[str, Any]] = {
     "rings": {"rings": 1},
     "processes": {"processes": 1},
     "channels": {"channels": 1},
+    "fairness": {"beside": "nothing"},
 }
 # Of which a ratio is one of its group: of the same size, say.
 SAME: dict[str, tuple[str, ...]] = {
@@ -48,6 +49,7 @@ SAME: dict[str, tuple[str, ...]] = {
     "instead": ("bytes",),
     "rings": ("engine",),
     "processes": ("engine",),
+    "fairness": ("engine",),
 }
 # What a cost is drawn against, in each group.
 AGAINST = {
@@ -189,67 +191,7 @@ def ratios(figures: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 yield {"of": other["id"], "to": base["id"], "group": base["group"], **found.as_json()}
 
 
-# --- how costs grow ---
-
-
-class Model(NamedTuple):
-    name: str
-    formula: str
-    parameters: int
-    fit: Callable[[Any, Any], Any]
-    """Of x and y, to a prediction of y and the constants."""
-
-
-def _linear_in(terms: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """Least squares of relative errors, with no constant below 0."""
-
-    def fit(x: Any, y: Any) -> Any:
-        matrix = np.stack(terms(x), axis=1)
-        constants, _ = optimize.nnls(matrix / y[:, None], np.ones(len(y)))
-        return matrix @ constants, constants
-
-    return fit
-
-
-def _power(x: Any, y: Any) -> Any:
-    line = stats.linregress(np.log(x), np.log(y))
-    constants = np.array([np.exp(line.intercept), line.slope])
-    return constants[0] * x ** constants[1], constants
-
-
-MODELS = (
-    Model("constant", "a", 1, _linear_in(lambda x: [np.ones(len(x))])),
-    Model("linear", "a + b·x", 2, _linear_in(lambda x: [np.ones(len(x)), x])),
-    Model("amortized", "a + b/x", 2, _linear_in(lambda x: [np.ones(len(x)), 1 / x])),
-    Model("power", "a·x^b", 2, _power),
-)
-
-
-def growth(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """The model that explains a series best, by Akaike's criterion for few points."""
-    xs, ys = np.asarray(x, float), np.asarray(y, float)
-    best: dict[str, Any] | None = None
-    for model in MODELS:
-        if len(xs) < model.parameters + 2:
-            continue
-        predicted, constants = model.fit(xs, ys)
-        errors = np.log(ys / np.maximum(predicted, ys.min() * 1e-9))
-        count, used = len(xs), model.parameters + 1
-        spread = max(float(np.mean(errors**2)), 1e-6)
-        penalty = 2 * used + (2 * used * (used + 1) / (count - used - 1) if count > used + 1 else 2 * used**2)
-        score = count * np.log(spread) + penalty
-        if best is None or score < best["score"]:
-            best = {
-                "model": model.name,
-                "formula": model.formula,
-                "constants": dict(zip("ab", map(float, constants), strict=False)),
-                "error": float(np.sqrt(np.mean(errors**2))),
-                "score": float(score),
-                "predicted": [float(each) for each in predicted],
-            }
-    if best is None:
-        return {"model": None, "because": f"{len(xs)} points are too few to fit growth to"}
-    return best
+# --- how costs depend on numbers ---
 
 
 def series(figures: list[dict[str, Any]], cpus: int) -> Iterator[dict[str, Any]]:
@@ -276,7 +218,6 @@ def series(figures: list[dict[str, Any]], cpus: int) -> Iterator[dict[str, Any]]
             "x": x,
             "y": [row["value"] for row in rows],
             "intervals": [row["interval"] for row in rows],
-            "growth": growth(x, [row["value"] for row in rows]),
             "bend": _bend(rows, axis, cpus) if rows[0]["group"] in PARALLEL else None,
         }
 

@@ -407,6 +407,29 @@ def _parallel(report: dict[str, Any]) -> Section:
     return section
 
 
+def _fairness(report: dict[str, Any]) -> Section:
+    rows = [
+        [
+            each["parameters"]["engine"],
+            each["parameters"]["beside"],
+            *(seconds(each["latency"][f"{quantile}_s"]) for quantile in ("p50", "p95", "p99", "max")),
+        ]
+        for each in _select(report["figures"], "fairness")
+    ]
+    section = Section("fairness")
+    if rows:
+        head = ["engine", "beside", "p50", "p95", "p99", "max"]
+        section.tables.append(Table("A copy of 4 KiB, as its client sees it", head, rows))
+    slower = [
+        [key[0], figure["parameters"]["beside"], times(ratio)]
+        for key, pairs in ratios(report, "fairness", ("engine",)).items()
+        for figure, ratio in pairs
+    ]
+    if slower:
+        section.tables.append(Table("Times as fast as alone", ["engine", "beside", ""], slower))
+    return section
+
+
 def _set_up(report: dict[str, Any]) -> Section:
     section = Section("set-up")
     rows = [
@@ -454,27 +477,24 @@ def _infer(report: dict[str, Any]) -> Section:
     )
 
 
-def _growth(report: dict[str, Any]) -> Section:
-    section = Section("growth")
-    rows = []
-    for each in report["scaling"]:
-        found = each["growth"]
-        if found["model"] is None:
-            rows.append([each["id"], each["against"], "-", "-", found["because"]])
-            continue
-        constants = ", ".join(f"{name} = {value:.3g}" for name, value in found["constants"].items())
-        rows.append([each["id"], each["against"], found["model"], constants, f"{found['error']:.0%}"])
-    section.tables.append(Table("", ["cost of", "against", "growth", f"constants ({'s or B'})", "off"], rows))
-    return section
-
-
 def _nulls(report: dict[str, Any]) -> Section:
     rows = [[each["id"], each["because"]] for each in report["figures"] if each["value"] is None]
     return Section("nulls", None, [Table("", ["", "because"], rows)] if rows else [])
 
 
 def sections(report: dict[str, Any]) -> list[Section]:
-    makers = (_sizes, _latency, _instead, _paths, _depth, _parallel, _set_up, _infer, _growth, _nulls)
+    makers = (
+        _sizes,
+        _latency,
+        _instead,
+        _paths,
+        _depth,
+        _parallel,
+        _fairness,
+        _set_up,
+        _infer,
+        _nulls,
+    )
     return [each for each in (make(report) for make in makers) if each.plot or each.tables]
 
 

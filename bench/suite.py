@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import dma_vs_copy
 import pynymph
 import report as reports
-from bench import inference, tracing, ways
+from bench import fairness, inference, tracing, ways
 from bench.ways import (
     BARRIER,
     DIGEST,
@@ -69,6 +69,8 @@ class Plan:
     counts: tuple[int, ...]
     """Of rings and of processes."""
     infer_rounds: int
+    neighbour: int
+    """Bytes of the large copies beside small ones, if there is memory for them."""
 
 
 QUICK = Plan(
@@ -79,6 +81,7 @@ QUICK = Plan(
     depths=(1, 8, 64, 512, 4096),
     counts=(1, 2, 4),
     infer_rounds=0,
+    neighbour=1 << 24,
 )  # fmt: skip
 FULL = Plan(
     "full", 3, 5, 3, 0.06,
@@ -88,6 +91,7 @@ FULL = Plan(
     depths=tuple(4**n for n in range(7)),
     counts=(1, 2, 4, 8, 16),
     infer_rounds=2,
+    neighbour=1 << 30,
 )  # fmt: skip
 
 
@@ -151,6 +155,7 @@ class Suite:
         yield "processes", self.by_processes()
         if self.channels:
             yield "channels", self.by_channels()
+        yield "fairness", self.by_neighbour()
         for size in self.plan.instead_sizes:
             yield f"instead {human(size)}", self.instead(size)
         yield "set-up", self.set_up()
@@ -242,6 +247,20 @@ class Suite:
         works = [self.work(65536, depth=16, engine=name) for name in self.channels]
         counts = [count for count in self.plan.counts if count <= len(works)]
         return [self.c("channels", "enter", works[:count], channels=count) for count in counts]
+
+    def by_neighbour(self) -> list[Way]:
+        """Small copies alone, and beside large ones of another process."""
+        large = fairness.largest(self.plan.neighbour)
+        found = []
+        for engine in self.engines:
+            work, named = (
+                self.work(4096, engine=engine),
+                {"client": "Python", "path": "copy", "engine": engine},
+            )
+            for beside, nbytes in (("nothing", 0), (f"copies of {human(large)}", large)):
+                start = partial(fairness.small_copies, work, nbytes)
+                found.append(Way("fairness", {**named, "beside": beside, "bytes": 4096}, start, 4096))
+        return found
 
     def instead(self, size: int) -> list[Way]:
         """Copies whose digests are known afterwards: with a ring, and as people do without."""

@@ -62,6 +62,7 @@ def test_quick_suite_passes_with_all_figures(vm: Machine, program: str, tmp_path
         "rings",
         "processes",
         "channels",
+        "fairness",
         "instead",
         "set-up",
         "memory",
@@ -70,6 +71,8 @@ def test_quick_suite_passes_with_all_figures(vm: Machine, program: str, tmp_path
     assert {each["parameters"]["engine"] for each in figures} == {"cpu", "dma0chan0", "none"}
     assert len({each["id"] for each in report["figures"]}) == len(report["figures"])
     assert all(each["value"] > 0 for each in figures if each["group"] != "memory")
+    beside = [each["parameters"]["beside"] for each in figures if each["group"] == "fairness"]
+    assert beside == 2 * ["nothing", "copies of 16 MiB"]
     by_channel = [
         each for each in figures if each["parameters"]["engine"] == "dma0chan0" and each.get("bytes_per_s")
     ]
@@ -150,3 +153,25 @@ def test_wrong_arguments_are_refused(vm: Machine, program: str) -> None:
         done = vm.run(command.split(), check=False, stdin=subprocess.DEVNULL)
         assert done.returncode != 0
         assert (done.stdout, len(done.stderr.splitlines())) == ("", 1), command
+
+
+def test_wrong_data_beside_small_copies_is_a_failure(vm: Machine, program: str) -> None:
+    """The process with the large copies looks at them itself."""
+    vm.endpoints["ep0"].set_faults(Fault("flip", rate=1))
+    try:
+        command = [
+            "python3",
+            "-m",
+            "bench",
+            "measure",
+            f"./{program}",
+            "--quick",
+            *SHORT,
+            "--only",
+            "fairness",
+        ]
+        done = vm.run(command, check=False)
+    finally:
+        vm.endpoints["ep0"].set_faults()
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "FAIL")
+    assert "is not the source" in done.stderr or "are not the sources" in done.stderr
