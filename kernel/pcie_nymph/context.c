@@ -788,7 +788,7 @@ static int nymph_buffer_create(struct nymph_context *ctx,
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
-	region = nymph_region_create(ring->cred->user, ring->engine, arg);
+	region = nymph_region_create(ring->cred, ring->engine, arg);
 	nymph_ring_put(ring);
 	if (IS_ERR(region))
 		return PTR_ERR(region);

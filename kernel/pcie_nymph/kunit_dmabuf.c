@@ -12,7 +12,6 @@
 #include <linux/fcntl.h>
 #include <linux/fdtable.h>
 #include <linux/platform_device.h>
-#include <linux/sched/user.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 
@@ -25,7 +24,6 @@
 static struct nymph_region *import_some(struct kunit *test, size_t len,
 					struct dma_buf **buf)
 {
-	struct user_struct *user = current_user();
 	struct nymph_region *region[2];
 	u64 length;
 	int i, fd;
@@ -34,10 +32,11 @@ static struct nymph_region *import_some(struct kunit *test, size_t len,
 		region[i] = kzalloc(sizeof(*region[i]), GFP_KERNEL);
 		KUNIT_ASSERT_NOT_NULL(test, region[i]);
 		refcount_set(&region[i]->refs, 1);
-		region[i]->user = get_uid(user);
+		region[i]->cred = get_current_cred();
 		region[i]->length = len;
 	}
-	KUNIT_ASSERT_EQ(test, nymph_pin_alloc(&region[0]->pin, user, len), 0);
+	KUNIT_ASSERT_EQ(test, nymph_pin_alloc(&region[0]->pin, current_user(),
+					      len), 0);
 	*buf = nymph_dmabuf_export(region[0]);
 	nymph_region_put(region[0]);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(*buf));

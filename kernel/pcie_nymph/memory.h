@@ -319,14 +319,14 @@ struct nymph_blake3 *nymph_team_hash(struct nymph_team *team,
 /**
  * struct nymph_region - memory that entries name by a handle
  * @refs: one for the handle, and one for each active entry and each mapping
- * @user: the user who is charged
+ * @cred: of the user who is charged
  * @pin: the memory
  * @mappable: the pages of @pin, if a handle names them
  * @length: bytes
  */
 struct nymph_region {
 	refcount_t refs;
-	struct user_struct *user;
+	const struct cred *cred;
 	struct nymph_pin pin;
 	struct nymph_mappable mappable;
 	u64 length;
@@ -346,10 +346,10 @@ struct nymph_operand {
 	u64 at;
 };
 
-struct nymph_region *nymph_region_create(struct user_struct *user,
+struct nymph_region *nymph_region_create(const struct cred *cred,
 					 struct nymph_engine *engine,
 					 struct nymph_buffer *arg);
-struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
+struct nymph_region *nymph_region_pin(const struct cred *cred, u64 addr,
 				      u64 length, bool write);
 void nymph_region_put(struct nymph_region *region);
 int nymph_region_map(struct nymph_region *region, struct vm_area_struct *vma);

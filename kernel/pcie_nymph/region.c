@@ -5,18 +5,18 @@
  * engine's device; or a dma-buf.
  */
 #include <linux/anon_inodes.h>
+#include <linux/cred.h>
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/sched/user.h>
 #include <linux/slab.h>
 
 #include "compat.h"
 #include "ring.h"
 
-static struct nymph_region *nymph_region_new(struct user_struct *user,
+static struct nymph_region *nymph_region_new(const struct cred *cred,
 					     u64 length)
 {
 	struct nymph_region *region;
@@ -25,7 +25,7 @@ static struct nymph_region *nymph_region_new(struct user_struct *user,
 	if (!region)
 		return NULL;
 	refcount_set(&region->refs, 1);
-	region->user = get_uid(user);
+	region->cred = get_cred(cred);
 	region->length = length;
 	return region;
 }
@@ -36,7 +36,7 @@ static struct nymph_region *nymph_region_filled(struct nymph_region *region,
 {
 	if (!error)
 		return region;
-	free_uid(region->user);
+	put_cred(region->cred);
 	kfree(region);
 	return ERR_PTR(error);
 }
@@ -57,7 +57,7 @@ static struct nymph_region *nymph_region_keep_mapped(struct nymph_region *region
 
 /**
  * nymph_region_create() - Allocate, pin or import memory for a handle
- * @user: the user who is charged
+ * @cred: of the user who is charged
  * @engine: the ring's engine, whose device has the memory that CARD takes
  * @arg: op ALLOC, REGISTER, CARD or IMPORT, flags, addr, length and fd, checked;
  *	IMPORT fills its length
@@ -65,7 +65,7 @@ static struct nymph_region *nymph_region_keep_mapped(struct nymph_region *region
  * Return: the region, with one reference; -ENOMEM, -EFAULT, -EOPNOTSUPP, -ENODEV,
  * -EINTR if current was killed, or what nymph_dmabuf_import() says.
  */
-struct nymph_region *nymph_region_create(struct user_struct *user,
+struct nymph_region *nymph_region_create(const struct cred *cred,
 					 struct nymph_engine *engine,
 					 struct nymph_buffer *arg)
 {
@@ -79,12 +79,12 @@ struct nymph_region *nymph_region_create(struct user_struct *user,
 					 true);
 		if (ret)
 			return ERR_PTR(ret);
-		region = nymph_region_pin(user, arg->addr, arg->length, write);
+		region = nymph_region_pin(cred, arg->addr, arg->length, write);
 		return IS_ERR(region) ? region :
 					nymph_region_keep_mapped(region);
 	}
 
-	region = nymph_region_new(user, arg->length);
+	region = nymph_region_new(cred, arg->length);
 	if (!region)
 		return ERR_PTR(-ENOMEM);
 	if (arg->op == NYMPH_BUFFER_CARD)
@@ -93,7 +93,7 @@ struct nymph_region *nymph_region_create(struct user_struct *user,
 		ret = nymph_pin_dmabuf(&region->pin, arg->fd, write,
 				       &arg->length);
 	else
-		ret = nymph_pin_alloc(&region->pin, user, arg->length);
+		ret = nymph_pin_alloc(&region->pin, cred->user, arg->length);
 	region->length = arg->length;
 	region = nymph_region_filled(region, ret);
 	if (!IS_ERR(region) && region->pin.pages)
@@ -103,22 +103,23 @@ struct nymph_region *nymph_region_create(struct user_struct *user,
 
 /**
  * nymph_region_pin() - Pin current's memory
- * @user: who is charged
+ * @cred: of the user who is charged
  * @addr: start, checked with nymph_check_mapped()
  * @length: bytes, not 0
  * @write: whether an engine will write to it
  *
  * Return: the region, with one reference; or what nymph_pin_user() says.
  */
-struct nymph_region *nymph_region_pin(struct user_struct *user, u64 addr,
+struct nymph_region *nymph_region_pin(const struct cred *cred, u64 addr,
 				      u64 length, bool write)
 {
-	struct nymph_region *region = nymph_region_new(user, length);
+	struct nymph_region *region = nymph_region_new(cred, length);
 
 	if (!region)
 		return ERR_PTR(-ENOMEM);
-	return nymph_region_filled(region, nymph_pin_user(&region->pin, user,
-							  addr, length, write));
+	return nymph_region_filled(region,
+				   nymph_pin_user(&region->pin, cred->user,
+						  addr, length, write));
 }
 
 /**
@@ -131,8 +132,8 @@ void nymph_region_put(struct nymph_region *region)
 		return;
 	if (region->pin.mappable == &region->mappable)
 		nymph_mappable_remove(&region->mappable);
-	nymph_unpin(&region->pin, region->user);
-	free_uid(region->user);
+	nymph_unpin(&region->pin, region->cred->user);
+	put_cred(region->cred);
 	kfree(region);
 }
 

@@ -168,7 +168,7 @@ static int nymph_operand_pin(struct nymph_ring *ring, struct nymph_operand *o,
 
 	if (!o->used || o->region)
 		return 0;
-	region = nymph_region_pin(ring->cred->user, o->at, len, write);
+	region = nymph_region_pin(ring->cred, o->at, len, write);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	atomic_long_add(region->pin.nr_pages, &ring->pinned_pages);
