@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from nymph_vm import build, slots
+from nymph_vm import build, kernels, slots
+from nymph_vm.arch import UM
 from nymph_vm.endpoint import CHANNELS, EndpointError
 from nymph_vm.faults import Fault
 from nymph_vm.host import CHECKOUT
@@ -78,8 +79,10 @@ print(*(int(open(counters + name).read()) > 0 for name in ("quarantined", "alloc
 @pytest.fixture(scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A machine with two endpoints."""
-    name, more = (request.config.getoption(option) for option in ("kernel", "append"))
-    with Machine(f"spread-{os.getpid()}", kernel=name, append=more, slots=slots.root_ports(2)) as machine:
+    name, arch, more = map(request.config.getoption, ("kernel", "arch", "append"))
+    two = slots.native(2) if arch == UM.name else slots.root_ports(2)
+    kernel = kernels.named(name, arch)
+    with Machine(f"spread-{os.getpid()}", kernel=kernel, append=more, slots=two) as machine:
         yield machine
 
 
