@@ -11,7 +11,8 @@
 #define BATCH 256 /* leaves of a subtree that is made at once */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
+#define EACH_CPU __attribute__((target_clones("avx2", "default")))
+#define HAS_AVX512
 #else
 #define EACH_CPU
 #endif
@@ -86,6 +87,38 @@ INLINE void start(struct lanes *l, const uint32_t key[8])
 		l->h[i] = (vec){} + key[i];
 }
 
+#ifdef HAS_AVX512
+/*
+ * Exchange bit `step` of row and column of a matrix. With AVX-512 each shuffle is one
+ * instruction; without it, the compiler takes them apart word by word.
+ */
+INLINE void exchange(vec m[LANES], int step)
+{
+	vec column = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+	vec high = (vec)((column & step) != 0), low = ~high;
+
+	for (int i = 0; i < LANES; i++) {
+		if (i & step)
+			continue;
+		vec a = m[i], b = m[i + step];
+
+		m[i] = __builtin_shuffle(a, b, (column & low) | ((column + LANES - step) & high));
+		m[i + step] = __builtin_shuffle(a, b, ((column + step) & low) | ((column + LANES) & high));
+	}
+}
+
+/* As load(), in registers. */
+INLINE void load_avx512(struct lanes *l, const uint8_t *p, size_t step)
+{
+	for (int lane = 0; lane < LANES; lane++)
+		memcpy(&l->m[lane], p + lane * step, 64);
+	exchange(l->m, 8);
+	exchange(l->m, 4);
+	exchange(l->m, 2);
+	exchange(l->m, 1);
+}
+#endif
+
 /* Word i of all lanes' messages, from p with `step` bytes between lanes. */
 INLINE void load(struct lanes *l, const uint8_t *p, size_t step)
 {
@@ -111,9 +144,10 @@ INLINE void store(const struct lanes *l, uint8_t *out, unsigned int n)
 			memcpy(out + 32 * lane + 4 * i, &words[i][lane], 4);
 }
 
-/* Chaining values of LANES whole leaves. */
-EACH_CPU static void whole_leaves(const uint8_t *p, uint64_t counter, const uint32_t key[8], uint32_t flags,
-				  uint8_t *out)
+typedef void load_fn(struct lanes *l, const uint8_t *p, size_t step);
+
+INLINE void whole_leaves_by(load_fn *load, const uint8_t *p, uint64_t counter, const uint32_t key[8],
+			    uint32_t flags, uint8_t *out)
 {
 	struct lanes l;
 
@@ -131,8 +165,7 @@ EACH_CPU static void whole_leaves(const uint8_t *p, uint64_t counter, const uint
 	store(&l, out, LANES);
 }
 
-/* Chaining values of the parents of 2 * LANES nodes. */
-EACH_CPU static void parents(const uint8_t *nodes, const uint32_t key[8], uint32_t flags, uint8_t *out)
+INLINE void parents_by(load_fn *load, const uint8_t *nodes, const uint32_t key[8], uint32_t flags, uint8_t *out)
 {
 	struct lanes l;
 
@@ -143,6 +176,46 @@ EACH_CPU static void parents(const uint8_t *nodes, const uint32_t key[8], uint32
 	l.flags = (vec){} + (flags | PARENT);
 	compress(&l);
 	store(&l, out, LANES);
+}
+
+#ifdef HAS_AVX512
+__attribute__((target("avx512f"))) static void whole_leaves_avx512(const uint8_t *p, uint64_t counter,
+								    const uint32_t key[8], uint32_t flags,
+								    uint8_t *out)
+{
+	whole_leaves_by(load_avx512, p, counter, key, flags, out);
+}
+
+__attribute__((target("avx512f"))) static void parents_avx512(const uint8_t *nodes, const uint32_t key[8],
+							       uint32_t flags, uint8_t *out)
+{
+	parents_by(load_avx512, nodes, key, flags, out);
+}
+#endif
+
+/* Chaining values of LANES whole leaves. */
+EACH_CPU static void whole_leaves(const uint8_t *p, uint64_t counter, const uint32_t key[8], uint32_t flags,
+				  uint8_t *out)
+{
+#ifdef HAS_AVX512
+	if (__builtin_cpu_supports("avx512f")) {
+		whole_leaves_avx512(p, counter, key, flags, out);
+		return;
+	}
+#endif
+	whole_leaves_by(load, p, counter, key, flags, out);
+}
+
+/* Chaining values of the parents of 2 * LANES nodes. */
+EACH_CPU static void parents(const uint8_t *nodes, const uint32_t key[8], uint32_t flags, uint8_t *out)
+{
+#ifdef HAS_AVX512
+	if (__builtin_cpu_supports("avx512f")) {
+		parents_avx512(nodes, key, flags, out);
+		return;
+	}
+#endif
+	parents_by(load, nodes, key, flags, out);
 }
 
 /* The chaining value of one leaf of up to LEAF bytes; only the first lane is of use. */
