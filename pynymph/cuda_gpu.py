@@ -58,7 +58,9 @@ class State:
         nbytes = 16 + 8 * pairs + 64
         self.address = gpu.allocate(nbytes)
         self.out = self.address + 16 + 8 * pairs
-        check(driver.cuMemsetD8(self.address, 0, nbytes), "clearing a state")
+        # Not on the default stream: launches on other streams would not wait for it, and it waits for others.
+        check(driver.cuMemsetD8Async(self.address, 0, nbytes, gpu.clearing), "clearing a state")
+        check(driver.cuStreamSynchronize(gpu.clearing), "clearing a state")
         page = check(driver.cuMemHostAlloc(4096, driver.CU_MEMHOSTALLOC_DEVICEMAP), "pinning a page")
         self.mailbox = int(page)
         self._pairs = memoryview(ffi.buffer(ffi.cast("u64 *", self.mailbox), 64)).cast("B")
@@ -104,6 +106,7 @@ class Gpu:
             attribute = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
             check(driver.cuMemPoolSetAttribute(self.pool, attribute, keep), "setting up a pool of memory")
             self.stream = self._new_stream()
+            self.clearing = self._new_stream()
             self._second = 0
             self.functions: dict[str, Any] = {}
             self._load()
@@ -222,7 +225,7 @@ class Gpu:
         data = np.random.default_rng(0).integers(0, 256, most, dtype=np.uint8)
         memory = self.allocate(most)
         try:
-            check(driver.cuMemcpyHtoD(memory, data.ctypes.data, most), "copying")
+            check(driver.cuMemcpyHtoDAsync(memory, data.ctypes.data, most, self.stream), "copying")
             for key in (None, bytes(range(32))):
                 for off in (0, 3):
                     parts = [Span(memory + off, length, self.ordinal, None, None) for length in _LENGTHS]
