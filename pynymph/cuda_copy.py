@@ -120,7 +120,13 @@ def copy(*, src: Any, dst: Any, verify: bool = True, stream: Any = None) -> Comp
         raise ArgumentError(errno.EINVAL, "src and dst overlap; give separate ones")
     with On(gpu, gpu.stream) as on:
         for side in (source, target):
-            on.wait_for(side.memory.stream if handle is None else handle)
+            producer = side.memory.stream if handle is None else handle
+            if side.gpu in (None, gpu) or producer is None:
+                on.wait_for(producer)
+            else:
+                # A stream can be 0, which is another stream on each GPU.
+                with On(side.gpu, producer):
+                    order(producer, on.stream)
         started = time.monotonic_ns()
         digests: tuple[bytes | None, bytes | None] = None, None
         if not source.nbytes:
