@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from cuda.bindings import driver, nvrtc
+from cuda.bindings import nvrtc
 
 from pynymph import cuda, cuda_driver, cuda_gpu, cuda_kernels
-from pynymph.cuda_kernels import Leaves, Mode
+from pynymph.cuda_kernels import Leaves, Mode, ffi
 
 GiB, MiB, KiB = 1 << 30, 1 << 20, 1 << 10
 MODEL = [
@@ -284,10 +284,10 @@ def main() -> None:
             cuda_kernels.aim_small(state.small, base + offset, nbytes)
 
             def launch(state: Any = state, blocks: int = state.small.blocks) -> None:
+                state.small_config.blocks[0] = blocks
+                state.small_config.stream = bench.stream
                 function = bench.gpu.functions["small"]
-                driver.cuLaunchKernel(
-                    function, blocks, 1, 1, 128, 1, 1, 0, bench.stream, state.small_parameters, 0
-                )
+                bench.gpu.launch_kernel(state.small_config, function, state.small_parameters, ffi.NULL)
 
             bench.case(f"digest, {label}, offset {offset}, launch", nbytes, bench.on_device(launch))
             array = data[offset : offset + nbytes]
