@@ -3,8 +3,24 @@
  * Nodes of BLAKE3's tree on the CPU: what the official package does not show. Sixteen
  * leaves or parents at a time, in the vectors that the compiler makes of them.
  */
+#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+
+struct nymph_arrival {
+	const uint8_t *data;
+	uint64_t nbytes;
+	uint8_t *nodes;		/* of level, 32 bytes each */
+	const uint32_t *arrived; /* how many chunks are there; a device can write it */
+	uint64_t chunk;		/* bytes of a chunk */
+	uint64_t next;		/* the node that the next thread makes */
+	uint32_t key[8];
+	uint32_t flags;
+	uint32_t level;
+	uint32_t stop;
+};
+
+#define MOST_THREADS 255
 
 #define LANES 16
 #define LEAF 1024
@@ -158,6 +174,9 @@ INLINE void whole_leaves_by(load_fn *load, const uint8_t *p, uint64_t counter, c
 	l.length = (vec){} + 64;
 	start(&l, key);
 	for (int j = 0; j < 16; j++) {
+		/* Of the next leaves: a CPU does not see that 16 places of memory are read on. */
+		for (int lane = 0; lane < LANES; lane++)
+			__builtin_prefetch(p + 64 * j + (lane + LANES) * LEAF);
 		load(&l, p + 64 * j, LEAF);
 		l.flags = (vec){} + (flags | (j == 0 ? CHUNK_START : j == 15 ? CHUNK_END : 0));
 		compress(&l);
@@ -303,6 +322,52 @@ void nymph_tree_nodes(const uint8_t *p, uint64_t nbytes, uint64_t first, const u
 		done += n;
 		out += 32;
 	} while (done < nbytes);
+}
+
+INLINE void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static void *arriving(void *arrival)
+{
+	struct nymph_arrival *a = arrival;
+	uint64_t span = (uint64_t)LEAF << a->level, count = (a->nbytes + span - 1) / span, i;
+
+	while (!__atomic_load_n(&a->stop, __ATOMIC_RELAXED) &&
+	       (i = __atomic_fetch_add(&a->next, 1, __ATOMIC_RELAXED)) < count) {
+		uint64_t begin = i * span, n = a->nbytes - begin < span ? a->nbytes - begin : span;
+		uint64_t chunks = (begin + n + a->chunk - 1) / a->chunk;
+
+		while (__atomic_load_n(a->arrived, __ATOMIC_ACQUIRE) < chunks) {
+			if (__atomic_load_n(&a->stop, __ATOMIC_RELAXED))
+				return NULL;
+			relax();
+		}
+		subtree(a->data + begin, n, begin / LEAF, a->key, a->flags, a->nodes + 32 * i);
+	}
+	return NULL;
+}
+
+/*
+ * Make nodes of bytes that arrive meanwhile, with up to `threads` threads. It returns
+ * when all are made, or at a stop.
+ */
+void nymph_tree_arriving(struct nymph_arrival *a, unsigned int threads)
+{
+	pthread_t others[MOST_THREADS];
+	unsigned int n = 0;
+
+	/* Where there can be no more threads, those that there are make all nodes. */
+	while (n + 1 < threads && n < MOST_THREADS && !pthread_create(&others[n], NULL, arriving, a))
+		n++;
+	arriving(a);
+	while (n)
+		pthread_join(others[--n], NULL);
 }
 
 /* The digest of two or more nodes of one level, which are overwritten. */

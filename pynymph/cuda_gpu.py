@@ -84,6 +84,9 @@ class State:
         page[:] = bytes(64)
         self.words = page.cast("I")
         """The 8 pairs (word, epoch) of the digest."""
+        self.chunks_at = self.mailbox + 64
+        self.chunks = ffi.cast("u32 *", self.chunks_at)
+        """A counter that a GPU can write, for who has the state."""
         self._digest, self._epochs = self.words[::2], self.words[1::2]
         self.small = kernels.small_args(PLAIN, self.address, self.out, self.mailbox)
         self.small_parameters = ffi.new("void *[]", [self.small])
@@ -343,6 +346,17 @@ class On:
     def synchronize(self) -> None:
         """Wait until all launches of the stream have ended."""
         check(driver.cuStreamSynchronize(self.stream), "waiting for the GPU")
+
+    def sleep(self) -> None:
+        """Wait as synchronize() does, but leave the CPU to other threads meanwhile."""
+        flags = driver.CUevent_flags
+        flag = int(flags.CU_EVENT_BLOCKING_SYNC) | int(flags.CU_EVENT_DISABLE_TIMING)
+        event = check(driver.cuEventCreate(flag), "making an event")
+        try:
+            check(driver.cuEventRecord(event, self.stream), "recording an event")
+            check(driver.cuEventSynchronize(event), "waiting for the GPU")
+        finally:
+            driver.cuEventDestroy(event)
 
     def wait_for(self, producer: int | None) -> None:
         """Make later launches here wait for earlier work of another stream."""

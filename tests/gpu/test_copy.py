@@ -2,6 +2,9 @@
 """pynymph.cuda.copy() on a GPU: every pair of memories, and faults that it locates."""
 
 import random
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -173,3 +176,43 @@ def test_fault_between_gpus_is_located(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_copy, "_transfer", faulty)
     with pytest.raises(VerifyError, match=f"first at byte {at},"):
         cuda.copy(src=src, dst=dst)
+
+
+def test_copies_in_many_threads_are_right() -> None:
+    wrong = []
+
+    def run(seed: int) -> None:
+        choose = random.Random(seed)
+        for _ in range(12):
+            nbytes = choose.choice([1000, 3 * MiB + 5, 40 * MiB + 1])
+            src = torch.from_numpy(np.frombuffer(choose.randbytes(nbytes), np.uint8).copy()).pin_memory()
+            middle = torch.zeros(nbytes, dtype=torch.uint8, device="cuda")
+            back = torch.zeros(nbytes, dtype=torch.uint8).pin_memory()
+            there, again = cuda.copy(src=src, dst=middle), cuda.copy(src=middle, dst=back)
+            wanted = blake3(src.numpy()).digest()
+            if {there.src_digest, there.dst_digest, again.src_digest, again.dst_digest} != {wanted}:
+                wrong.append(nbytes)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_copy_works_in_a_forked_child_of_a_process_that_copied() -> None:
+    """The threads that digest are the parent's; CUDA itself refuses a forked child."""
+    code = """
+import os, numpy, torch
+from pynymph import cuda, cuda_copy
+host = numpy.zeros(8 << 20, numpy.uint8)
+assert cuda.copy(src=host, dst=torch.zeros(8 << 20, dtype=torch.uint8, device="cuda")).status == 0
+child = os.fork()
+if not child:
+    with cuda_copy._HostDigest(memoryview(host)) as digesting:
+        os._exit(digesting.digest() != __import__("blake3").blake3(host).digest())
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
