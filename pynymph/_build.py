@@ -44,20 +44,27 @@ ffibuilder.set_source(
     depends=[HEADER],
 )
 
-tree = FFI()
-tree.cdef("""
+TREE = """
+    struct nymph_arrival {
+        const uint8_t *data;
+        uint64_t nbytes;
+        uint8_t *nodes;
+        const uint32_t *arrived;
+        uint64_t chunk, next;
+        uint32_t key[8], flags, level, stop;
+    };
     void nymph_tree_nodes(const uint8_t *p, uint64_t nbytes, uint64_t first, const uint32_t *key,
                           uint32_t flags, unsigned int level, uint8_t *out);
+    void nymph_tree_arriving(struct nymph_arrival *a, unsigned int threads);
     void nymph_tree_root(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
-""")
+"""
+
+tree = FFI()
+tree.cdef(TREE)
 tree.set_source(
     "pynymph._tree",
-    """
-    #include <stdint.h>
-    void nymph_tree_nodes(const uint8_t *p, uint64_t nbytes, uint64_t first, const uint32_t *key,
-                          uint32_t flags, unsigned int level, uint8_t *out);
-    void nymph_tree_root(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
-    """,
+    f"#include <stdint.h>\n{TREE}",
     sources=["pynymph/_tree.c"],
-    extra_compile_args=["-std=gnu11", "-O3"],
+    extra_compile_args=["-std=gnu11", "-O3", "-pthread"],
+    extra_link_args=["-pthread"],
 )

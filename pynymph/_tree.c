@@ -3,15 +3,32 @@
  * Nodes of BLAKE3's tree on the CPU: what the official package does not show. Sixteen
  * leaves or parents at a time, in the vectors that the compiler makes of them.
  */
+#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+
+struct nymph_arrival {
+	const uint8_t *data;
+	uint64_t nbytes;
+	uint8_t *nodes;		/* of level, 32 bytes each */
+	const uint32_t *arrived; /* how many chunks are there; a device can write it */
+	uint64_t chunk;		/* bytes of a chunk */
+	uint64_t next;		/* the node that the next thread makes */
+	uint32_t key[8];
+	uint32_t flags;
+	uint32_t level;
+	uint32_t stop;
+};
+
+#define MOST_THREADS 255
 
 #define LANES 16
 #define LEAF 1024
 #define BATCH 256 /* leaves of a subtree that is made at once */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
+#define EACH_CPU __attribute__((target_clones("avx2", "default")))
+#define HAS_AVX512
 #else
 #define EACH_CPU
 #endif
@@ -86,6 +103,38 @@ INLINE void start(struct lanes *l, const uint32_t key[8])
 		l->h[i] = (vec){} + key[i];
 }
 
+#ifdef HAS_AVX512
+/*
+ * Exchange bit `step` of row and column of a matrix. With AVX-512 each shuffle is one
+ * instruction; without it, the compiler takes them apart word by word.
+ */
+INLINE void exchange(vec m[LANES], int step)
+{
+	vec column = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+	vec high = (vec)((column & step) != 0), low = ~high;
+
+	for (int i = 0; i < LANES; i++) {
+		if (i & step)
+			continue;
+		vec a = m[i], b = m[i + step];
+
+		m[i] = __builtin_shuffle(a, b, (column & low) | ((column + LANES - step) & high));
+		m[i + step] = __builtin_shuffle(a, b, ((column + step) & low) | ((column + LANES) & high));
+	}
+}
+
+/* As load(), in registers. */
+INLINE void load_avx512(struct lanes *l, const uint8_t *p, size_t step)
+{
+	for (int lane = 0; lane < LANES; lane++)
+		memcpy(&l->m[lane], p + lane * step, 64);
+	exchange(l->m, 8);
+	exchange(l->m, 4);
+	exchange(l->m, 2);
+	exchange(l->m, 1);
+}
+#endif
+
 /* Word i of all lanes' messages, from p with `step` bytes between lanes. */
 INLINE void load(struct lanes *l, const uint8_t *p, size_t step)
 {
@@ -111,9 +160,10 @@ INLINE void store(const struct lanes *l, uint8_t *out, unsigned int n)
 			memcpy(out + 32 * lane + 4 * i, &words[i][lane], 4);
 }
 
-/* Chaining values of LANES whole leaves. */
-EACH_CPU static void whole_leaves(const uint8_t *p, uint64_t counter, const uint32_t key[8], uint32_t flags,
-				  uint8_t *out)
+typedef void load_fn(struct lanes *l, const uint8_t *p, size_t step);
+
+INLINE void whole_leaves_by(load_fn *load, const uint8_t *p, uint64_t counter, const uint32_t key[8],
+			    uint32_t flags, uint8_t *out)
 {
 	struct lanes l;
 
@@ -124,6 +174,9 @@ EACH_CPU static void whole_leaves(const uint8_t *p, uint64_t counter, const uint
 	l.length = (vec){} + 64;
 	start(&l, key);
 	for (int j = 0; j < 16; j++) {
+		/* Of the next leaves: a CPU does not see that 16 places of memory are read on. */
+		for (int lane = 0; lane < LANES; lane++)
+			__builtin_prefetch(p + 64 * j + (lane + LANES) * LEAF);
 		load(&l, p + 64 * j, LEAF);
 		l.flags = (vec){} + (flags | (j == 0 ? CHUNK_START : j == 15 ? CHUNK_END : 0));
 		compress(&l);
@@ -131,8 +184,7 @@ EACH_CPU static void whole_leaves(const uint8_t *p, uint64_t counter, const uint
 	store(&l, out, LANES);
 }
 
-/* Chaining values of the parents of 2 * LANES nodes. */
-EACH_CPU static void parents(const uint8_t *nodes, const uint32_t key[8], uint32_t flags, uint8_t *out)
+INLINE void parents_by(load_fn *load, const uint8_t *nodes, const uint32_t key[8], uint32_t flags, uint8_t *out)
 {
 	struct lanes l;
 
@@ -143,6 +195,46 @@ EACH_CPU static void parents(const uint8_t *nodes, const uint32_t key[8], uint32
 	l.flags = (vec){} + (flags | PARENT);
 	compress(&l);
 	store(&l, out, LANES);
+}
+
+#ifdef HAS_AVX512
+__attribute__((target("avx512f"))) static void whole_leaves_avx512(const uint8_t *p, uint64_t counter,
+								    const uint32_t key[8], uint32_t flags,
+								    uint8_t *out)
+{
+	whole_leaves_by(load_avx512, p, counter, key, flags, out);
+}
+
+__attribute__((target("avx512f"))) static void parents_avx512(const uint8_t *nodes, const uint32_t key[8],
+							       uint32_t flags, uint8_t *out)
+{
+	parents_by(load_avx512, nodes, key, flags, out);
+}
+#endif
+
+/* Chaining values of LANES whole leaves. */
+EACH_CPU static void whole_leaves(const uint8_t *p, uint64_t counter, const uint32_t key[8], uint32_t flags,
+				  uint8_t *out)
+{
+#ifdef HAS_AVX512
+	if (__builtin_cpu_supports("avx512f")) {
+		whole_leaves_avx512(p, counter, key, flags, out);
+		return;
+	}
+#endif
+	whole_leaves_by(load, p, counter, key, flags, out);
+}
+
+/* Chaining values of the parents of 2 * LANES nodes. */
+EACH_CPU static void parents(const uint8_t *nodes, const uint32_t key[8], uint32_t flags, uint8_t *out)
+{
+#ifdef HAS_AVX512
+	if (__builtin_cpu_supports("avx512f")) {
+		parents_avx512(nodes, key, flags, out);
+		return;
+	}
+#endif
+	parents_by(load, nodes, key, flags, out);
 }
 
 /* The chaining value of one leaf of up to LEAF bytes; only the first lane is of use. */
@@ -230,6 +322,52 @@ void nymph_tree_nodes(const uint8_t *p, uint64_t nbytes, uint64_t first, const u
 		done += n;
 		out += 32;
 	} while (done < nbytes);
+}
+
+INLINE void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static void *arriving(void *arrival)
+{
+	struct nymph_arrival *a = arrival;
+	uint64_t span = (uint64_t)LEAF << a->level, count = (a->nbytes + span - 1) / span, i;
+
+	while (!__atomic_load_n(&a->stop, __ATOMIC_RELAXED) &&
+	       (i = __atomic_fetch_add(&a->next, 1, __ATOMIC_RELAXED)) < count) {
+		uint64_t begin = i * span, n = a->nbytes - begin < span ? a->nbytes - begin : span;
+		uint64_t chunks = (begin + n + a->chunk - 1) / a->chunk;
+
+		while (__atomic_load_n(a->arrived, __ATOMIC_ACQUIRE) < chunks) {
+			if (__atomic_load_n(&a->stop, __ATOMIC_RELAXED))
+				return NULL;
+			relax();
+		}
+		subtree(a->data + begin, n, begin / LEAF, a->key, a->flags, a->nodes + 32 * i);
+	}
+	return NULL;
+}
+
+/*
+ * Make nodes of bytes that arrive meanwhile, with up to `threads` threads. It returns
+ * when all are made, or at a stop.
+ */
+void nymph_tree_arriving(struct nymph_arrival *a, unsigned int threads)
+{
+	pthread_t others[MOST_THREADS];
+	unsigned int n = 0;
+
+	/* Where there can be no more threads, those that there are make all nodes. */
+	while (n + 1 < threads && n < MOST_THREADS && !pthread_create(&others[n], NULL, arriving, a))
+		n++;
+	arriving(a);
+	while (n)
+		pthread_join(others[--n], NULL);
 }
 
 /* The digest of two or more nodes of one level, which are overwritten. */

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from blake3 import blake3
 
 from pynymph import cuda_kernels as kernels
 from pynymph import digest as on_cpu
+from pynymph._tree import ffi as tree_ffi
+from pynymph._tree import lib as tree_lib
 from pynymph.buffer import octets, with_bytes
 from pynymph.cuda_arrays import handle_of, memory_of
 from pynymph.cuda_driver import check, driver, need_device
@@ -26,6 +30,11 @@ from pynymph.state import Completion
 
 _CHUNK = 64 << 20
 """Bytes that are hashed while the next ones are copied; a multiple of a block of the kernel leaf."""
+_CHUNK_TO_HOST = 8 << 20
+"""The same, where CPUs hash what arrives."""
+_SPAN_LEVEL = 9
+_SPAN = 1024 << _SPAN_LEVEL
+"""Bytes that a CPU hashes at a time; chunks are multiples of it."""
 _STAGE = 8 << 20
 """Bytes of each pinned buffer that pageable memory is copied through."""
 _STAGES = 6
@@ -120,7 +129,13 @@ def copy(*, src: Any, dst: Any, verify: bool = True, stream: Any = None) -> Comp
         raise ArgumentError(errno.EINVAL, "src and dst overlap; give separate ones")
     with On(gpu, gpu.stream) as on:
         for side in (source, target):
-            on.wait_for(side.memory.stream if handle is None else handle)
+            producer = side.memory.stream if handle is None else handle
+            if side.gpu in (None, gpu) or producer is None:
+                on.wait_for(producer)
+            else:
+                # A stream can be 0, which is another stream on each GPU.
+                with On(side.gpu, producer):
+                    order(producer, on.stream)
         started = time.monotonic_ns()
         digests: tuple[bytes | None, bytes | None] = None, None
         if not source.nbytes:
@@ -146,39 +161,94 @@ def copy(*, src: Any, dst: Any, verify: bool = True, stream: Any = None) -> Comp
         return done
 
 
+class _HostDigest:
+    """Digest host memory with all CPUs while its bytes arrive.
+
+    Use it as a context manager.
+
+    Args:
+        view: the memory.
+        arrived: address of a u32 that counts the chunks that have arrived; None if all are there.
+        chunk: bytes of a chunk, a multiple of _SPAN.
+    """
+
+    def __init__(self, view: memoryview, arrived: int | None = None, chunk: int = 1 << 62) -> None:
+        self._view = view
+        self._count = -(-len(view) // _SPAN)
+        self._all = tree_ffi.new("uint32_t *", 1)
+        self._data, self._nodes = tree_ffi.from_buffer(view), tree_ffi.new("uint8_t[]", 32 * self._count)
+        self._arrival = tree_ffi.new("struct nymph_arrival *")
+        self._arrival.data, self._arrival.nbytes = self._data, len(view)
+        self._arrival.nodes, self._arrival.level = self._nodes, _SPAN_LEVEL
+        self._arrival.key, self._arrival.flags = on_cpu.mode(None)
+        self._arrival.arrived = self._all if arrived is None else tree_ffi.cast("uint32_t *", arrived)
+        self._arrival.chunk = chunk
+        threads = min(len(os.sched_getaffinity(0)), self._count)
+        arguments = self._arrival, threads
+        self._thread = threading.Thread(target=tree_lib.nymph_tree_arriving, args=arguments)
+
+    def __enter__(self) -> _HostDigest:
+        if self._count > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._arrival.stop = 1
+        if self._count > 1:
+            self._thread.join()
+        tree_ffi.release(self._data)
+
+    def digest(self) -> bytes:
+        """Wait for the digest. All bytes must have arrived, or arrive meanwhile."""
+        if self._count <= 1:
+            return blake3(self._view).digest()
+        self._thread.join()
+        return on_cpu.root(tree_ffi.buffer(self._nodes)[:])
+
+
 def _verified(on: On, source: _Side, target: _Side) -> tuple[bytes, bytes]:
     """Copy, and at the same time make both digests: of the source, and of the bytes that arrived."""
-    with ThreadPoolExecutor(1) as pool:
-        at_host = pool.submit(source.digest, on) if source.view is not None else None
-        if target.view is not None:
-            host = blake3(max_threads=blake3.AUTO)
-            copied: list[Future[Any]] = []
-            flag = driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
-
-            def digest_chunk(event: Any, begin: int, end: int) -> None:
-                check((*driver.cuEventSynchronize(event), None), "waiting for the GPU")
-                driver.cuEventDestroy(event)
-                host.update(target.view[begin:end])  # type: ignore[index]
-
-            def launched(begin: int, end: int) -> None:
-                event = check(driver.cuEventCreate(flag), "making an event")
-                check((*driver.cuEventRecord(event, on.stream), None), "recording an event")
-                copied.append(pool.submit(digest_chunk, event, begin, end))
-
-            _transfer(on, source, target, launched)
-            src = source.digest(on)
-            for chunk in copied:
-                chunk.result()
-            return src, host.digest()
-        arrived = _arriving(on, source, target) if target.nbytes > kernels.SMALL else None
-        if arrived is None:
-            _transfer(on, source, target, lambda begin, end: None)
-            arrived = target.digest(on)
-        if at_host is not None:
-            return at_host.result(), arrived
+    if target.view is not None:
+        return _to_host(on, source, target, target.view)
+    if source.view is not None:
+        with _HostDigest(source.view) as host:
+            arrived = _to_device(on, source, target)
+            return host.digest(), arrived
+    arrived = _to_device(on, source, target)
     assert source.gpu is not None
     with On(source.gpu, source.gpu.stream) as there:
         return source.digest(there), arrived
+
+
+def _to_host(on: On, source: _Side, target: _Side, view: memoryview) -> tuple[bytes, bytes]:
+    """Copy to the host, and digest what has arrived, and the source, while the rest is copied."""
+    chunks, state = 0, on.gpu.take_state(0)
+    state.chunks[0] = 0
+
+    def launched(begin: int, end: int) -> None:
+        nonlocal chunks
+        chunks += 1
+        # The GPU itself tells the threads that digest.
+        result = driver.cuStreamWriteValue32(on.stream, state.chunks_at, chunks, 0)
+        check(result, "counting what has been copied")
+
+    with On(on.gpu, on.gpu.second_stream()) as second:
+        order(on.stream, second.stream)
+        with _HostDigest(view, state.chunks_at, _CHUNK_TO_HOST) as host:
+            _transfer(on, source, target, launched)
+            src = source.digest(second)
+            # This thread sleeps, as those that digest need its CPU.
+            on.sleep()
+            dst = host.digest()
+    on.gpu.give_state(state)
+    return src, dst
+
+
+def _to_device(on: On, source: _Side, target: _Side) -> bytes:
+    if target.nbytes > kernels.SMALL:
+        return _arriving(on, source, target)
+    _transfer(on, source, target, lambda begin, end: None)
+    return target.digest(on)
 
 
 def _arriving(on: On, source: _Side, target: _Side) -> bytes:
@@ -202,6 +272,8 @@ def _arriving(on: On, source: _Side, target: _Side) -> bytes:
 
         _transfer(on, source, target, digest_blocks)
         made.top(state.address, state.out, state.mailbox)
+        # The thread sleeps, as those that digest the source need its CPU.
+        second.sleep()
         found = second.await_digest(state, 0)
         gpu.give_state(state)
         return found
@@ -212,8 +284,9 @@ def _transfer(on: On, source: _Side, target: _Side, launched: Callable[[int, int
     if source.view is not None and not source.pinned and source.nbytes > 4 * _STAGE:
         _stage(on, source, target, launched)
         return
-    for begin in range(0, source.nbytes, _CHUNK):
-        end = min(begin + _CHUNK, source.nbytes)
+    chunk = _CHUNK if target.view is None else _CHUNK_TO_HOST
+    for begin in range(0, source.nbytes, chunk):
+        end = min(begin + chunk, source.nbytes)
         from_, to, nbytes = source.address + begin, target.address + begin, end - begin
         if source.view is not None:
             result = driver.cuMemcpyHtoDAsync(to, from_, nbytes, on.stream)

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import struct
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,8 @@ from pynymph.cuda_kernels import Mode, Words, ffi
 from pynymph.errors import NymphError
 
 PLAIN = Mode()
-_PAIRS, _WORDS = struct.Struct("<16I"), struct.Struct("<8I")
+_PATIENCE = 300e-6
+"""Seconds to poll for a digest before this thread sleeps."""
 _LENGTHS = (0, 1, 64, 1024, 1025, 70_001, 300_000, 1 << 20)
 
 
@@ -42,6 +42,23 @@ class Span:
     """Addresses of runs of equal length if the bytes are not contiguous, else None."""
 
 
+def _config(kernel: str, blocks: int, stream: int, early: bool = False) -> Any:
+    """Make a struct launch_config. `early`: the kernel may start before the kernel before it has ended."""
+    config = ffi.new("struct launch_config *")
+    config.blocks = (blocks, 1, 1)
+    config.threads = (128 if kernel == "small" else kernels.THREADS, 1, 1)
+    config.stream = stream
+    if early:
+        config.attributes = _EARLY
+        config.count = 1
+    return config
+
+
+_EARLY = ffi.new("struct launch_attribute *")
+_EARLY.id = int(driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
+_EARLY.value[0] = 1
+
+
 class State:
     """Keep the device memory through which a launch passes nodes, and the page of its digest.
 
@@ -58,21 +75,29 @@ class State:
         nbytes = 16 + 8 * pairs + 64
         self.address = gpu.allocate(nbytes)
         self.out = self.address + 16 + 8 * pairs
-        check(driver.cuMemsetD8(self.address, 0, nbytes), "clearing a state")
-        page = check(driver.cuMemHostAlloc(4096, driver.CU_MEMHOSTALLOC_DEVICEMAP), "pinning a page")
-        self.mailbox = int(page)
-        self._pairs = memoryview(ffi.buffer(ffi.cast("u64 *", self.mailbox), 64)).cast("B")
-        self._pairs[:] = bytes(64)
+        # Not on the default stream: launches on other streams would not wait for it, and it waits for others.
+        check(driver.cuMemsetD8Async(self.address, 0, nbytes, gpu.clearing), "clearing a state")
+        check(driver.cuStreamSynchronize(gpu.clearing), "clearing a state")
+        flag = driver.CU_MEMHOSTALLOC_DEVICEMAP
+        self.mailbox = int(check(driver.cuMemHostAlloc(4096, flag), "pinning a page"))
+        page: memoryview[int] = memoryview(ffi.buffer(ffi.cast("u64 *", self.mailbox), 64)).cast("B")
+        page[:] = bytes(64)
+        self.words = page.cast("I")
+        """The 8 pairs (word, epoch) of the digest."""
+        self.chunks_at = self.mailbox + 64
+        self.chunks = ffi.cast("u32 *", self.chunks_at)
+        """A counter that a GPU can write, for who has the state."""
+        self._digest, self._epochs = self.words[::2], self.words[1::2]
         self.small = kernels.small_args(PLAIN, self.address, self.out, self.mailbox)
-        self._pointers = ffi.new("u64[]", [int(ffi.cast("u64", self.small))])
-        self.small_parameters = int(ffi.cast("u64", self._pointers))
+        self.small_parameters = ffi.new("void *[]", [self.small])
+        self.small_config = _config("small", 1, 0)
 
     def digest(self) -> bytes | None:
         """Return the digest of launch `epoch`, 32 bytes, or None if the launch has not ended."""
-        if _PAIRS.unpack(self._pairs)[1::2] != (self.epoch,) * 8:
+        if self._epochs.tolist() != [self.epoch] * 8:
             return None
-        # Read again: Python reads a pair byte by byte, so a word can be older than its epoch.
-        return _WORDS.pack(*_PAIRS.unpack(self._pairs)[::2])
+        # The GPU writes a word and its epoch at once, so all words are there.
+        return self._digest.tobytes()
 
 
 class Gpu:
@@ -104,8 +129,13 @@ class Gpu:
             attribute = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
             check(driver.cuMemPoolSetAttribute(self.pool, attribute, keep), "setting up a pool of memory")
             self.stream = self._new_stream()
+            self.clearing = self._new_stream()
             self._second = 0
-            self.functions: dict[str, Any] = {}
+            self.functions: dict[str, int] = {}
+            # Through cffi a call takes a fraction of the time that it takes through cuda-bindings.
+            found = check(driver.cuGetProcAddress(b"cuLaunchKernelEx", 12000, 0), "looking for a function")
+            kind = "int (*)(struct launch_config *, u64, void **, void **)"
+            self.launch_kernel = ffi.cast(kind, int(found[0]))
             self._load()
         finally:
             if pushed:
@@ -222,7 +252,7 @@ class Gpu:
         data = np.random.default_rng(0).integers(0, 256, most, dtype=np.uint8)
         memory = self.allocate(most)
         try:
-            check(driver.cuMemcpyHtoD(memory, data.ctypes.data, most), "copying")
+            check(driver.cuMemcpyHtoDAsync(memory, data.ctypes.data, most, self.stream), "copying")
             for key in (None, bytes(range(32))):
                 for off in (0, 3):
                     parts = [Span(memory + off, length, self.ordinal, None, None) for length in _LENGTHS]
@@ -305,29 +335,28 @@ class On:
 
     def launch(self, kernel: str, args: Any, blocks: int, *, early: bool = False) -> None:
         """Launch a kernel. `early`: it may start before the kernel before it has ended."""
-        threads = 128 if kernel == "small" else 256
-        pointers = ffi.new("u64[]", [int(ffi.cast("u64", args))])
-        parameters = int(ffi.cast("u64", pointers))
-        function = self.gpu.functions[kernel]
-        if early:
-            config = driver.CUlaunchConfig()
-            config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
-            config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
-            config.hStream = self.stream
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [attribute], 1
-            result = driver.cuLaunchKernelEx(config, function, parameters, 0)
-        else:
-            result = driver.cuLaunchKernel(
-                function, blocks, 1, 1, threads, 1, 1, 0, self.stream, parameters, 0
-            )
-        check(result, f"launching {kernel}")
+        config = _config(kernel, blocks, self.stream, early)
+        self._launch(kernel, config, ffi.new("void *[]", [args]))
+
+    def _launch(self, kernel: str, config: Any, parameters: Any) -> None:
+        status = self.gpu.launch_kernel(config, self.gpu.functions[kernel], parameters, ffi.NULL)
+        if status:
+            check((driver.CUresult(status),), f"launching {kernel}")
 
     def synchronize(self) -> None:
         """Wait until all launches of the stream have ended."""
         check(driver.cuStreamSynchronize(self.stream), "waiting for the GPU")
+
+    def sleep(self) -> None:
+        """Wait as synchronize() does, but leave the CPU to other threads meanwhile."""
+        flags = driver.CUevent_flags
+        flag = int(flags.CU_EVENT_BLOCKING_SYNC) | int(flags.CU_EVENT_DISABLE_TIMING)
+        event = check(driver.cuEventCreate(flag), "making an event")
+        try:
+            check(driver.cuEventRecord(event, self.stream), "recording an event")
+            check(driver.cuEventSynchronize(event), "waiting for the GPU")
+        finally:
+            driver.cuEventDestroy(event)
 
     def wait_for(self, producer: int | None) -> None:
         """Make later launches here wait for earlier work of another stream."""
@@ -343,34 +372,20 @@ class On:
 
     def one(self, memory: Span, mode: Mode) -> bytes:
         """Make the digest of one span. Returns 32 bytes."""
-        if memory.runs is not None:
-            return self.joined([memory], mode)
-        if memory.nbytes > kernels.SMALL:
+        if memory.runs is not None or memory.nbytes > kernels.SMALL:
             return self.joined([memory], mode)
         state = self.gpu.take_state(0)
         state.epoch = (state.epoch + 1) & 0xFFFFFFFF
         if mode is PLAIN:
             # The fastest launch: only the arguments that differ from call to call are set.
-            blocks = kernels.aim_small(state.small, memory.address, memory.nbytes)
-            status = driver.cuLaunchKernel(
-                self.gpu.functions["small"],
-                blocks,
-                1,
-                1,
-                128,
-                1,
-                1,
-                0,
-                self.stream,
-                state.small_parameters,
-                0,
-            )
-            if status[0]:
-                check(status, "launching small")
+            config = state.small_config
+            config.blocks[0] = kernels.aim_small(state.small, memory.address, memory.nbytes)
+            config.stream = self.stream
+            self._launch("small", config, state.small_parameters)
         else:
             args = kernels.small_args(mode, state.address, state.out, state.mailbox)
             self.launch("small", args, kernels.aim_small(args, memory.address, memory.nbytes))
-        found = self.await_digest(state, 300e-6)
+        found = self.await_digest(state, _PATIENCE)
         self.gpu.give_state(state)
         return found
 
@@ -382,17 +397,20 @@ class On:
         state.epoch = (state.epoch + 1) & 0xFFFFFFFF
         made.leaf(state.address)
         made.top(state.address, state.out, state.mailbox)
-        found = self.await_digest(state, 0)
+        found = self.await_digest(state, _PATIENCE)
         self.gpu.give_state(state)
         return found
 
     def await_digest(self, state: State, patience: float) -> bytes:
         """Wait for a digest: poll for `patience` seconds, which has less latency, then block."""
+        words, epoch = state.words, state.epoch
         until = time.perf_counter() + patience
         while True:
-            found = state.digest()
-            if found is not None:
-                return found
+            # One warp writes all words at once: the last one tells of the others.
+            if words[15] == epoch:
+                found = state.digest()
+                if found is not None:
+                    return found
             if time.perf_counter() >= until:
                 break
         self.synchronize()
@@ -421,49 +439,44 @@ class On:
     def many(self, memories: Sequence[Span], mode: Mode) -> list[bytes]:
         """Make the digest of each span."""
         out = self.scratch(32 * len(memories))
-        self.many_into(memories, mode, out)
+        places = self.many_into(memories, mode, out).tolist()
         raw = self.download(out, 32 * len(memories))
-        return [raw[i : i + 32] for i in range(0, len(raw), 32)]
+        digests = [b""] * len(memories)
+        for i, place in enumerate(places):
+            digests[place] = raw[32 * i : 32 * i + 32]
+        return digests
 
-    def many_into(self, memories: Sequence[Span], mode: Mode, out: int) -> None:
-        """Launch the digests of spans, 32 bytes each, to device memory at `out`."""
+    def many_into(self, memories: Sequence[Span], mode: Mode, out: int) -> NDArray[Any]:
+        """Launch the digests of spans, 32 bytes each, to device memory at `out`.
+
+        Returns:
+            The index in `memories` of each digest, in their order in `out`.
+        """
         lengths = np.array([memory.nbytes for memory in memories], np.uint64)
         addresses = np.array([memory.address for memory in memories], np.uint64)
         strided = np.array([memory.runs is not None for memory in memories], bool)
         is_small = (lengths <= 1024 * kernels.THREADS) & ~strided
-        places = np.arange(len(memories), dtype=np.uint64)
-        if is_small.any():
-            kernels.many(self, mode, lengths[is_small], addresses[is_small], places[is_small], out)
-        is_large = ~is_small & ~strided
-        if is_large.any():
-            made = kernels.Leaves(self, mode, lengths[is_large], addresses[is_large], joined=False)
-            digests = self.scratch(32 * int(is_large.sum()))
+        small, large, rest = (np.flatnonzero(of) for of in (is_small, ~is_small & ~strided, strided))
+        if len(small):
+            places = np.arange(len(small), dtype=np.uint64)
+            kernels.many(self, mode, lengths[small], addresses[small], places, out)
+        if len(large):
+            made = kernels.Leaves(self, mode, lengths[large], addresses[large], joined=False)
             state = self.new_state(made.pairs)
             made.leaf(state)
-            made.top(state, digests)
-            self._scatter(digests, places[is_large], out)
-        for place in places[strided]:
+            made.top(state, out + 32 * len(small))
+        for i, place in enumerate(rest, len(small) + len(large)):
             made = kernels.Leaves(self, mode, *segments_of([memories[int(place)]]), joined=True)
             state = self.new_state(made.pairs)
             made.leaf(state)
-            made.top(state, out + 32 * int(place))
+            made.top(state, out + 32 * i)
+        return np.concatenate((small, large, rest))
 
     def new_state(self, pairs: int) -> int:
         """Make a cleared state for one launch. Returns its address."""
         state = self.scratch(16 + 8 * pairs)
         check(driver.cuMemsetD8Async(state, 0, 16 + 8 * pairs, self.stream), "clearing a state")
         return state
-
-    def _scatter(self, digests: int, places: Words, out: int) -> None:
-        """Copy digests to their places, with one copy for each run of places."""
-        ends = np.flatnonzero(np.diff(places) != 1) + 1
-        for run in np.split(np.arange(len(places)), ends):
-            check(
-                driver.cuMemcpyDtoDAsync(
-                    out + 32 * int(places[run[0]]), digests + 32 * int(run[0]), 32 * len(run), self.stream
-                ),
-                "copying digests",
-            )
 
 
 def order(first: int, then: int) -> None:
@@ -476,8 +489,10 @@ def order(first: int, then: int) -> None:
         driver.cuEventDestroy(event)
 
 
-def segments_of(memories: Iterable[Span]) -> tuple[Words, Words]:
-    """Return the lengths and the addresses of all contiguous segments of spans, each of shape (n,)."""
+def segments_of(memories: Sequence[Span]) -> tuple[Words | Sequence[int], Words | Sequence[int]]:
+    """Return the lengths and the addresses of all contiguous segments of spans."""
+    if len(memories) == 1 and memories[0].runs is None:
+        return (memories[0].nbytes,), (memories[0].address,)
     lengths: list[Words] = []
     addresses: list[Words] = []
     for memory in memories:

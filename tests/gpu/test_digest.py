@@ -265,6 +265,8 @@ def test_freed_memory_is_an_error() -> None:
 
     torch.zeros(1, device="cuda")
     address = int(driver.cuMemAlloc(1 << 20)[1])
+    driver.cuMemsetD8(address, 0, 1 << 20)
+    driver.cuCtxSynchronize()
     interface = dict(data=(address, False), shape=(1 << 20,), typestr="|u1", version=3)
     holder = type("Holder", (), {"__cuda_array_interface__": interface})()
     assert len(cuda.digest(holder)) == 32
@@ -318,6 +320,7 @@ def test_no_byte_outside_is_read() -> None:
     assert driver.cuMemSetAccess(start, size, [access], 1)[0] == 0
     content = np.random.default_rng(3).integers(0, 256, size, dtype=np.uint8)
     assert driver.cuMemcpyHtoD(start, content.ctypes.data, size)[0] == 0
+    torch.cuda.synchronize()
 
     def view(begin: int, end: int) -> Any:
         interface = dict(data=(start + begin, False), shape=(end - begin,), typestr="|u1", version=3)
@@ -357,6 +360,21 @@ def test_digest_waits_for_the_stream(data: torch.Tensor) -> None:
     array.fill_(8)
     torch.cuda.synchronize()
     assert bytes_of(out) == wanted
+
+
+@pytest.mark.parametrize("nbytes", [70_000, 20 * MiB])
+def test_digest_needs_nothing_of_a_busy_default_stream(
+    data: torch.Tensor, host: bytes, monkeypatch: pytest.MonkeyPatch, nbytes: int
+) -> None:
+    """What a new state is cleared by must not wait there: the launch would not wait for it."""
+    monkeypatch.setattr(cuda_gpu.gpu_at(0), "_states", [])
+    array, wanted = Interface(data[:nbytes]), official(host[:nbytes])
+    torch.cuda.synchronize()
+    torch.cuda._sleep(600_000_000)
+    assert cuda.digest(array) == wanted
+    assert not torch.cuda.default_stream().query()
+    torch.cuda.synchronize()
+    assert cuda.digest(array) == wanted
 
 
 def test_digests_are_right_in_many_threads_and_streams(data: torch.Tensor, host: bytes) -> None:

@@ -2,13 +2,17 @@
 """pynymph.digest against the contract's words, packed by hand here."""
 
 import array
+import random
 import struct
+import threading
+import time
 
 import numpy as np
 import pytest
 from blake3 import blake3
 
 from pynymph import ArgumentError, Entry, Snapshot, digest
+from pynymph._tree import ffi, lib
 
 EMPTY = bytes.fromhex("af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262")
 
@@ -84,3 +88,50 @@ def test_payload_of_nothing_is_the_empty_hash() -> None:
 def test_payload_refuses_gaps() -> None:
     with pytest.raises(ArgumentError, match="contiguous"):
         digest.payload(memoryview(bytes(16))[::2])
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 1024, 40_000, 40_001, 300_000])
+def test_threads_digest_what_has_arrived_and_wait_for_the_rest(nbytes: int) -> None:
+    data, level, chunk = random.Random(nbytes).randbytes(nbytes), 2, 16384
+    count = -(-nbytes // (1024 << level))
+    source, nodes, arrived = ffi.from_buffer(data), ffi.new("uint8_t[]", 32 * count), ffi.new("uint32_t *")
+    key, flags = digest.mode(None)
+    arrival = ffi.new(
+        "struct nymph_arrival *",
+        {
+            "data": source,
+            "nbytes": nbytes,
+            "nodes": nodes,
+            "arrived": arrived,
+            "chunk": chunk,
+            "level": level,
+        },
+    )
+    arrival.key, arrival.flags = key, flags
+    thread = threading.Thread(target=lib.nymph_tree_arriving, args=(arrival, 3), daemon=True)
+    thread.start()
+    for chunks in range(-(-nbytes // chunk) + 1):
+        time.sleep(0.002)
+        # Nothing is read before it is there: no node is made of the chunks behind.
+        made = -(-min(arrived[0] * chunk, nbytes) // (1024 << level))
+        assert not any(ffi.buffer(nodes)[32 * made :])
+        arrived[0] = chunks
+    thread.join()
+    made = ffi.buffer(nodes)[:]
+    assert made == (b"" if count == 0 else digest.tree(data, level) if count > 1 else made)
+    if count > 1:
+        assert digest.root(made) == blake3(data).digest()
+
+
+def test_threads_that_wait_for_bytes_can_be_stopped() -> None:
+    data, nodes, arrived = bytes(10_000), ffi.new("uint8_t[]", 320), ffi.new("uint32_t *")
+    source = ffi.from_buffer(data)
+    arrival = ffi.new(
+        "struct nymph_arrival *",
+        {"data": source, "nbytes": 10_000, "nodes": nodes, "arrived": arrived, "chunk": 4096},
+    )
+    thread = threading.Thread(target=lib.nymph_tree_arriving, args=(arrival, 3), daemon=True)
+    thread.start()
+    arrival.stop = 1
+    thread.join()
+    assert ffi.buffer(nodes)[:] == bytes(320)
