@@ -21,7 +21,7 @@ def in_c(header: Path, folder: Path) -> dict[str, int]:
     """Every size, offset and constant of `header`, by a C program."""
     code = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
     lines = [
-        f'P("{name}", {name});' for name in re.findall(r"^#define\s+(NYMPH_\w+)[ \t]+\S", code, re.MULTILINE)
+        f'P("{name}", {name});' for name in re.findall(r"^#define\s+(NYMPH_\w+)[ \t]+[^\s\"]", code, re.MULTILINE)
     ]
     for struct, body in re.findall(r"^struct\s+(\w+)\s*\{(.*?)^\};", code, re.DOTALL | re.MULTILINE):
         lines.append(f'P("{struct}", sizeof(struct {struct}));')
