@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, "/usr/lib/nymphd")
 
-from nymphd.__main__ import main  # noqa: E402
+from nymphd.__main__ import main
 
 if __name__ == "__main__":
     main()
