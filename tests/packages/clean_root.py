@@ -49,7 +49,7 @@ def run(
 
     Raises HarnessError with what was said last.
     """
-    inside = "chroot \"$1\" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=someone"
+    inside = 'chroot "$1" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=someone'
     inside += " LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive"
     hooks = [f"{inside} sh -c {shlex.quote(SET_UP)}"]
     # pip trusts what the host's pip trusts.
@@ -64,6 +64,6 @@ def run(
         results.mkdir(parents=True, exist_ok=True)
         hooks.append(f"sync-out /root/results {shlex.quote(str(results))}")
     command = ["mmdebstrap", "--variant=apt", "--format=null", "--skip=cleanup/apt/lists", release, "-", "-"]
-    command[1:1] = [f"--include={','.join(packages)}", *(f"--customize-hook={hook}" for hook in hooks)]
+    command[1:1] = [f"--include={','.join(['passwd', *packages])}", *(f"--customize-hook={hook}" for hook in hooks)]
     command[1:1] = [f"--aptopt={option}" for option in apt.host_options()]
     call(command, f"the script in {release}", input=apt.sources(release=release))

@@ -147,9 +147,7 @@ mkdir clone; cd clone
 cd; snapshot > after
 diff before after
 """
-    clean_root.run(
-        release, [*NEEDED, HEADERS], script, {path: "." for path in built(release, clone)}
-    )
+    clean_root.run(release, [*NEEDED, HEADERS], script, {path: "." for path in built(release, clone)})
 
 
 @RELEASES
