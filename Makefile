@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 test module vm service serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
+.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 test module install install-files uninstall packages vm service serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -47,6 +47,36 @@ else
 module: .venv/ready
 	$(NYMPH_VM) build
 endif
+
+# Debian's headers have no System.map, without which modules_install leaves depmod out. Another root's is not indexed.
+# modprobe prefers what is in updates/.
+RELEASE ?= $(shell uname -r)
+prefix ?= /usr/local
+MODULES = $(DESTDIR)/lib/modules/$(RELEASE)/updates
+INDEX = $(if $(DESTDIR),:,PATH="$$PATH:/usr/sbin:/sbin" depmod $(RELEASE))
+
+install: install-files ## as root, build and install the module for RELEASE, and install-files; DESTDIR=, prefix=/usr/local
+	$(MAKE) module KDIR=/lib/modules/$(RELEASE)/build
+	$(MAKE) -C /lib/modules/$(RELEASE)/build M=$(CURDIR)/build/kdir INSTALL_MOD_PATH=$(DESTDIR) \
+		INSTALL_MOD_DIR=updates modules_install
+	$(INDEX)
+
+install-files: ## as root, install the header, and what udev, systemd and modprobe need; DESTDIR=, prefix=/usr/local
+	install -D -m 644 -t $(DESTDIR)$(prefix)/include/linux kernel/pcie_nymph.h
+	install -D -m 644 -t $(DESTDIR)$(prefix)/lib/udev/rules.d udev/90-pcie-nymph.rules
+	install -D -m 644 -t $(DESTDIR)$(prefix)/lib/sysusers.d systemd/sysusers.d/nymph.conf
+	install -D -m 644 -t $(DESTDIR)$(prefix)/lib/modules-load.d systemd/modules-load.d/nymph.conf
+	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/pynymph/examples modprobe.d/nymph.conf
+
+uninstall: ## as root, remove what install put there: RELEASE=, DESTDIR= and prefix= as it had them
+	cd $(DESTDIR)$(prefix) && rm -f include/linux/pcie_nymph.h lib/udev/rules.d/90-pcie-nymph.rules \
+		lib/sysusers.d/nymph.conf lib/modules-load.d/nymph.conf share/doc/pynymph/examples/nymph.conf
+	rm -f $(MODULES)/pcie_nymph.ko* $(MODULES)/nymph_endpoint/nymph_endpoint.ko*
+	$(INDEX)
+
+packages: .venv/ready ## build Debian packages and wheels, and install them in clean systems: tests/packages
+	.venv/bin/pip install --quiet -e 'vm[packages]'
+	.venv/bin/pytest tests/packages
 
 vm: .venv/ready ## a shell in a VM, with the module loaded, tests/, tools/ and bench/ there, and pynymph importable
 	$(NYMPH_VM) run --copy tests --copy tools --copy bench

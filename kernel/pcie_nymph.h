@@ -15,6 +15,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
+#define NYMPH_VERSION		"0.1.0"	/* the release of header and module */
 #define NYMPH_ABI_VERSION	1
 #define NYMPH_MAX_ENTRIES	4096
 #define NYMPH_MAX_LENGTH	0x40000000ULL	/* 1 GiB */

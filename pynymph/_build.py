@@ -28,7 +28,7 @@ def cdef(header: str) -> str:
     code = re.sub(r"/\*.*?\*/", " ", header, flags=re.DOTALL).replace("\\\n", " ")
     # What these have is in the macros, too.
     code = re.sub(r"^__extension__ enum\b.*?\};", "", code, flags=re.DOTALL | re.MULTILINE)
-    constants = re.findall(r"^#define[ \t]+(NYMPH_\w+)[ \t]+(?!_IO)\S", code, flags=re.MULTILINE)
+    constants = re.findall(r"^#define[ \t]+(NYMPH_\w+)[ \t]+(?!_IO|\")\S", code, flags=re.MULTILINE)
     structs = re.sub(r"^[ \t]*#.*$", "", code, flags=re.MULTILINE)
     # cffi leaves it to the compiler how long an array is whose length has a name.
     structs = re.sub(r"\[NYMPH_\w+\]", "[...]", structs)

@@ -21,6 +21,8 @@ MODULE = "tests/vm/test_docs_in_vm.py::test_module_of_the_page_passes_its_test"
 TUTORIAL = "tests/vm/test_docs_in_vm.py::test_tutorial_prints_what_it_shows"
 HEADER = "tests/vm/test_docs_in_vm.py::test_c_blocks_compile"
 SERVICE = "tests/unit/nymphd/test_attacks.py::test_documented_commands_work"
+INSTALL = "tests/packages/test_debian.py::test_packages_install_as_documented"
+BY_HAND = "tests/packages/test_debian.py::test_install_by_hand_as_documented"
 COPY = "tests/unit/pynymph/test_command_copy.py::test_the_guide_works"
 MODEL = "tests/unit/docs/test_docs.py::test_python_blocks_run_on_the_model"
 
@@ -36,6 +38,15 @@ RUN = {
     ("docs/how-to/copy.md", "tar -c photos"): COPY,
     ("docs/how-to/engine.md", "import pynymph"): GUEST,
     ("docs/how-to/hand-off.md", "from pynymph.fabric"): GUEST,
+    ("docs/how-to/install.md", "sudo apt-get install -y build-essential"): INSTALL,
+    ("docs/how-to/install.md", "sudo apt-get install -y linux-headers"): INSTALL,
+    ("docs/how-to/install.md", "sudo apt-get install -y ../nymphd"): INSTALL,
+    ("docs/how-to/install.md", "sudo apt-get purge"): INSTALL,
+    ("docs/how-to/install.md", "sudo make install"): BY_HAND,
+    ("docs/how-to/install.md", "cd /lib/modules"): BY_HAND,
+    ("docs/how-to/install.md", "sudo make uninstall"): BY_HAND,
+    ("docs/how-to/install.md", "sudo dkms add"): BY_HAND,
+    ("docs/how-to/install.md", "python3 -m venv"): BY_HAND,
     ("docs/how-to/kernel-module.md", "# SPDX-License-Identifier"): MODULE,
     ("docs/how-to/kernel-module.md", "// SPDX-License-Identifier"): MODULE,
     ("docs/how-to/kernel-module.md", "from pathlib"): MODULE,
@@ -77,6 +88,7 @@ NOT_RUN = {
     ("docs/how-to/engine.md", "ls /sys/class/dma"): "a machine without channels has no such folder",
     ("docs/how-to/engine.md", ".venv/bin/pynymph topology"): "tests/unit/pynymph/test_topology.py runs it",
     ("docs/how-to/engine.md", "sudo modprobe"): _ROOT,
+    ("docs/how-to/install.md", "sudo mokutil"): "it needs firmware with Secure Boot",
     ("docs/how-to/kernel-module.md", ".venv/bin/pytest"): "tests/vm/test_docs_in_vm.py runs the test itself",
     ("docs/how-to/native.md", ".venv/bin/nymph-vm run --arch um -- python3"): _NATIVE,
     ("docs/how-to/native.md", "from nymph_vm.pci import Device"): "tests/vm/test_pci.py boots it",

@@ -13,6 +13,7 @@
 
 #include "endpoint.h"
 #include "nymph_card.h"
+#include "pcie_nymph.h"
 
 /* --- sysfs --- */
 
@@ -414,4 +415,5 @@ module_pci_driver(nymph_ep_driver);
 
 MODULE_DESCRIPTION("The NYMPH endpoint's DMA channels");
 MODULE_AUTHOR("The pynymph maintainers");
+MODULE_VERSION(NYMPH_VERSION);
 MODULE_LICENSE("GPL");

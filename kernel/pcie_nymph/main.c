@@ -85,4 +85,5 @@ module_exit(nymph_exit);
 
 MODULE_DESCRIPTION("DMA rings for user space, with BLAKE3 digests");
 MODULE_AUTHOR("The pynymph maintainers");
+MODULE_VERSION(NYMPH_VERSION);
 MODULE_LICENSE("GPL");

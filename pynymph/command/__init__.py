@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -108,6 +109,8 @@ def serve(arguments: tuple[str, ...]) -> None:
         sys.argv[0] = "nymphd"
         entry.load()(["serve", *arguments])
         return
+    if program := shutil.which("nymphd"):  # of the Debian package, which keeps its modules to itself
+        os.execv(program, [program, "serve", *arguments])
     raise Failure("nymphd is not installed; docs/how-to/nymphd.md installs it")
 
 

@@ -12,8 +12,8 @@ DEBIAN, SECURITY = "http://deb.debian.org/debian", "http://deb.debian.org/debian
 NEWER = "trixie-backports"  # has the source of the newest kernel
 
 
-def sources(*more: str) -> str:
-    """sources.list lines for Debian bookworm, from the mirrors this host uses, else Debian's own.
+def sources(*more: str, release: str = "bookworm") -> str:
+    """sources.list lines for a release of Debian, from the mirrors this host uses, else Debian's own.
 
     more: names of further suites of Debian.
     """
@@ -23,8 +23,8 @@ def sources(*more: str) -> str:
     used = [uri.rstrip("/") for uri in uris.split()]
     main = next((uri for uri in used if uri.endswith("/debian")), DEBIAN)
     security = next((uri for uri in used if uri.endswith("/debian-security")), SECURITY)
-    suites = [(main, suite) for suite in ("bookworm", "bookworm-updates", "bookworm-backports", *more)]
-    suites.append((security, "bookworm-security"))
+    suites = [(main, suite) for suite in (release, f"{release}-updates", f"{release}-backports", *more)]
+    suites.append((security, f"{release}-security"))
     return "".join(f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for uri, suite in suites)
 
 

