@@ -67,7 +67,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     kernel, arch = map(request.config.getoption, ("kernel", "arch"))
-    if not kernels.KERNELS[kernel].debug:
+    if not kernels.KERNELS[kernels.named(kernel, arch)].debug:
         pytest.skip("needs a kernel with sanitizers: make check, or pytest --kernel debug-6.1")
     folder = tmp_path_factory.mktemp("planted")
     shutil.copytree(build.PLANTED, folder / "planted")
