@@ -727,6 +727,24 @@ def count(name: str) -> int:
     return int((SYSFS / "counters" / name).read_text())
 
 
+def own_rings() -> set[str]:
+    """The rings of files that this process has open, by their numbers."""
+    found = set()
+    for name in os.listdir("/proc/self/fdinfo"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            lines = Path("/proc/self/fdinfo", name).read_text().splitlines()
+            found |= {line for line in lines if line.startswith("nymph-ring:")}
+    return found
+
+
+def settle() -> None:
+    """Wait until closed rings have ended, which they do by themselves, and no counter changes any more."""
+    end = time.monotonic() + LONG
+    while count("rings") > len(own_rings()):
+        assert time.monotonic() < end, f"{count('rings')} rings, and {len(own_rings())} of them are ours"
+        time.sleep(0.01)
+
+
 def as_after_open(context: Context) -> bool:
     """True if the context cannot be told from one just opened."""
     with fails(errno.EINVAL):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from abi import Context
+from abi import SYSFS, Context, settle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +20,13 @@ def pytest_configure(config: pytest.Config) -> None:
         assert pynymph.Ring.__init__.__kwdefaults__ is not None
         pynymph.Ring.__init__.__kwdefaults__["device"] = "model:"
         pynymph.query.__defaults__ = ("model:",)
+
+
+@pytest.fixture(autouse=True)
+def settled() -> None:
+    """No test sees counters change for one before it."""
+    if SYSFS.exists():
+        settle()
 
 
 @pytest.fixture

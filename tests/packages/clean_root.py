@@ -64,6 +64,9 @@ def run(
         results.mkdir(parents=True, exist_ok=True)
         hooks.append(f"sync-out /root/results {shlex.quote(str(results))}")
     command = ["mmdebstrap", "--variant=apt", "--format=null", "--skip=cleanup/apt/lists", release, "-", "-"]
-    command[1:1] = [f"--include={','.join(['passwd', *packages])}", *(f"--customize-hook={hook}" for hook in hooks)]
+    command[1:1] = [
+        f"--include={','.join(['passwd', *packages])}",
+        *(f"--customize-hook={hook}" for hook in hooks),
+    ]
     command[1:1] = [f"--aptopt={option}" for option in apt.host_options()]
     call(command, f"the script in {release}", input=apt.sources(release=release))
