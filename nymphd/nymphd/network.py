@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 from collections import deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -315,6 +316,7 @@ class Runner:
         self._waiting: deque[_Job] = deque()
         self._running = 0
         self._stuck: set[asyncio.Future[Any]] = set()
+        self._is_closed = self._has_too_many_stuck = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -325,6 +327,7 @@ class Runner:
 
     def close(self) -> None:
         """Refuse waiting inputs, and let runs end."""
+        self._is_closed, self._has_too_many_stuck = True, False
         self._fail(f"model {self.model.name} was removed, or has changed")
 
     async def run(self, item: Any, profile: str, timeout_s: float) -> Ran:
@@ -356,16 +359,22 @@ class Runner:
                 self._waiting.remove(job)
             wide = first.profile.wide and not self._running and not self._waiting
             self._running += 1
-            task = asyncio.create_task(self._run_batch(self._threads, batch, wide))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            # Here and not in the task: by the time that runs, the threads may be replaced.
+            options, items = onnxruntime.RunOptions(), [job.item for job in batch]
+            running = asyncio.get_running_loop().run_in_executor(
+                self._threads.pool, self._run, self._threads.network, items, wide, options
+            )
+            self._start(self._await_batch(self._threads, batch, running, options))
 
-    async def _run_batch(self, threads: _Threads, batch: list[_Job], wide: bool) -> None:
-        loop = asyncio.get_running_loop()
-        options = onnxruntime.RunOptions()
-        items = [job.item for job in batch]
-        running = loop.run_in_executor(threads.pool, self._run, threads.network, items, wide, options)
-        late = min(job.deadline for job in batch) - loop.time()
+    def _start(self, running: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(running)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await_batch(
+        self, threads: _Threads, batch: list[_Job], running: asyncio.Future[list[Ran]], options: Any
+    ) -> None:
+        late = min(job.deadline for job in batch) - asyncio.get_running_loop().time()
         await asyncio.wait([running], timeout=max(0.0, late))
         self._running -= 1
         if not running.done():
@@ -376,6 +385,12 @@ class Runner:
             self._note_stuck(running)
             if self._threads is threads:
                 await self._replace(threads)
+            self._pump()
+            return
+        if running.cancelled():  # by _replace(), before it began
+            self._waiting.extendleft(reversed(batch))
+            if self.failure is not None:
+                self._fail(self.failure)
             self._pump()
             return
         error = running.exception()
@@ -436,22 +451,42 @@ class Runner:
         late.pool.shutdown(wait=False, cancel_futures=True)
         self._threads = None
         log.warning("a run was late; the model's sessions are replaced", model=self.model.name)
+        await self._renew(lambda: self.failure is None)
+
+    async def _recover(self) -> None:
+        """Use the model again: its runs were slow, as those of a machine that is too busy are."""
+        if await self._renew(lambda: not self._is_closed):
+            self.failure = None
+            log.info("a late run has ended; the model is used again", model=self.model.name)
+
+    async def _renew(self, are_wanted: Callable[[], bool]) -> bool:
+        """Make sessions and threads, and have them if they are still wanted then."""
         try:
-            self._threads = await self._make()
+            threads = await self._make()
         except ModelRefused as refused:
             self._fail(str(refused))
+            return False
+        if not are_wanted():
+            threads.pool.shutdown(wait=False)
+            return False
+        self._threads = threads
+        return True
 
     def _note_stuck(self, running: asyncio.Future[Any]) -> None:
         def ended(running: asyncio.Future[Any]) -> None:
             self._stuck.discard(running)
             if not running.cancelled():
                 running.exception()  # nobody wants it any more
+            if self._has_too_many_stuck and len(self._stuck) < _MOST_STUCK:
+                self._has_too_many_stuck = False
+                self._start(self._recover())
 
         def look() -> None:
             if len(self._stuck) >= _MOST_STUCK and not running.done():
+                self._has_too_many_stuck = True
                 self._fail(
-                    f"model {self.model.name}: {len(self._stuck)} runs do not end though told to; "
-                    "replace the model, and restart nymphd to be rid of them"
+                    f"model {self.model.name}: {len(self._stuck)} runs do not end though told to; it is used "
+                    "again when one of them has; else replace it, and restart nymphd to be rid of them"
                 )
 
         self._stuck.add(running)

@@ -10,10 +10,11 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import structlog
@@ -27,7 +28,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from uvicorn.protocols.utils import ClientDisconnected
 
-from nymphd import credentials, sensors, server, watch
+from nymphd import credentials, network, sensors, server, watch
 
 CI = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "BUILD_ID", "JENKINS_URL", "GITLAB_CI", "ORT_DISABLE_TELEMETRY")
 WRAPS_AT = 262_143_328_850
@@ -349,3 +350,49 @@ def test_the_former_name_is_the_package_nymphd() -> None:
     command = [sys.executable, "-W", "default", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "DeprecationWarning: pynymph.service is now the package nymphd" in done.stderr
+
+
+class Slow:
+    """A network whose runs end when they may, as those of a machine that is too busy."""
+
+    inputs = outputs = ()
+    may_end: ClassVar = threading.Event()
+
+    def __init__(self, model: network.Model) -> None:
+        pass
+
+    def probe(self) -> None:
+        pass
+
+    def run(self, items: list[Any], wide: bool, options: Any) -> list[tuple[Any, int]]:
+        assert self.may_end.wait(60)
+        return [(item, 1) for item in items]
+
+
+def test_model_is_used_again_when_a_late_run_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(network.KINDS, "onnx", Slow)
+    monkeypatch.setattr(network, "_STOP_S", 0.05)
+
+    async def late(runner: network.Runner) -> None:
+        while runner._threads is None:
+            await asyncio.sleep(0.01)
+        with pytest.raises(network.InferenceTimeout, match="ran for"):
+            await runner.run("late", "latency", 0.05)
+
+    async def use() -> None:
+        runner = network.Runner(network.Model("slow", "onnx", None, {}, {}), sensors.EnergyMeter())
+        await runner.start()
+        for _ in range(2):
+            await late(runner)
+        while runner.failure is None:
+            await asyncio.sleep(0.01)
+        assert "2 runs do not end though told to; it is used again" in runner.failure
+        with pytest.raises(network.ModelRefused, match="do not end"):
+            await runner.run("refused", "latency", 60)
+        Slow.may_end.set()
+        while runner.failure is not None:
+            await asyncio.sleep(0.01)
+        assert (await runner.run("good", "latency", 60)).output == "good"
+        runner.close()
+
+    asyncio.run(asyncio.wait_for(use(), 60))
