@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import doc_blocks
 import numpy as np
 import pytest
 from blake3 import blake3
@@ -678,6 +680,23 @@ def test_commands_sign_and_verify(model: Path, keys: Path, tmp_path: Path) -> No
         failed = command(*arguments)
         assert failed.returncode == status, arguments
         assert failed.stderr.startswith("pynymph: ") and failed.stderr.count("\n") == 1 and not failed.stdout
+
+
+def test_the_guide_works(model: Path, keys: Path, tmp_path: Path) -> None:
+    """Its commands, in their order; the chain is of a key that was there before."""
+    with_key, with_certificate = doc_blocks.run_by(doc_blocks.SIGN)
+    model.rename(tmp_path / "Meta-Llama-3-8B")
+    for name in ("chain.pem", "root.pem"):
+        shutil.copy(keys / name, tmp_path)
+    script = (
+        with_key.text.replace("pip install", "#") + f"cp {keys / 'key.pem'} key.pem\n" + with_certificate.text
+    )
+    script = re.sub(r"^pynymph", f"{sys.executable} -m pynymph", script, flags=re.MULTILINE)
+    done = subprocess.run(["sh", "-e"], input=script, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    signed, verified, *again = done.stdout.splitlines()
+    assert signed.startswith("llama.sig: 6 files, by key ") and verified.startswith("as signed by key ")
+    assert all("by certificate CN=signer" in line for line in again) and len(again) == 2
 
 
 # --- other programs ---
