@@ -68,4 +68,4 @@ agree certificate model --signature certificate.sig --certificate_chain root.pem
 expect P-256 "$(node verify.js p256.sig p256-public.pem)" verified
 expect P-384 "$(node verify.js p384.sig p384-public.pem)" "VerificationError: signature verification failed"
 expect certificate "$(node verify.js certificate.sig p256-public.pem)" \
-	'ValidationError: invalid bundle verificationMaterial.content.$case'
+	'Error: invalid bundle verificationMaterial.content.$case'

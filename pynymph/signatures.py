@@ -47,7 +47,7 @@ _SINGLE = "."
 """Name in a statement of a model that is one file."""
 _DIGEST_BYTES = {"sha256": 32, "blake2b": 64, "blake3": 32}
 _MOST_BUNDLE = 256 << 20
-_BUFFER = 4 << 20
+_BUFFER = 8 << 20
 
 Path_ = str | os.PathLike[str]
 
