@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 test module install install-files uninstall packages vm service serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
+.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -84,6 +84,9 @@ vm: .venv/ready ## a shell in a VM, with the module loaded, tests/, tools/ and b
 service: .venv/browser ## nymphd in a VM: its unit, attacks, faults beside it, the dashboard in Chromium, a soak; real clients
 	.venv/bin/pytest --long tests/unit/nymphd/test_clients.py
 	.venv/bin/pytest tests/service
+
+signatures: .venv/ready ## signatures of models against model-signing and @sigstore/verify; it needs npm
+	.venv/bin/pytest --long tests/unit/pynymph/test_signatures.py
 
 serve: .venv/ready ## nymphd in a VM, its dashboard on a port of this machine, until Ctrl-C
 	$(NYMPH_VM) serve

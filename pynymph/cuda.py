@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from pynymph import cuda_kernels as kernels
 from pynymph.cuda_arrays import handle_of, memory_of
 from pynymph.cuda_copy import copy
@@ -88,7 +90,8 @@ def digest_segments(
     """Make the digest of the concatenation of arrays on one GPU, without joining them.
 
     Args:
-        segments: arrays as for digest(), of any length and alignment.
+        segments: arrays as for digest(), of any length and alignment; `bytes` among them, such as a header,
+            are copied to the GPU.
         stream: as for digest().
         key: as for digest().
         pieces: deprecated name of `segments`.
@@ -107,11 +110,20 @@ def digest_segments(
             "digest_segments(pieces=) is deprecated; give segments=", DeprecationWarning, stacklevel=2
         )
         segments = pieces
-    memories = [memory_of(segment, handle) for segment in segments]
+    parts = [part if isinstance(part, bytes) else memory_of(part, handle) for part in segments]
+    memories = [part for part in parts if isinstance(part, Span)]
     with on_stream_of(memories, handle) as on:
         for producer in {memory.stream for memory in memories}:
             on.wait_for(producer)
-        return on.joined(memories, mode)
+        host = [part for part in parts if isinstance(part, bytes)]
+        copied = iter(on.upload(*(np.frombuffer(part, np.uint8) for part in host)) if host else [])
+        return on.joined(
+            [
+                Span(next(copied), len(part), on.gpu.ordinal, None, part) if isinstance(part, bytes) else part
+                for part in parts
+            ],
+            mode,
+        )
 
 
 def digest_many(arrays: Iterable[Any], *, stream: Any = None, key: bytes | None = None) -> list[bytes]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import math
 import mmap
@@ -23,9 +24,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from pynymph import digest
 from pynymph.errors import ArgumentError, NymphError, VerifyError
@@ -37,6 +40,8 @@ LEVEL = 14
 NODE_BYTES = 1024 << LEVEL
 
 _MOST_HEADER = 100_000_000
+_PART = 64 << 20
+"""Bytes of a tensor that are in host memory at once if the CPU hashes it."""
 _BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -80,6 +85,8 @@ class File:
     header_nbytes: int
     """Bytes of the header, with the 8 bytes of its length."""
     header_digest: bytes
+    header: bytes = b""
+    """The header itself, for file_digest(); empty if the manifest does not have it."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class WeightsError(VerifyError):
     """
 
     def __init__(self, report: Report) -> None:
-        lines = [f"{wrong.name}: {wrong.problem}{_spans(wrong.ranges)}" for wrong in report.wrong]
+        lines = [f"{wrong.name}: {wrong.problem}{spans(wrong.ranges)}" for wrong in report.wrong]
         lines += [f"{name}: missing" for name in report.missing]
         some = "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
         message = f"these weights are not what the manifest says: {some}; do not use them, get them again"
@@ -130,7 +137,7 @@ class WeightsError(VerifyError):
         self.report = report
 
 
-def _spans(ranges: Sequence[tuple[int, int]]) -> str:
+def spans(ranges: Sequence[tuple[int, int]]) -> str:
     return f" in bytes {', '.join(f'{begin} to {end}' for begin, end in ranges)}" if ranges else ""
 
 
@@ -158,23 +165,16 @@ class Manifest:
         Raises:
             NymphError: the file can't be written; `errno` is that of the failure.
         """
-        target = Path(path)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            beside.write_text(self.json() + "\n")
-            os.replace(beside, target)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise NymphError(
-                error.errno or errno.EIO, f"{path} can't be written: {error.strerror}"
-            ) from error
+        replace_file(path, self.json() + "\n")
 
     def json(self) -> str:
         """Format the manifest as JSON of weights.schema.json."""
-        files = {
-            name: {"nbytes": f.nbytes, "header": {"nbytes": f.header_nbytes, "digest": f.header_digest.hex()}}
-            for name, f in self.files.items()
-        }
+        files = {}
+        for name, f in self.files.items():
+            header: dict[str, Any] = {"nbytes": f.header_nbytes, "digest": f.header_digest.hex()}
+            if f.header:
+                header["text"] = f.header[8:].decode()
+            files[name] = {"nbytes": f.nbytes, "header": header}
         tensors = {}
         for name, tensor in self.tensors.items():
             entry: dict[str, Any] = {"file": tensor.file} if tensor.file is not None else {}
@@ -241,10 +241,7 @@ class Manifest:
         try:
             if whole["node_bytes"] != NODE_BYTES:
                 raise ValueError(f"node_bytes is not {NODE_BYTES}")
-            files = {
-                key: File(_count(f["nbytes"]), _count(f["header"]["nbytes"]), _hex(f["header"]["digest"]))
-                for key, f in whole["files"].items()
-            }
+            files = {key: _file(key, f) for key, f in whole["files"].items()}
             tensors = {key: _entry(key, entry) for key, entry in whole["tensors"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -266,6 +263,18 @@ def _entry(name: str, entry: Any) -> Tensor:
     return tensor
 
 
+def _file(name: str, entry: Any) -> File:
+    described = entry["header"]
+    file = File(_count(entry["nbytes"]), _count(described["nbytes"]), _hex(described["digest"]))
+    if "text" not in described:
+        return file
+    text = described["text"].encode()
+    header = len(text).to_bytes(8, "little") + text
+    if len(header) != file.header_nbytes or blake3(header).digest() != file.header_digest:
+        raise ValueError(f"the header of {name} is not that of its digest")
+    return replace(file, header=header)
+
+
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no count")
@@ -276,6 +285,26 @@ def _hex(value: Any) -> bytes:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
         raise ValueError(f"{value!r} is no digest")
     return bytes.fromhex(value)
+
+
+def replace_file(path: str | os.PathLike[str], text: str) -> None:
+    """Write a file. It replaces an older file atomically.
+
+    Args:
+        path: path of the file.
+        text: the text.
+
+    Raises:
+        NymphError: the file can't be written; `errno` is that of the failure.
+    """
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise NymphError(error.errno or errno.EIO, f"{path} can't be written: {error.strerror}") from error
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
@@ -298,6 +327,45 @@ class _Span:
     end: int
 
 
+def _bad(name: str, why: str) -> ArgumentError:
+    return ArgumentError(
+        errno.EINVAL, f"{name} is no safetensors file, or damaged: {why}; get the file again"
+    )
+
+
+def _spans_of(file: str, header: bytes) -> dict[str, _Span]:
+    """Read the header of a safetensors file. The tensors lie one after the other, in the order returned."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("its header has a key twice")
+        return found
+
+    try:
+        if len(header) - 8 != int.from_bytes(header[:8], "little"):
+            raise ValueError(f"its header would have {int.from_bytes(header[:8], 'little')} bytes")
+        entries = json.loads(header[8:].decode(), object_pairs_hook=once)
+        entries.pop("__metadata__", None)
+        spans = {}
+        for name, entry in entries.items():
+            begin, end = map(_count, entry["data_offsets"])
+            span = _Span(str(entry["dtype"]), tuple(map(_count, entry["shape"])), begin, end)
+            bits = _BITS.get(span.dtype)
+            if bits is not None and math.prod(span.shape) * bits != 8 * (end - begin):
+                raise ValueError(f"{name} is not of its shape")
+            spans[name] = span
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise _bad(file, str(error)) from None
+    spans = dict(sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)))
+    at = 0
+    for name, span in spans.items():
+        if span.begin != at or span.end < at:
+            raise _bad(file, f"{name} does not begin where the tensor before it ends")
+        at = span.end
+    return spans
+
+
 class _Mapped:
     """Map a safetensors file, and check its header."""
 
@@ -318,44 +386,33 @@ class _Mapped:
         if length > min(_MOST_HEADER, self.nbytes - 8):
             raise self._bad(f"its header would have {length} bytes")
         self.header = self.view[: 8 + length]
-        self.spans = self._parse(bytes(self.header[8:]), self.nbytes - 8 - length)
+        self.spans = _spans_of(self.name, bytes(self.header))
+        at = max((span.end for span in self.spans.values()), default=0)
+        if at != self.nbytes - len(self.header):
+            raise self._bad(f"its tensors have {at} bytes instead of {self.nbytes - len(self.header)}")
 
     def _bad(self, why: str) -> ArgumentError:
-        message = f"{self.name} is no safetensors file, or damaged: {why}; get the file again"
-        return ArgumentError(errno.EINVAL, message)
-
-    def _parse(self, header: bytes, nbytes: int) -> dict[str, _Span]:
-        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            found = dict(pairs)
-            if len(found) != len(pairs):
-                raise ValueError("its header has a key twice")
-            return found
-
-        try:
-            entries = json.loads(header, object_pairs_hook=once)
-            entries.pop("__metadata__", None)
-            spans = {}
-            for name, entry in entries.items():
-                begin, end = map(_count, entry["data_offsets"])
-                span = _Span(str(entry["dtype"]), tuple(map(_count, entry["shape"])), begin, end)
-                bits = _BITS.get(span.dtype)
-                if bits is not None and math.prod(span.shape) * bits != 8 * (end - begin):
-                    raise ValueError(f"{name} is not of its shape")
-                spans[name] = span
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise self._bad(str(error)) from None
-        at = 0
-        for name, span in sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)):
-            if span.begin != at or span.end < at:
-                raise self._bad(f"{name} does not begin where the tensor before it ends")
-            at = span.end
-        if at != nbytes:
-            raise self._bad(f"its tensors have {at} bytes instead of {nbytes}")
-        return spans
+        return _bad(self.name, why)
 
     def bytes_of(self, name: str) -> memoryview:
         span = self.spans[name]
         return self.view[len(self.header) + span.begin : len(self.header) + span.end]
+
+
+def read_header(path: str | os.PathLike[str]) -> bytes:
+    """Read the header of a safetensors file: 8 bytes of length, and the JSON.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        The header, for file_digest().
+
+    Raises:
+        NymphError: the file can't be read; `errno` is that of the failure.
+        ArgumentError: EINVAL, the file is damaged.
+    """
+    return bytes(_Mapped(Path(path)).header)
 
 
 def shards(path: str | os.PathLike[str]) -> list[Path]:
@@ -539,7 +596,8 @@ def manifest(
     found: dict[str, _Bytes] = {}
     where: dict[str, str] = {}
     for file in files:
-        result.files[file.name] = File(file.nbytes, len(file.header), digest.payload(file.header))
+        header = bytes(file.header)
+        result.files[file.name] = File(file.nbytes, len(header), blake3(header).digest(), header)
         for name, span in file.spans.items():
             if name in found:
                 message = f"{name} stands in both {where[name]} and {file.name}; give files of one model"
@@ -644,6 +702,70 @@ def _where(live: _Bytes, tensor: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple(digest.differing(nodes, tensor.nodes, LEVEL, tensor.nbytes))
 
 
+def file_digest(header: bytes, tensors: Mapping[str, Any], *, algorithm: str = "blake3") -> bytes:
+    """Make the digest of a whole safetensors file from its header, and from tensors in memory.
+
+    The file is not read. The result proves the tensors in memory if somebody published or signed the file's
+    digest: it is that of `b3sum`, or of `sha256sum`.
+
+    Args:
+        header: the file's first bytes: 8 of length, and the JSON; `Manifest.files[name].header` has them.
+        tensors: tensors by name, on one GPU or on the CPU. They may have more names than the file.
+        algorithm: "blake3", made by the GPU of tensors in its memory; or "sha256", made by the CPU, of bytes
+            that are copied back from a GPU.
+
+    Returns:
+        The digest, 32 bytes.
+
+    Raises:
+        ArgumentError: EINVAL, the header is damaged, a tensor of it is missing, or is of another dtype or
+            shape.
+        NymphError: there is no GPU.
+    """
+    if algorithm not in ("blake3", "sha256"):
+        raise ArgumentError(errno.EINVAL, f"there is no {algorithm!r} of a file; give blake3 or sha256")
+    spans = _spans_of("the header's file", header)
+    if missing := [name for name in spans if name not in tensors]:
+        raise ArgumentError(errno.EINVAL, f"{missing[0]} is missing; give all tensors of the header")
+    live = {name: _bytes_of(name, tensors[name]) for name in spans}
+    for name, span in spans.items():
+        if (live[name].dtype, live[name].shape) != (span.dtype, span.shape):
+            is_now, should = (
+                f"{live[name].dtype} {list(live[name].shape)}",
+                f"{span.dtype} {list(span.shape)}",
+            )
+            raise ArgumentError(
+                errno.EINVAL, f"{name} is {is_now} instead of {should}; give it as it is in the file"
+            )
+    if algorithm == "blake3" and any(each.device is not None for each in live.values()):
+        from pynymph import cuda
+
+        if name := next((name for name, each in live.items() if each.device is None and each.nbytes), ""):
+            raise ArgumentError(
+                errno.EINVAL, f"{name} is in host memory, and others are not; give all from one GPU"
+            )
+        return cuda.digest_segments([header, *(each.device for each in live.values() if each.nbytes)])
+    hasher = blake3(header, max_threads=blake3.AUTO) if algorithm == "blake3" else hashlib.sha256(header)
+    for each in live.values():
+        for part in _parts(each):
+            hasher.update(part)
+    return hasher.digest()
+
+
+def _parts(each: _Bytes) -> Iterator[Any]:
+    """Yield a tensor's bytes, part by part, in host memory."""
+    if each.device is None:
+        yield each.host
+        return
+    import torch
+
+    plain = torch.as_tensor(each.device).resolve_conj().resolve_neg().reshape(-1)
+    if plain.numel() and plain.stride() != (1,):  # a lone element may say so, and can't be viewed as bytes
+        plain = plain.clone(memory_format=torch.contiguous_format)
+    for part in plain.view(torch.uint8).split(_PART):
+        yield part.cpu().numpy()
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -672,17 +794,22 @@ def load(
         NymphError: ENOENT, a file is missing; ENOSYS, the loader is not installed; EIO, the loader failed.
     """
     wanted = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
+    tensors = loaded(path, device, loader, **options)
+    verify(tensors, wanted, progress=progress)
+    return tensors
+
+
+def loaded(path: str | os.PathLike[str], device: str, loader: str, **options: Any) -> dict[str, Any]:
+    """Load a model, and verify nothing. Arguments, result and errors are those of load()."""
     if loader not in LOADERS:
         raise ArgumentError(errno.EINVAL, f"there is no loader {loader!r}; known: {', '.join(LOADERS)}")
     files = [str(file) for file in shards(path)]
     try:
-        tensors = dict(LOADERS[loader](files, device, **options))
+        return dict(LOADERS[loader](files, device, **options))
     except ImportError as error:
         raise NymphError(errno.ENOSYS, f"{loader} is not installed: {error}; install it with pip") from error
     except Exception as error:
         raise NymphError(errno.EIO, f"{loader} can't load {path}: {error}") from error
-    verify(tensors, wanted, progress=progress)
-    return tensors
 
 
 def _safetensors(files: list[str], device: str, **options: Any) -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,7 @@ SERVICE = "tests/unit/nymphd/test_attacks.py::test_documented_commands_work"
 INSTALL = "tests/packages/test_debian.py::test_packages_install_as_documented"
 BY_HAND = "tests/packages/test_debian.py::test_install_by_hand_as_documented"
 COPY = "tests/unit/pynymph/test_command_copy.py::test_the_guide_works"
+SIGN = "tests/unit/pynymph/test_signatures.py::test_the_guide_works"
 MODEL = "tests/unit/docs/test_docs.py::test_python_blocks_run_on_the_model"
 
 RUN = {
@@ -53,6 +54,8 @@ RUN = {
     ("docs/how-to/nymphd.md", ".venv/bin/nymphd serve &"): SERVICE,
     ("docs/how-to/without-root.md", ".venv/bin/nymph-vm run"): NYMPH_VM,
     ("docs/how-to/without-root.md", "import pynymph"): MODEL,
+    ("docs/how-to/weights.md", "pip install 'pynymph[signatures]'"): SIGN,
+    ("docs/how-to/weights.md", "pynymph weights sign"): SIGN,
     ("docs/man/pcie_nymph.md", "#include"): HEADER,
     ("docs/reference/nymphd.md", "printf"): SERVICE,
     ("docs/tutorial.md", ".venv/bin/nymph-vm run --copy"): TUTORIAL,
@@ -97,8 +100,10 @@ NOT_RUN = {
     ("docs/how-to/nymphd.md", "systemctl reload"): _UNIT,
     ("docs/how-to/weights.md", "pip install 'pynymph[cuda]'"): _FILES,
     ("docs/how-to/weights.md", "pynymph weights verify"): _FILES,
-    ("docs/how-to/weights.md", "pynymph weights load"): _GPU,
+    ("docs/how-to/weights.md", "pynymph weights load Meta-Llama-3-8B/ llama"): _GPU,
+    ("docs/how-to/weights.md", "pynymph weights load Meta-Llama-3-8B/ --signature"): _GPU,
     ("docs/how-to/weights.md", "from pynymph import weights"): _GPU,
+    ("docs/how-to/weights.md", "from pynymph import signatures"): _GPU,
     ("docs/how-to/weights.md", "weights.verify("): _GPU,
     ("docs/how-to/weights.md", "def check(model):"): "it needs vLLM and a model",
     ("docs/tutorial.md", "make setup"): _MAKE,

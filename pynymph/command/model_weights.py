@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`pynymph weights`: a model's weights against a manifest, in files or in a GPU."""
+"""`pynymph weights`: a model's weights against a manifest or a signature, in files or in a GPU."""
 
 from __future__ import annotations
 
@@ -10,15 +10,35 @@ from dataclasses import asdict
 
 import click
 
+from pynymph import signatures
 from pynymph import weights as models
 from pynymph.command.terminal import DIFFERS, bar, json_option, print_json
+
+
+def _signed(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a command that takes a signature instead of a manifest."""
+    for option in (
+        click.option("--ca", metavar="FILE", help="Root certificates that you trust, in PEM."),
+        click.option("--key", metavar="FILE", help="The signer's public key, in PEM."),
+        click.option("--signature", metavar="FILE", help="Signature of the model, instead of a manifest."),
+    ):
+        command = option(command)
+    return command
+
+
+def _one_of(manifest: str | None, signature: str | None, key: str | None, ca: str | None) -> None:
+    if (manifest is None) == (signature is None):
+        raise click.UsageError("Give either a manifest, or --signature.")
+    if (signature is not None) != ((key is None) != (ca is None)):
+        raise click.UsageError("Give --signature with either --key or --ca.")
 
 
 @click.group()
 def weights() -> None:
     """Verify a model's weights, in files or in a GPU.
 
-    Exit status: 0, all is as the manifest says; 1, it is not; 2, that could not be found out.
+    Exit status: 0, all is as the manifest or the signature says; 1, it is not; 2, that could not be found
+    out.
     """
 
 
@@ -46,28 +66,82 @@ def manifest(model: str, output: str | None, as_json: bool) -> None:
 
 @weights.command()
 @click.argument("model")
-@click.argument("manifest")
+@click.option("--key", metavar="FILE", required=True, help="Your private key, in PEM.")
+@click.option("--certificate", metavar="FILE", help="Its certificate and those up to the root, in PEM.")
+@click.option("--signature", metavar="FILE", required=True, help="Where to write it.")
 @json_option
-def verify(model: str, manifest: str, as_json: bool) -> None:
-    """Verify a model's files against a manifest. MODEL is a safetensors file, or a folder of them."""
-    _report(as_json, lambda progress: models.verify(model, manifest, progress=progress))
+def sign(model: str, key: str, certificate: str | None, signature: str, as_json: bool) -> None:
+    """Sign all files of a model, with a key or a certificate. MODEL is a folder, or a file."""
+    began = time.monotonic()
+    with _bar() as progress:
+        made = signatures.sign(model, signature, key=key, certificates=certificate, progress=progress)
+    seconds = time.monotonic() - began
+    if as_json:
+        print_json(
+            {"signature": signature, "signer": made.signer, "files": len(made.files), "seconds": seconds}
+        )
+    else:
+        click.echo(f"{signature}: {len(made.files)} files, by {made.signer}, {seconds:.3g} s")
 
 
 @weights.command()
 @click.argument("model")
-@click.argument("manifest")
+@click.argument("manifest", required=False)
+@_signed
+@json_option
+def verify(
+    model: str, manifest: str | None, signature: str | None, key: str | None, ca: str | None, as_json: bool
+) -> None:
+    """Verify a model's files against a manifest or a signature.
+
+    MODEL is a safetensors file, or a folder of them; with --signature, any file or folder.
+    """
+    _one_of(manifest, signature, key, ca)
+    if signature is not None:
+        name = signature
+        _signature_report(
+            as_json, lambda progress: signatures.verify(model, name, key=key, ca=ca, progress=progress)
+        )
+    assert manifest is not None
+    against = manifest
+    _report(as_json, lambda progress: models.verify(model, against, progress=progress))
+
+
+@weights.command()
+@click.argument("model")
+@click.argument("manifest", required=False)
+@_signed
 @click.option(
     "--loader", type=click.Choice(list(models.LOADERS)), default="safetensors", help="Default: safetensors."
 )
 @click.option("--device", default="cuda:0", help="As torch names it (default: cuda:0).")
 @json_option
-def load(model: str, manifest: str, loader: str, device: str, as_json: bool) -> None:
-    """Load a model with a loader, and verify what is in memory then.
+def load(
+    model: str,
+    manifest: str | None,
+    signature: str | None,
+    key: str | None,
+    ca: str | None,
+    loader: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Load a model with a loader, and verify what is in memory then against a manifest or a signature.
 
     MODEL is a safetensors file, or a folder of them; for torch.load, its file.
     """
+    _one_of(manifest, signature, key, ca)
+    if signature is not None:
+        name = signature
+        _signature_report(
+            as_json,
+            lambda progress: signatures.load_and_report(
+                model, name, key=key, ca=ca, device=device, loader=loader, progress=progress
+            )[1],
+        )
 
     def run(progress: models.Progress) -> models.Report:
+        assert manifest is not None
         expected = models.Manifest.load(manifest)
         tensors = models.load(model, manifest=expected, device=device, loader=loader, progress=progress)
         where = str(next(iter(tensors.values())).device) if tensors else device
@@ -101,6 +175,25 @@ def _report(as_json: bool, run: Callable[[models.Progress], models.Report]) -> N
         verdict = "as the manifest says" if report.ok else "NOT what the manifest says"
         of = f"{report.tensors} tensors, {report.nbytes} bytes, digests {where}, {seconds:.3g} s"
         click.echo(f"{verdict}: {of}")
+    click.get_current_context().exit(0 if report.ok else DIFFERS)
+
+
+def _signature_report(as_json: bool, run: Callable[[models.Progress], signatures.Report]) -> None:
+    """Print the report, also of what is wrong, and end the command."""
+    try:
+        with _bar() as progress:
+            report = run(progress)
+    except signatures.SignatureError as error:
+        report = error.report
+    if as_json:
+        print_json({"ok": report.ok, **asdict(report)})
+    else:
+        for line in report.lines():
+            click.echo(line)
+        for name in report.ignored:
+            click.echo(f"{name}: left out by the signature")
+        verdict = "as signed" if report.ok else "NOT as signed"
+        click.echo(f"{verdict} by {report.signer}: {report.files} files, {report.seconds:.3g} s")
     click.get_current_context().exit(0 if report.ok else DIFFERS)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """pynymph.weights on a GPU: real loaders, and faults in its memory."""
 
+import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import save_file
 
-from pynymph import weights
+from pynymph import signatures, weights
+from pynymph.errors import ArgumentError
 
 MiB = 1 << 20
 MODULES = {"runai-model-streamer": "runai_model_streamer", "torch.load": "torch"}
@@ -121,3 +124,40 @@ def test_command_loads_and_verifies(model: Path, manifest: weights.Manifest, tmp
     arguments = [sys.executable, "-m", "pynymph", "weights", "load", str(model), str(tmp_path / "m.json")]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0 and "in the memory of cuda:0" in done.stdout, done.stderr
+
+
+def test_digest_of_a_file_is_made_from_gpu_memory(
+    tensors: dict[str, torch.Tensor], manifest: weights.Manifest, model: Path
+) -> None:
+    live = {name: tensor.cuda() for name, tensor in tensors.items()}
+    live["odd"] = torch.stack([live["odd"], live["odd"]], 1)[:, 0]  # with gaps
+    for name, file in manifest.files.items():
+        raw = (model / name).read_bytes()
+        assert weights.file_digest(file.header, live) == blake3(raw).digest()
+        assert weights.file_digest(file.header, live, algorithm="sha256") == hashlib.sha256(raw).digest()
+    live["fp8"].view(torch.uint8)[7, 7] ^= 1
+    assert weights.file_digest(manifest.files["b.safetensors"].header, live) != blake3(raw).digest()
+    live["odd"] = live["odd"].cpu()
+    with pytest.raises(ArgumentError, match="odd is in host memory"):
+        weights.file_digest(manifest.files["b.safetensors"].header, live)
+
+
+def test_a_signature_is_verified_in_gpu_memory(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (
+        "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key",
+        "pkey -in key -pubout -out public",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=tmp_path, check=True)
+    signatures.sign(model, tmp_path / "sig", key=tmp_path / "key")
+    loaded, report = signatures.load_and_report(model, tmp_path / "sig", key=tmp_path / "public")
+    assert report.ok and report.algorithms == ["blake3"] and all(each.is_cuda for each in loaded.values())
+
+    def flipped(files: list[str], device: str) -> Any:
+        loaded["odd"][1] ^= 4
+        return loaded.items()
+
+    monkeypatch.setitem(weights.LOADERS, "safetensors", flipped)
+    with pytest.raises(signatures.SignatureError, match=r"b\.safetensors: differs in memory"):
+        signatures.load(model, tmp_path / "sig", key=tmp_path / "public")

@@ -300,3 +300,33 @@ def test_missing_gpu_is_a_clear_error() -> None:
     for call in (lambda: cuda.digest(array), lambda: cuda.digest_many([array]), lambda: cuda.tree(array, 3)):
         with pytest.raises(OSError, match="no GPU 0"):
             call()
+
+
+def test_bytes_among_segments_are_copied_to_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pynymph import cuda
+
+    class Uploads:
+        """A stand-in for a stream, whose device memory is that of the host."""
+
+        gpu = type("Gpu", (), {"ordinal": 0})
+        kept: tuple[NDArray[Any], ...] = ()
+
+        def __enter__(self) -> "Uploads":
+            return self
+
+        def __exit__(self, *exception: Any) -> None: ...
+
+        def wait_for(self, producer: int | None) -> None: ...
+
+        def upload(self, *arrays: NDArray[Any]) -> list[int]:
+            self.kept = arrays
+            return [array.ctypes.data for array in arrays]
+
+        def joined(self, memories: list[cuda.Span], mode: Mode) -> bytes:
+            return blake3(b"".join(ctypes.string_at(each.address, each.nbytes) for each in memories)).digest()
+
+    monkeypatch.setattr(cuda, "on_stream_of", lambda memories, stream: Uploads())
+    monkeypatch.setattr(cuda, "memory_of", lambda array, stream: cuda.Span(ADDRESS, array, 0, None, None))
+    parts = [b"header", 5000, b"", 77, b"end"]
+    joined = b"".join(part if isinstance(part, bytes) else DATA[:part].tobytes() for part in parts)
+    assert cuda.digest_segments(parts) == blake3(joined).digest()

@@ -102,7 +102,7 @@ def test_manifest_describes_the_file(model: Path) -> None:
     assert made.tensors["bias"].nodes == b""
     raw = model.read_bytes()
     header = raw[: 8 + int.from_bytes(raw[:8], "little")]
-    assert made.files == {model.name: weights.File(len(raw), len(header), blake3(header).digest())}
+    assert made.files == {model.name: weights.File(len(raw), len(header), blake3(header).digest(), header)}
 
 
 def test_manifest_follows_the_schema_and_loads_again(model: Path, tmp_path: Path) -> None:
