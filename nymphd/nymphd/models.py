@@ -161,14 +161,18 @@ class Models:
         return sorted(self._entries)
 
     async def runner(self, name: str) -> Runner:
-        """Return a model's runner; looks for changes if there is none. Raises ModelRefused, UnknownModel."""
+        """Return a model's runner; looks for changes if there is none.
+
+        Raises ModelRefused, ModelBusy and UnknownModel.
+        """
         if name not in self._entries or self._entries[name].reason is not None:
             await self.look()
         if name not in self._entries:
             raise UnknownModel(name)
         entry = self._entries[name]
-        if entry.runner is None or entry.runner.failure is not None:
+        if entry.runner is None:
             raise ModelRefused(str(entry.reason))
+        entry.runner.check()
         return entry.runner
 
     @property

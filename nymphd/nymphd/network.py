@@ -46,6 +46,10 @@ class ModelRefused(Exception):
     """The model can't be used. The message says why."""
 
 
+class ModelBusy(ModelRefused):
+    """The model can't be used now. The message says why."""
+
+
 class ModelFailed(Exception):
     """The model failed with this input. The message has the cause."""
 
@@ -330,10 +334,17 @@ class Runner:
         self._is_closed, self._has_too_many_stuck = True, False
         self._fail(f"model {self.model.name} was removed, or has changed")
 
-    async def run(self, item: Any, profile: str, timeout_s: float) -> Ran:
-        """Run one input. Raises BadInput, ModelFailed, ModelRefused and InferenceTimeout."""
+    def check(self) -> None:
+        """Raise ModelRefused, or ModelBusy, if the model can't be used."""
         if self.failure is not None:
-            raise ModelRefused(self.failure)
+            raise self._refusal(self.failure)
+
+    def _refusal(self, why: str) -> ModelRefused:
+        return (ModelBusy if self._has_too_many_stuck else ModelRefused)(why)
+
+    async def run(self, item: Any, profile: str, timeout_s: float) -> Ran:
+        """Run one input. Raises BadInput, ModelFailed, ModelRefused, ModelBusy and InferenceTimeout."""
+        self.check()
         loop = asyncio.get_running_loop()
         job = _Job(item, PROFILES[profile], loop.create_future(), timeout_s, loop.time() + timeout_s)
         self._waiting.append(job)
@@ -455,7 +466,9 @@ class Runner:
 
     async def _recover(self) -> None:
         """Use the model again: its runs were slow, as those of a machine that is too busy are."""
-        if await self._renew(lambda: not self._is_closed):
+        is_renewed = await self._renew(lambda: not self._is_closed)
+        self._has_too_many_stuck = False
+        if is_renewed:
             self.failure = None
             log.info("a late run has ended; the model is used again", model=self.model.name)
 
@@ -477,8 +490,7 @@ class Runner:
             self._stuck.discard(running)
             if not running.cancelled():
                 running.exception()  # nobody wants it any more
-            if self._has_too_many_stuck and len(self._stuck) < _MOST_STUCK:
-                self._has_too_many_stuck = False
+            if self._has_too_many_stuck and len(self._stuck) == _MOST_STUCK - 1:
                 self._start(self._recover())
 
         def look() -> None:
@@ -500,7 +512,7 @@ class Runner:
             self._threads = None
         while self._waiting:
             if not (answer := self._waiting.popleft().answer).done():
-                answer.set_exception(ModelRefused(why))
+                answer.set_exception(self._refusal(why))
 
 
 def cause(error: Exception) -> str:

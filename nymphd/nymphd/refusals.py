@@ -10,7 +10,7 @@ from typing import Any
 from nymphd.answers import Error
 from nymphd.gate import Refused
 from nymphd.models import Models, UnknownModel
-from nymphd.network import InferenceTimeout, ModelFailed, ModelRefused
+from nymphd.network import InferenceTimeout, ModelBusy, ModelFailed, ModelRefused
 from nymphd.tensors import BadInput
 from pynymph import NymphError
 
@@ -21,7 +21,7 @@ STATUSES = {
     415: "the Content-Type is missing, or another one",
     422: "the request is not as it should be",
     500: "the model failed at this input",
-    503: "no engine could carry the input",
+    503: "no engine could carry the input, or late runs of the model have not ended",
     504: "the model took too long",
 }
 
@@ -49,6 +49,8 @@ def refusals(models: Models) -> Iterator[None]:
     except UnknownModel:
         there = ", ".join(models.names()) or "none"
         raise Refused(404, f"there is no model of that name; there are: {there}") from None
+    except ModelBusy as busy:
+        raise Refused(503, str(busy), {"Retry-After": "5"}) from None
     except ModelRefused as refused:
         raise Refused(409, str(refused)) from None
     except BadInput as error:

@@ -121,7 +121,9 @@ def test_lying_engine_is_shown(dashboard: Page, served: Served) -> None:
         expect(dashboard.locator("#verdict")).to_contain_text("not to be trusted")
         expect(dashboard.locator("#faults b").first).to_contain_text("dma0chan0")
         expect(dashboard.locator("#engines .name").first).to_have_text("dma0chan0")  # what failed is first
-        expect(dashboard).to_have_title("✕ dma0chan0 is not to be trusted · nymphd")
+        # All channels of the endpoint lie, and by now the others may be found wanting, too.
+        title = re.compile(r"^✕ (dma0chan0 is|\d engines are) not to be trusted · nymphd$")
+        expect(dashboard).to_have_title(title)
         send(dashboard, "truth.py", SOURCE.read_bytes())
         expect(dashboard.locator("#journey .answer")).to_have_text("Python source")
         picture(dashboard, "fault-light-desktop")

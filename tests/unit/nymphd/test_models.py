@@ -274,7 +274,7 @@ def test_stuck_runs_are_limited_to_two_per_model(
         wait_for_states(client, {"moody": "refused"})
         (moody,) = (each for each in client.get("/models").json()["models"] if each["name"] == "moody")
         assert "do not end though told to" in moody["reason"]
-        assert infer(client, b"fine, " * 50, model="moody").status_code == 409
+        assert infer(client, b"fine, " * 50, model="moody").status_code == 503
         assert infer(client, b"import os\n" * 50).json()["output"]["label"] == "python"
         assert in_flight(client) == 0 and client.get("/readyz").status_code == 200
         running.remove_model("moody")

@@ -387,7 +387,7 @@ def test_model_is_used_again_when_a_late_run_has_ended(monkeypatch: pytest.Monke
         while runner.failure is None:
             await asyncio.sleep(0.01)
         assert "2 runs do not end though told to; it is used again" in runner.failure
-        with pytest.raises(network.ModelRefused, match="do not end"):
+        with pytest.raises(network.ModelBusy, match="do not end"):
             await runner.run("refused", "latency", 60)
         Slow.may_end.set()
         while runner.failure is not None:

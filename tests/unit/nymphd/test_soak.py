@@ -80,7 +80,7 @@ class Soak:
             while not self.stop.wait(0.5):
                 client.headers = self.running.bearer
                 start = random.choice([b"E", b"F", b"x"])
-                self.count("moody", infer(client, start + b"x" * 99, model="moody"), 200, 422, 500, 504)
+                self.count("moody", infer(client, start + b"x" * 99, model="moody"), 200, 422, 500, 503, 504)
                 self.count("guest", infer(client, b"x" * 99, model="guest"), 200, 404, 409, 503)
 
     def look(self) -> None:
