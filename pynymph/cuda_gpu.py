@@ -55,7 +55,8 @@ def _config(kernel: str, blocks: int, stream: int, early: bool = False) -> Any:
 
 
 _EARLY = ffi.new("struct launch_attribute *")
-_EARLY.id = int(driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION; the documentation is made without CUDA, which names it.
+_EARLY.id = 6
 _EARLY.value[0] = 1
 
 
