@@ -55,7 +55,7 @@ def _config(kernel: str, blocks: int, stream: int, early: bool = False) -> Any:
 
 
 _EARLY = ffi.new("struct launch_attribute *")
-# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION; the documentation is made without CUDA, which names it.
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION; the documentation is made without CUDA's names.
 _EARLY.id = 6
 _EARLY.value[0] = 1
 
