@@ -14,8 +14,8 @@ from nymph_vm.host import CHECKOUT
 import pynymph
 
 BIN = Path(sys.executable).parent
-# auditwheel finds no libc by itself: pynymph._nymph has no symbol of it. pynymph._tree starts threads, for which
-# glibc has new symbols since 2.34; all distributions that are supported have a newer one.
+# auditwheel finds no libc by itself: pynymph._nymph has no symbol of it. pynymph._tree starts threads, for
+# which glibc has new symbols since 2.34; all distributions that are supported have a newer one.
 PLATFORM = "manylinux_2_34_x86_64"
 USE = """
 set -ex
