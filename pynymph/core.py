@@ -149,6 +149,8 @@ class Core(BufferTable):
         if job.collectable:
             with self.lock():
                 self._ended.pop(job.cookie, None)
+        if job.holds_buffers:  # another thread, which noted the outcome, is at it
+            self.release_refused([job])
         if isinstance(job.outcome, NymphError):
             # A new error each time: one that is raised again and again collects all tracebacks.
             raise error(job.outcome.errno or 0, job.outcome.strerror or "")
@@ -620,7 +622,7 @@ class Core(BufferTable):
                 os.close(waker)
 
     def release_refused(self, jobs: Iterable[Job]) -> None:
-        """Release the buffers of the jobs that the driver did not accept."""
+        """Release the buffers of jobs that the driver did not accept, or that have ended."""
         with self.lock():
             for job in jobs:
                 if job.cookie not in self.in_flight:

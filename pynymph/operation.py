@@ -244,6 +244,11 @@ class Job(Owner):
         for memory in self._memories:
             memory.check()
 
+    @property
+    def holds_buffers(self) -> bool:
+        """Whether not all of them are released yet."""
+        return bool(self._memories or self._held)
+
     def release(self) -> None:
         """Release the buffers, so that their owner can resize or close them. Idempotent."""
         for memory in self._memories:

@@ -14,6 +14,7 @@ import pytest
 
 import pynymph
 from pynymph import Copy, Hash, Nop, batch, digest
+from pynymph.abi import ffi
 
 SIZE = 4096
 TURNS = 12
@@ -215,3 +216,13 @@ def test_reset_during_use_is_an_exception_or_a_right_result(ring: pynymph.Ring) 
         for each in working:
             each.result(60)
     copies(ring)
+
+
+def test_result_leaves_no_buffer_held(ring: pynymph.Ring) -> None:
+    """Another thread may have noted that the operation has ended, and not released its buffers yet."""
+    dst = bytearray(5)
+    transfer = ring.submit(Copy(src=b"bytes", dst=dst))
+    transfer.result(60)
+    transfer._job._held.append(ffi.from_buffer(dst))
+    transfer.result(60)
+    dst.append(0)
