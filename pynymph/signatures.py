@@ -9,7 +9,8 @@ A signature is a bundle of OpenSSF model signing (OMS), which the program `model
 too. It lists every file below the model's folder with its digest. SHA-256 digests are for other programs;
 BLAKE3 digests beside them are verified here, since they are faster, and a GPU makes them of its memory.
 
-The module needs the extra `pynymph[signatures]`. It is long because signing and verifying share private types.
+The module needs the extra `pynymph[signatures]`. It is long because what signs and what verifies are of
+the same private types.
 """
 
 from __future__ import annotations
