@@ -746,6 +746,22 @@ def settle() -> None:
         time.sleep(0.01)
 
 
+def own_pages() -> None:
+    """Write to all memory that a fork has left shared with the parent, so that later writes need no page."""
+    with (
+        open("/proc/self/maps", encoding="ascii") as maps,
+        open("/proc/self/mem", "r+b", buffering=0) as memory,
+    ):
+        for line in maps.read().splitlines():
+            span, access, *rest = line.split()
+            if not (access.startswith("rw") and access.endswith("p")) or rest[-1].startswith("/dev/"):
+                continue
+            for at in range(*(int(end, 16) for end in span.split("-")), PAGE):
+                if memory.seek(at) and (byte := memory.read(1)):
+                    memory.seek(at)
+                    memory.write(byte)
+
+
 def as_after_open(context: Context) -> bool:
     """True if the context cannot be told from one just opened."""
     with fails(errno.EINVAL):
@@ -865,7 +881,10 @@ def ticking(interval: float = 0.02) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-IS_NATIVE = os.environ.get("NYMPH_ACCEL") == "native"  # user-mode Linux
+# User-mode Linux: its kernel reads memory without asking whether the process may, and each page of a process
+# is a mapping of the host's, of which a process has vm.max_map_count at most.
+IS_NATIVE = os.environ.get("NYMPH_ACCEL") == "native"
+not_native = pytest.mark.skipif(IS_NATIVE, reason="user-mode Linux cannot: docs/how-to/native.md")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 

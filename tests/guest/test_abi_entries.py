@@ -229,12 +229,12 @@ def test_made_up_addresses_are_refused(context: Context, buffers: Buffers, side:
 
 
 def test_range_that_leaves_its_mapping_is_refused(context: Context) -> None:
-    first, other, last = Memory(4 * PAGE), Memory(abi.MAX_LENGTH), Memory(4 * PAGE)
-    memory = max(first, last, key=lambda each: each.address)  # from here on nothing overlaps the other
-    memory.unmap(3 * PAGE, PAGE)
+    memory = Memory(2 * abi.MAX_LENGTH + 2 * PAGE)
+    memory.unmap(abi.MAX_LENGTH + PAGE, PAGE)
+    leaves = memory.address + abi.MAX_LENGTH
     for length in (PAGE + 1, 2 * PAGE, MIB, abi.MAX_LENGTH):
-        refused(context, abi.copy(memory.address + 2 * PAGE, other.address, length), errno.EFAULT)
-        refused(context, abi.copy(other.address, memory.address + 2 * PAGE, length), errno.EFAULT)
+        refused(context, abi.copy(leaves, memory.address, length), errno.EFAULT)
+        refused(context, abi.copy(memory.address, leaves, length), errno.EFAULT)
 
 
 def test_fault_in_the_entries_array_keeps_those_before_it(context: Context) -> None:
