@@ -3,16 +3,18 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nymph_vm import kernels, slots
+from nymph_vm import build, kernels, slots
 from nymph_vm.host import CHECKOUT
 from nymph_vm.machine import Machine
 
 pytestmark = pytest.mark.native
 
 MODEL = Path(__file__).with_name("plx.py")
+REGISTERS = Path(__file__).with_name("registers.py")
 HOW_TO = CHECKOUT / "docs/how-to/native.md"
 DMATEST = """
 modprobe dmatest
@@ -29,6 +31,40 @@ dmesg | grep -o 'summary .*'
 def machine_with(function: str) -> Machine:
     name = f"test-pci-{os.getpid()}"
     return Machine(name, kernel=kernels.NATIVE, memory="1G", slots=slots.native(0), pci=[function])
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """This process, and what it starts meanwhile, has one CPU of the host's."""
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})
+    yield
+    os.sched_setaffinity(0, every)
+
+
+def reach_registers(patience_us: int) -> None:
+    """Reach registers from all CPUs and from interrupts, and memory in long pieces.
+
+    patience_us: how often, with 1 us between, the kernel looks for an answer until it gives up.
+    """
+    modules = {path.stem: path for path in build.modules(build.TEST_MODULES, kernels.NATIVE)}
+    patience = f"echo {patience_us} > /sys/module/virtio_pcidev/parameters/max_delay_us"
+    with machine_with(f"{REGISTERS}:Registers") as machine:
+        machine.run(["sh", "-c", patience])
+        machine.load(modules["register_access"])
+        assert machine.complaints() == []
+        machine.run(["sh", "-c", "ls -d /sys/bus/pci/drivers/register_access/0000:*"])
+
+
+def test_registers_read_right_from_everywhere() -> None:
+    """It fails without any of the patches 1 to 3 of vm/nymph_vm/um."""
+    reach_registers(5_000_000)
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_a_guest_and_its_function_share_a_cpu() -> None:
+    """The function answers within the guest's time slice. It fails without patch 4 of vm/nymph_vm/um."""
+    reach_registers(300)
 
 
 @pytest.mark.parametrize("interrupts", ["Plx", "PlxWithoutMsi"])
