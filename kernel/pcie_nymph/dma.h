@@ -30,13 +30,16 @@
  * @lock: serializes @chan to @stops; taken before @ops_lock; held while a dead
  *	channel is told to stop
  * @chan: the channel, while the driver has it
+ * @erred: the channel reported an error since it was taken: it may have paused
+ * @ended: number of runs that the channel ended
  * @failed: the channel failed, at @failed_at
  * @failed_at: time of the failure, in jiffies
  * @stopping: the channel was told to stop, and is not known to have stopped
  * @stops: number of times it was told
  * @stop_work: stops the channel
  * @stopped: woken after each stop, and when an operation is unmapped
- * @ops_lock: serializes @ops, the state of operations, @held and @spare
+ * @ops_lock: serializes @erred, @ended, @ops, the state of operations, @held and
+ *	@spare
  * @ops: operations that the channel may be running
  * @held: number of operations that have memory mapped
  * @spare: operations kept for reuse
@@ -49,13 +52,15 @@ struct nymph_dma_engine {
 	struct ratelimit_state log;
 	struct mutex lock;	/* chan to stops */
 	struct dma_chan *chan;
+	bool erred;
+	unsigned int ended;
 	bool failed;
 	unsigned long failed_at;
 	bool stopping;
 	unsigned int stops;
 	struct delayed_work stop_work;
 	wait_queue_head_t stopped;
-	spinlock_t ops_lock;	/* ops, held, spare */
+	spinlock_t ops_lock;	/* erred, ended, ops, held, spare */
 	struct list_head ops;
 	unsigned int held;
 	struct list_head spare;
@@ -115,9 +120,11 @@ struct nymph_dma_run {
  * @nr_runs: number of @runs that are mapped
  * @runs: bytes to move
  * @handed_over: number of runs that the channel was given
+ * @cookie: cookie of the last of them
  * @error: 0, or why the channel was given no more runs
  * @blocked: others were using a dma-buf when the channel was to be given a run
- * @deadline: time, in jiffies, at which the channel has to have ended the runs
+ * @deadline: time, in jiffies, at which the channel has to have ended the runs; moved
+ *	forward, under ops_lock, if the channel stays paused behind an error
  */
 struct nymph_dma_op {
 	struct list_head list;
@@ -139,6 +146,7 @@ struct nymph_dma_op {
 	unsigned int nr_runs;
 	struct nymph_dma_run runs[NYMPH_DMA_MAX_RUNS];
 	unsigned int handed_over;
+	dma_cookie_t cookie;
 	int error;
 	bool blocked;
 	unsigned long deadline;

@@ -7,6 +7,10 @@
  * quarantined: its memory is neither unmapped nor released, and the channel is not
  * used.
  *
+ * Providers differ in what works on a channel that was stopped or reported an error:
+ * some stay paused, some do not call back any more. So such a channel is given back,
+ * and taken anew.
+ *
  * The file is long because start, stop and quarantine of a channel share the state
  * that nymph_dma_engine.lock and ops_lock serialize.
  */
@@ -36,8 +40,13 @@
 #define NYMPH_DMA_RETRY		HZ
 /* Longest wait for one attempt. */
 #define NYMPH_DMA_STOP_TIMEOUT	(5 * HZ)
-/* Time that a channel has left to end the operation of a killed task. */
+/*
+ * Time that a channel has left to end the operation of a killed task, or to go on
+ * behind an error.
+ */
 #define NYMPH_DMA_GRACE		(HZ / 2)
+/* Time after which the provider is asked for completions that no interrupt told of. */
+#define NYMPH_DMA_POLL		(HZ / 10)
 /* Back-off: time for which rings that can do without avoid a failed channel. */
 #define NYMPH_DMA_BACKOFF	HZ
 /* At most this many notices about a channel are logged in NYMPH_DMA_LOG_TIME. */
@@ -100,6 +109,9 @@ static void nymph_dma_callback(void *param,
 
 	spin_lock_irqsave(&op->dma->ops_lock, flags);
 	run->status = nymph_dma_status(result);
+	op->dma->ended++;
+	if (run->status == -EIO)
+		op->dma->erred = true;
 	/* once unlocked the waiter may free it; a quarantined one has no waiter */
 	if (!--op->pending) {
 		nymph_dma_op_ended(op);
@@ -148,7 +160,7 @@ static int nymph_dma_submit(struct nymph_dma_op *op)
 			break;
 		tx->callback_result = nymph_dma_callback;
 		tx->callback_param = run;
-		dmaengine_submit(tx);
+		op->cookie = dmaengine_submit(tx);
 	}
 
 	dma_async_issue_pending(chan);
@@ -228,46 +240,65 @@ static void nymph_dma_release(struct nymph_dma_engine *dma)
 	nymph_dma_scan_again();
 	WRITE_ONCE(dma->chan, NULL);
 	dma->stopping = false;
+	spin_lock_irq(&dma->ops_lock);
+	dma->erred = false;
+	spin_unlock_irq(&dma->ops_lock);
 }
 
 /*
- * Stops the channel, and ends the operations that it is known to be done with.
- * dmaengine stops all operations of a channel, those of other rings, too.
+ * Tells the channel to stop. Returns the device if it is known to have stopped and
+ * not to call back, else NULL. A provider that can't stop a channel does so when the
+ * channel is released, and calls back for what it had.
+ */
+static struct device *nymph_dma_terminate(struct nymph_dma_engine *dma)
+{
+	struct dma_chan *chan = dma->chan;
+
+	if (!chan->device->device_terminate_all) {
+		nymph_dma_release(dma);
+		return NULL;
+	}
+	dmaengine_terminate_async(chan);
+	dmaengine_synchronize(chan);
+	/* one that could not make sure of the stop fails the second call */
+	return dmaengine_terminate_async(chan) ? NULL :
+	       dmaengine_get_dma_device(chan);
+}
+
+/*
+ * Stops the channel, ends the operations that it is known to be done with, and takes
+ * it anew for the rings that have it. dmaengine stops all operations of a channel,
+ * those of other rings, too.
  */
 static void nymph_dma_stop_locked(struct nymph_dma_engine *dma)
 {
-	struct device *stopped = NULL;
 	bool idle;
 
 	lockdep_assert_held(&dma->lock);
 	/* without a channel BUS_NOTIFY_UNBOUND_DRIVER ends what is left */
 	if (!dma->chan)
 		return;
-	dmaengine_terminate_async(dma->chan);
-	dmaengine_synchronize(dma->chan);
-	/*
-	 * A provider that could not make sure of the stop fails the second call;
-	 * one that can't stop a channel at all fails each call.
-	 */
-	if (!dmaengine_terminate_async(dma->chan))
-		stopped = dmaengine_get_dma_device(dma->chan);
-	nymph_dma_end_ops(dma, stopped);
+	nymph_dma_end_ops(dma, nymph_dma_terminate(dma));
 
 	idle = nymph_dma_is_idle(dma);
-	if (dma->stopping && idle)
-		nymph_dma_notice(dma, "has recovered: it has stopped, and quarantined memory is released");
-	else if (!dma->stopping && !idle)
-		nymph_dma_notice(dma, "does not stop: the driver tries again every %u ms",
-				 jiffies_to_msecs(NYMPH_DMA_RETRY));
 	dma->stops++;
-	dma->stopping = !idle;
-	if (!idle)
+	if (!idle && dma->chan) {
+		if (!dma->stopping)
+			nymph_dma_notice(dma, "does not stop: the driver tries again every %u ms",
+					 jiffies_to_msecs(NYMPH_DMA_RETRY));
+		dma->stopping = true;
 		queue_delayed_work(nymph_dma_wq, &dma->stop_work,
 				   NYMPH_DMA_RETRY);
-	else if (!atomic_read(&dma->users)) {
-		nymph_dma_release(dma);
-		nymph_dma_drop_spare(dma);
+		return;
 	}
+	if (dma->stopping)
+		nymph_dma_notice(dma, "has recovered: it has stopped, and quarantined memory is released");
+	if (dma->chan)
+		nymph_dma_release(dma);
+	if (atomic_read(&dma->users))
+		WRITE_ONCE(dma->chan, nymph_dma_request(dma));
+	else
+		nymph_dma_drop_spare(dma);
 }
 
 /*
@@ -284,9 +315,12 @@ static void nymph_dma_stop_work(struct work_struct *work)
 	mutex_lock(&dma->lock);
 	nymph_dma_end_ops(dma, NULL);
 	overdue = nymph_dma_is_overdue(dma);
-	if (overdue && dma->chan && !dma->stopping)
+	if (overdue && dma->chan && !dma->stopping && !dma->erred)
 		nymph_dma_notice(dma, "is stopped: it missed its deadline of %u ms",
 				 READ_ONCE(nymph_dma_timeout_ms));
+	else if (overdue && dma->chan && !dma->stopping)
+		nymph_dma_notice(dma, "is stopped: it did nothing for %u ms behind an error",
+				 jiffies_to_msecs(NYMPH_DMA_GRACE));
 	if (dma->stopping || overdue || !atomic_read(&dma->users))
 		nymph_dma_stop_locked(dma);
 	else if (!nymph_dma_is_idle(dma))
@@ -340,6 +374,67 @@ static bool nymph_dma_was_stopped(struct nymph_dma_op *op, unsigned int stops)
 }
 
 /*
+ * Has the provider look for completions whose interrupt was lost. With softirqs off,
+ * because some take a lock there that their tasklet takes, too.
+ */
+static void nymph_dma_poll(struct nymph_dma_op *op)
+{
+	struct nymph_dma_engine *dma = op->dma;
+
+	/* whoever has the lock is at the channel */
+	if (!mutex_trylock(&dma->lock))
+		return;
+	if (dma->chan && !dma->stopping) {
+		local_bh_disable();
+		dmaengine_tx_status(dma->chan, op->cookie, NULL);
+		local_bh_enable();
+	}
+	mutex_unlock(&dma->lock);
+}
+
+/*
+ * Makes an operation overdue if the channel reported an error and ended nothing since
+ * @seen was the number of its ended runs.
+ */
+static void nymph_dma_expect_no_more(struct nymph_dma_op *op, unsigned int seen)
+{
+	spin_lock_irq(&op->dma->ops_lock);
+	if (op->dma->erred && op->dma->ended == seen)
+		op->deadline = jiffies;
+	spin_unlock_irq(&op->dma->ops_lock);
+}
+
+/*
+ * Waits until the channel ends an operation or misses its deadline. Returns a value as
+ * wait_for_completion_killable_timeout() does.
+ */
+static long nymph_dma_await_deadline(struct nymph_dma_op *op, bool killable)
+{
+	unsigned long since = jiffies;
+	unsigned int seen = READ_ONCE(op->dma->ended);
+	long left, ret;
+
+	do {
+		left = clamp((long)(op->deadline - jiffies), 1L,
+			     (long)NYMPH_DMA_POLL);
+		ret = killable ?
+		      wait_for_completion_killable_timeout(&op->ended, left) :
+		      wait_for_completion_timeout(&op->ended, left);
+		if (ret)
+			return ret;
+		nymph_dma_poll(op);
+		if (READ_ONCE(op->dma->ended) != seen) {
+			seen = READ_ONCE(op->dma->ended);
+			since = jiffies;
+		} else if (time_after(jiffies, since + NYMPH_DMA_GRACE)) {
+			nymph_dma_expect_no_more(op, seen);
+		}
+	} while (time_before(jiffies, op->deadline));
+	/* by the last poll, maybe */
+	return try_wait_for_completion(&op->ended);
+}
+
+/*
  * Waits until the channel ends an operation, or misses its deadline and is told to
  * stop. Returns whether current was killed first and the channel did not end the
  * operation soon after: the death of an executor alone fails no entry.
@@ -347,13 +442,11 @@ static bool nymph_dma_was_stopped(struct nymph_dma_op *op, unsigned int stops)
 static bool nymph_dma_await_end(struct nymph_dma_op *op)
 {
 	struct nymph_dma_engine *dma = op->dma;
-	unsigned long left = max(1L, (long)(op->deadline - jiffies));
 	bool killable = !(current->flags & PF_KTHREAD);
 	unsigned int stops;
 	long ret;
 
-	ret = killable ? wait_for_completion_killable_timeout(&op->ended, left) :
-			 wait_for_completion_timeout(&op->ended, left);
+	ret = nymph_dma_await_deadline(op, killable);
 	if (ret < 0)
 		return !wait_for_completion_timeout(&op->ended, NYMPH_DMA_GRACE);
 	if (ret)
@@ -413,13 +506,15 @@ static bool nymph_dma_wait(struct nymph_dma_op *op, struct nymph_move *moves)
 	return done;
 }
 
-/* Takes the channel. The engine's lock is held. */
+/* Takes the channel; anew if it may be paused, and nobody uses it. */
 static int nymph_dma_acquire(struct nymph_dma_engine *dma)
 {
 	lockdep_assert_held(&dma->lock);
+	if (READ_ONCE(dma->erred) && !dma->stopping && nymph_dma_is_idle(dma))
+		nymph_dma_stop_locked(dma);
 	if (dma->chan)
 		return dma->stopping ? -EIO : 0;
-	dma->chan = nymph_dma_request(dma);
+	WRITE_ONCE(dma->chan, nymph_dma_request(dma));
 	return dma->chan ? 0 : -ENODEV;
 }
 

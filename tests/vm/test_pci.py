@@ -10,13 +10,15 @@ import pytest
 from nymph_vm import build, kernels, slots
 from nymph_vm.host import CHECKOUT
 from nymph_vm.machine import Machine
+from nymph_vm.uml import Uml
 
 pytestmark = pytest.mark.native
 
-MODEL = Path(__file__).with_name("plx.py")
+MODEL = "nymph_vm.devices.plx"
 REGISTERS = Path(__file__).with_name("registers.py")
 HOW_TO = CHECKOUT / "docs/how-to/native.md"
 DMATEST = """
+modprobe plx_dma
 modprobe dmatest
 cd /sys/module/dmatest/parameters
 echo 4 > threads_per_chan; echo 16384 > test_buf_size; echo 10000 > timeout; echo 50 > iterations
@@ -74,6 +76,7 @@ def test_a_mainline_driver_on_a_model_in_python(interrupts: str) -> None:
         said = machine.run(["timeout", "100", "sh", "-c", DMATEST]).stdout.splitlines()
         assert [line.split(" failures")[0] for line in said] == ["summary 50 tests, 0"] * 4
         assert (machine.complaints(), machine.taint()) == ([], 0)
+        assert isinstance(machine.vmm, Uml)
         assert machine.vmm.functions["pci0"].log() == ""  # no DMA was refused, and nothing was raised
 
 

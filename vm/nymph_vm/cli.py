@@ -100,8 +100,14 @@ def cli() -> None:
 @click.option(
     "--pci",
     multiple=True,
-    metavar="FILE.py:CLASS",
-    help="A PCI function in Python, for a native guest; see nymph_vm.pci.",
+    metavar="WHERE:CLASS",
+    help="A PCI function in Python, in FILE.py or a module, for a native guest; see nymph_vm.pci.",
+)
+@click.option(
+    "--append",
+    default="",
+    metavar="TEXT",
+    help="More for the kernel's command line; as for pytest, pcie_nymph.PARAMETER=VALUE is for the module.",
 )
 @click.option("--name", help="The machine's name, for others to find it.")
 @click.option(
@@ -121,6 +127,7 @@ def run(
     board: bool,
     faults: tuple[Fault, ...],
     pci: tuple[str, ...],
+    append: str,
     name: str | None,
     copies: tuple[str, ...],
     command: tuple[str, ...],
@@ -144,6 +151,7 @@ def run(
         slots=layout,
         faults=faults,
         pci=pci,
+        append=append,
         on_complaint=_show_complaint,
     ) as machine:
         for path in copies:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Faults of the endpoint, on command: what can go wrong, and when it does.
+"""Faults of a device, on command: what can go wrong, and when it does. KINDS are those of the endpoint.
 
 Whether a fault strikes depends on its seed, the channel, and how many descriptors that channel has had under
 it: so the same run meets the same faults again, also when the channel dies and is restarted in between.
@@ -8,9 +8,9 @@ it: so the same run meets the same faults again, also when the channel dies and 
 import json
 import mmap
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Self
+from typing import ClassVar, Self
 
 KINDS = {
     "flip": "one bit of the payload is flipped",
@@ -49,9 +49,11 @@ class Fault:
     count: int | None = None
     channel: int | None = None
 
+    kinds: ClassVar[Mapping[str, str]] = KINDS  # of other devices: others
+
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"no fault {self.kind!r}: there are {', '.join(KINDS)}")
+        if self.kind not in self.kinds:
+            raise ValueError(f"no fault {self.kind!r}: there are {', '.join(self.kinds)}")
         if not 0 < self.rate <= 1:
             raise ValueError(f"a fault's rate is above 0 and at most 1, and not {self.rate}")
 
@@ -88,7 +90,9 @@ class Fault:
 class Board:
     """The faults there are, and how often each struck: in memory that all processes of the device share."""
 
-    def __init__(self) -> None:
+    def __init__(self, fault: type[Fault] = Fault) -> None:
+        """fault: the class of the device's faults."""
+        self._fault = fault
         self._memory = mmap.mmap(-1, _SIZE)
         self._words = memoryview(self._memory).cast("I")
         self._seen_version = 0
@@ -119,7 +123,7 @@ class Board:
             return []  # set() is at it, or was never called
         if version != self._seen_version:
             text = self._memory[_TEXT : _TEXT + length]
-            self._faults = [Fault(**each) for each in json.loads(text)]
+            self._faults = [self._fault(**each) for each in json.loads(text)]
             self._seen_version = version
         return self._faults
 

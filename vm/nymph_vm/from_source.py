@@ -30,10 +30,11 @@ NO_VHOST_TASK = {"CONFIG_VHOST_MENU=y", "CONFIG_VHOST_NET=m"}
 # debug-7 maps one page at a time, as kernels with high memory do.
 OF_ONE = {"CONFIG_TIME_NS=y", "CONFIG_USER_NS=y", "CONFIG_DEBUG_KMAP_LOCAL_FORCE_MAP=y"}
 
-# User-mode Linux has neither the one's choice nor the others at all; SYSCTL as all newer kernels.
+# User-mode Linux has neither the one's choice nor the others at all; SYSCTL as all newer kernels; the module
+# plx_dma.
 NATIVE = {
     "CONFIG_PREEMPT=y", "CONFIG_TRANSPARENT_HUGEPAGE=y", "CONFIG_TRANSPARENT_HUGEPAGE_MADVISE=y",
-    "CONFIG_PROC_SYSCTL=y",
+    "CONFIG_PROC_SYSCTL=y", "CONFIG_PLX_DMA=y",
 }  # fmt: skip
 
 # Lines of the configuration which these kernels have no name, no choice, or no use for.

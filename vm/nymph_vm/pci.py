@@ -33,9 +33,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NoReturn
 
 from nymph_vm.host import HarnessError, start
@@ -45,6 +45,7 @@ MOST = 8  # functions that a guest can have
 MOST_VECTORS = 32  # of all of a guest's functions
 BAR_MOST = 16 << 20  # what the guest's kernel maps of a BAR
 CONTROL_SECONDS = 10
+SWITCH_SECONDS = 50e-6
 
 MSIX_CAP, PCIE_CAP = 0x40, 0x60
 COMMAND, BUS_MASTER = 4, 4
@@ -117,7 +118,11 @@ class Device:
 
     def later(self, function: Callable[..., object], *arguments: object) -> None:
         """Have a thread call a function: all that was left to it, one after the other."""
-        self._server.work.submit(_loudly, function, *arguments)
+        self._server.left.put((function, arguments))
+
+    def asked(self, request: Any) -> Any:
+        """Answer Function.ask(): both are what JSON can say. Called in a thread of its own."""
+        raise ValueError(f"{type(self).__name__} has no answers")
 
 
 def _loudly(function: Callable[..., object], *arguments: object) -> None:
@@ -144,12 +149,13 @@ class Server:
     def __init__(self, config: Config) -> None:
         self.device = load(config.spec)(**config.arguments)
         self.device._server = self
-        self.work = ThreadPoolExecutor(1)
+        self.left: SimpleQueue[tuple[Callable[..., object], tuple[object, ...]]] = SimpleQueue()
         self.lib = ctypes.CDLL(config.library)
         self.lib.vhost_new.restype = ctypes.c_void_p
-        self.lib.vhost_config_at.restype = ctypes.c_uint64
+        self.lib.vhost_configuration.restype = ctypes.POINTER(ctypes.c_uint8)
         self._calls = READ(self._read), WRITE(self._write)  # which have to live as long as the library
         self.function = ctypes.c_void_p(self.lib.vhost_new(*self._calls))
+        self._space = self.lib.vhost_configuration(self.function)
         self._memory: list[memoryview] = []  # of BARs
         self._regions: list[tuple[int, memoryview]] = []
         self.ram: list[tuple[int, int, int, int]] = []  # of each region: file, offset, address, size
@@ -163,12 +169,15 @@ class Server:
     def run(self) -> None:
         """Serve until the guest is gone."""
         guest, _ = self._listening.accept()
-        threading.Thread(target=self._obey, daemon=True).start()
+        # A register's reader waits for the model's thread to let the interpreter go.
+        sys.setswitchinterval(SWITCH_SECONDS)
+        for body in (self._obey, self._work):
+            threading.Thread(target=body, daemon=True).start()
         while self.lib.vhost_serve(self.function, guest.fileno()) == 0 and self._hear(guest):
             pass
 
     def dma(self, address: int, length: int) -> memoryview:
-        if not self.lib.vhost_config_at(self.function, COMMAND) & BUS_MASTER:
+        if not self._space[COMMAND] & BUS_MASTER:
             raise self._refused(address, length, "the driver did not let the function be a bus master")
         for base, memory in self._regions:
             if base <= address and address + length <= base + len(memory) and length >= 0:
@@ -295,6 +304,12 @@ class Server:
             self.lib.vhost_notify(self.function, words[0] & 1, kick, call)
         return None
 
+    def _work(self) -> NoReturn:
+        """Call what was left for later. Runs in a thread."""
+        while True:
+            function, arguments = self.left.get()
+            _loudly(function, *arguments)
+
     def _obey(self) -> NoReturn:
         """Answer Function: a line of JSON each. Runs in a thread."""
         while True:
@@ -302,12 +317,14 @@ class Server:
             with contextlib.suppress(OSError), asked, asked.makefile("rw") as file:
                 try:
                     told = json.loads(file.readline())
-                    if told["leave"]:
+                    answer: dict[str, Any] = {}
+                    if "asked" in told:
+                        answer["said"] = self.device.asked(told["asked"])
+                    elif told["leave"]:
                         os.close(self._to_guest)  # the guest's kernel takes that for the end of the function
                     else:
                         self.lib.vhost_fault(self.function, told["late_us"], told["lose"], told["gone"])
-                    answer: dict[str, Any] = {}
-                except (ValueError, KeyError, OSError, ctypes.ArgumentError) as error:
+                except (ValueError, TypeError, KeyError, OSError, ctypes.ArgumentError) as error:
                     answer = {"error": repr(error)}
                 print(json.dumps(answer), file=file, flush=True)
 
@@ -375,6 +392,10 @@ class Function:
         """From now on answer reads of BARs so much later, and lose the next so many interrupts."""
         self._tell(late_us=late_us, lose=lose)
 
+    def ask(self, request: Any) -> Any:
+        """Have the model's asked() answer: both are what JSON can say. Raises HarnessError."""
+        return self._send({"asked": request}).get("said")
+
     def pull(self) -> None:
         """Take it out of its slot: reads are ones, writes have no effect, and there are no interrupts."""
         self._tell(gone=True)
@@ -387,15 +408,18 @@ class Function:
         self.close()
 
     def _tell(self, late_us: int = 0, lose: int = 0, gone: bool = False, leave: bool = False) -> None:
-        told = {"late_us": late_us, "lose": lose, "gone": gone, "leave": leave}
+        self._send({"late_us": late_us, "lose": lose, "gone": gone, "leave": leave})
+
+    def _send(self, told: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(CONTROL_SECONDS)
             asking.connect(str(self._control))
             with asking.makefile("rw") as file:
                 print(json.dumps(told), file=file, flush=True)
-                answer = json.loads(file.readline())
+                answer: dict[str, Any] = json.loads(file.readline())
         if "error" in answer:
             raise HarnessError(answer["error"])
+        return answer
 
     def freeze(self) -> None:
         """It answers nothing, until thaw()."""

@@ -343,12 +343,10 @@ void vhost_config(struct function *f, uint32_t offset, uint32_t size, uint64_t v
 	memcpy(f->writable + offset, &writable, size);
 }
 
-uint64_t vhost_config_at(struct function *f, uint32_t offset)
+/* The configuration space as it is, for reading. */
+const uint8_t *vhost_configuration(struct function *f)
 {
-	uint64_t value;
-
-	memcpy(&value, f->config + offset, 8);
-	return value;
+	return f->config;
 }
 
 void vhost_bar(struct function *f, uint32_t bar, uint64_t size, void *memory)
