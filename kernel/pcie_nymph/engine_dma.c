@@ -400,7 +400,7 @@ static void nymph_dma_expect_no_more(struct nymph_dma_op *op, unsigned int seen)
 {
 	spin_lock_irq(&op->dma->ops_lock);
 	if (op->dma->erred && op->dma->ended == seen)
-		op->deadline = jiffies;
+		WRITE_ONCE(op->deadline, jiffies);
 	spin_unlock_irq(&op->dma->ops_lock);
 }
 
@@ -415,7 +415,7 @@ static long nymph_dma_await_deadline(struct nymph_dma_op *op, bool killable)
 	long left, ret;
 
 	do {
-		left = clamp((long)(op->deadline - jiffies), 1L,
+		left = clamp((long)(READ_ONCE(op->deadline) - jiffies), 1L,
 			     (long)NYMPH_DMA_POLL);
 		ret = killable ?
 		      wait_for_completion_killable_timeout(&op->ended, left) :
@@ -429,7 +429,7 @@ static long nymph_dma_await_deadline(struct nymph_dma_op *op, bool killable)
 		} else if (time_after(jiffies, since + NYMPH_DMA_GRACE)) {
 			nymph_dma_expect_no_more(op, seen);
 		}
-	} while (time_before(jiffies, op->deadline));
+	} while (time_before(jiffies, READ_ONCE(op->deadline)));
 	/* by the last poll, maybe */
 	return try_wait_for_completion(&op->ended);
 }
