@@ -24,6 +24,7 @@ SERVICE = "tests/unit/nymphd/test_attacks.py::test_documented_commands_work"
 INSTALL = "tests/packages/test_debian.py::test_packages_install_as_documented"
 BY_HAND = "tests/packages/test_debian.py::test_install_by_hand_as_documented"
 COPY = "tests/unit/pynymph/test_command_copy.py::test_the_guide_works"
+PROJECT = "tests/unit/nymph_vm/test_project.py::test_the_guide_shows_the_file_of_the_example"
 SIGN = "tests/unit/pynymph/test_signatures.py::test_the_guide_works"
 MODEL = "tests/unit/docs/test_docs.py::test_python_blocks_run_on_the_model"
 
@@ -48,6 +49,7 @@ RUN = {
     ("docs/how-to/install.md", "sudo make uninstall"): BY_HAND,
     ("docs/how-to/install.md", "sudo dkms add"): BY_HAND,
     ("docs/how-to/install.md", "python3 -m venv"): BY_HAND,
+    ("docs/how-to/kernel-module.md", "source ="): PROJECT,
     ("docs/how-to/kernel-module.md", "# SPDX-License-Identifier"): MODULE,
     ("docs/how-to/kernel-module.md", "// SPDX-License-Identifier"): MODULE,
     ("docs/how-to/kernel-module.md", "from pathlib"): MODULE,
@@ -92,6 +94,9 @@ NOT_RUN = {
     ("docs/how-to/engine.md", ".venv/bin/pynymph topology"): "tests/unit/pynymph/test_topology.py runs it",
     ("docs/how-to/engine.md", "sudo modprobe"): _ROOT,
     ("docs/how-to/install.md", "sudo mokutil"): "it needs firmware with Secure Boot",
+    ("docs/how-to/ci.md", "      - run: sudo apt-get"): "it needs GitHub Actions",
+    ("docs/how-to/kernel-module.md", "sudo apt-get"): _ROOT,
+    ("docs/how-to/kernel-module.md", "cd examples/tally"): "tests/vm/test_other_module.py runs it",
     ("docs/how-to/kernel-module.md", ".venv/bin/pytest"): "tests/vm/test_docs_in_vm.py runs the test itself",
     ("docs/how-to/native.md", ".venv/bin/nymph-vm run --arch um -- python3"): _NATIVE,
     ("docs/how-to/native.md", "from nymph_vm.pci import Device"): "tests/vm/test_pci.py boots it",

@@ -28,6 +28,14 @@
 #include "constants.h"
 #include "variant.h"
 
+#ifdef NYMPH_NEON_TAKES_STATE
+#define neon_begin(simd)	kernel_neon_begin(&(simd)->state)
+#define neon_end(simd)		kernel_neon_end(&(simd)->state)
+#else
+#define neon_begin(simd)	kernel_neon_begin()
+#define neon_end(simd)		kernel_neon_end()
+#endif
+
 #ifndef __KERNEL__
 #define le32_to_cpu	le32toh
 #define cpu_to_le32	htole32
@@ -208,43 +216,47 @@ void nymph_blake3_use(const struct nymph_blake3_variant *variant)
 
 /**
  * nymph_blake3_simd_begin() - Begin a section that hashes, with SIMD if possible
+ * @simd: the section; valid until nymph_blake3_simd_end()
  * @len: bytes to hash in the section, at most 16 KiB
  *
  * Until nymph_blake3_simd_end() the caller neither sleeps nor faults.
  *
  * Return: the variant to hash with.
  */
-const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len)
+const struct nymph_blake3_variant *
+nymph_blake3_simd_begin(struct nymph_blake3_simd *simd, size_t len)
 {
 	const struct nymph_blake3_variant *variant;
 
+	simd->variant = &nymph_blake3_portable;
 	variant = READ_ONCE(nymph_blake3_variant);
 	if (!variant || len < SIMD_MIN)
-		return &nymph_blake3_portable;
+		return simd->variant;
 #ifdef __KERNEL__
 	if (!may_use_simd())
-		return &nymph_blake3_portable;
+		return simd->variant;
 #if defined(CONFIG_X86_64)
 	kernel_fpu_begin();
 #elif defined(NYMPH_BLAKE3_NEON)
-	kernel_neon_begin();
+	neon_begin(simd);
 #endif
 #endif
+	simd->variant = variant;
 	return variant;
 }
 
 /**
  * nymph_blake3_simd_end() - End a section that hashes
- * @variant: return value of nymph_blake3_simd_begin()
+ * @simd: the section that nymph_blake3_simd_begin() began
  */
-void nymph_blake3_simd_end(const struct nymph_blake3_variant *variant)
+void nymph_blake3_simd_end(struct nymph_blake3_simd *simd)
 {
-	if (variant == &nymph_blake3_portable)
+	if (simd->variant == &nymph_blake3_portable)
 		return;
 #if defined(__KERNEL__) && defined(CONFIG_X86_64)
 	kernel_fpu_end();
 #elif defined(__KERNEL__) && defined(NYMPH_BLAKE3_NEON)
-	kernel_neon_end();
+	neon_end(simd);
 #endif
 }
 
@@ -328,6 +340,7 @@ static void leaf_blocks(const struct nymph_blake3_variant *variant,
 static void leaf_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 {
 	const struct nymph_blake3_variant *variant;
+	struct nymph_blake3_simd simd;
 	size_t n = 0;
 
 	if (b->block_len) {
@@ -343,13 +356,13 @@ static void leaf_update(struct nymph_blake3 *b, const u8 *in, size_t len)
 		n = 1;
 	}
 	if (n || len > BLOCK) {
-		variant = nymph_blake3_simd_begin(n * BLOCK + len);
+		variant = nymph_blake3_simd_begin(&simd, n * BLOCK + len);
 		if (n)
 			leaf_blocks(variant, b, b->block, 1);
 		n = (len - 1) / BLOCK;
 		if (n)
 			leaf_blocks(variant, b, in, n);
-		nymph_blake3_simd_end(variant);
+		nymph_blake3_simd_end(&simd);
 		in += n * BLOCK;
 		len -= n * BLOCK;
 	}
@@ -404,14 +417,15 @@ static void hash_leaves(const struct nymph_blake3_variant *variant,
 static void merge(struct nymph_blake3 *b, u64 leaves)
 {
 	const struct nymph_blake3_variant *variant;
+	struct nymph_blake3_simd simd;
 	unsigned int left = hweight64(leaves);
 
 	if (b->depth <= left)
 		return;
-	variant = nymph_blake3_simd_begin((b->depth - left) * BLOCK);
+	variant = nymph_blake3_simd_begin(&simd, (b->depth - left) * BLOCK);
 	for (; b->depth > left; b->depth--)
 		hash_parents(variant, b, b->stack[b->depth - 2], 1);
-	nymph_blake3_simd_end(variant);
+	nymph_blake3_simd_end(&simd);
 }
 
 /* Adds the subtree that starts with leaf number @leaves. */
@@ -451,6 +465,7 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 			  size_t len, u8 *dst, size_t size, u8 *cvs)
 {
 	const struct nymph_blake3_variant *variant;
+	struct nymph_blake3_simd simd;
 	size_t done, pairs;
 
 	for (done = 1; done <= size; done++) {
@@ -463,10 +478,10 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 			if (dst)
 				ahead[1] = in - at + MANY * LEAF;
 		}
-		variant = nymph_blake3_simd_begin(MANY * LEAF);
+		variant = nymph_blake3_simd_begin(&simd, MANY * LEAF);
 		hash_leaves(variant, b, b->counter + MANY * (done - 1), at,
 			    MANY, ahead, cvs);
-		nymph_blake3_simd_end(variant);
+		nymph_blake3_simd_end(&simd);
 		in += MANY * LEAF;
 		if (dst)
 			dst += MANY * LEAF;
@@ -475,9 +490,9 @@ static void hash_subtrees(const struct nymph_blake3 *b, const u8 *in,
 		/* each carry of done, as a binary counter, completes parents */
 		for (pairs = done; !(pairs & 1); pairs /= 2) {
 			cvs -= MANY * CV;
-			variant = nymph_blake3_simd_begin(MANY * BLOCK);
+			variant = nymph_blake3_simd_begin(&simd, MANY * BLOCK);
 			hash_parents(variant, b, cvs - MANY * CV, MANY);
-			nymph_blake3_simd_end(variant);
+			nymph_blake3_simd_end(&simd);
 		}
 	}
 }
@@ -492,6 +507,7 @@ static size_t push_leaves(struct nymph_blake3 *b, const u8 *in, size_t len,
 			  u8 *dst)
 {
 	const struct nymph_blake3_variant *variant;
+	struct nymph_blake3_simd simd;
 	size_t max = len / LEAF, size = 1, left[LOG2_MANY], nr_left = 0;
 	const size_t none[2] = {};
 	size_t n, last, i;
@@ -511,9 +527,9 @@ static size_t push_leaves(struct nymph_blake3 *b, const u8 *in, size_t len,
 		hash_subtrees(b, in, len, dst, size, cvs);
 	} else {
 		in = copied(in, dst, n * LEAF);
-		variant = nymph_blake3_simd_begin(n * LEAF);
+		variant = nymph_blake3_simd_begin(&simd, n * LEAF);
 		hash_leaves(variant, b, b->counter, in, n, none, cvs);
-		nymph_blake3_simd_end(variant);
+		nymph_blake3_simd_end(&simd);
 	}
 	len = n * size * LEAF;
 
@@ -521,9 +537,9 @@ static size_t push_leaves(struct nymph_blake3 *b, const u8 *in, size_t len,
 	for (; n > last; n /= 2, size *= 2) {
 		left[nr_left] = n & 1 ? n - 1 : 0;
 		nr_left++;
-		variant = nymph_blake3_simd_begin(n / 2 * BLOCK);
+		variant = nymph_blake3_simd_begin(&simd, n / 2 * BLOCK);
 		hash_parents(variant, b, cvs, n / 2);
-		nymph_blake3_simd_end(variant);
+		nymph_blake3_simd_end(&simd);
 	}
 	for (i = 0; i < n; i++) {
 		push(b, cvs + CV * i, b->counter);
@@ -639,6 +655,7 @@ void nymph_blake3_fork(struct nymph_blake3 *part, const struct nymph_blake3 *b,
 void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part)
 {
 	const struct nymph_blake3_variant *variant;
+	struct nymph_blake3_simd simd;
 	unsigned int below;
 	u64 half;
 
@@ -650,10 +667,10 @@ void nymph_blake3_join(struct nymph_blake3 *b, struct nymph_blake3 *part)
 
 	/* added as two subtrees, because their parent may be the root */
 	below = hweight64(b->counter);
-	variant = nymph_blake3_simd_begin((part->depth - below) * BLOCK);
+	variant = nymph_blake3_simd_begin(&simd, (part->depth - below) * BLOCK);
 	for (; part->depth > below + 2; part->depth--)
 		hash_parents(variant, part, part->stack[part->depth - 2], 1);
-	nymph_blake3_simd_end(variant);
+	nymph_blake3_simd_end(&simd);
 	half = (part->counter - b->counter) / 2;
 	push(b, part->stack[below], b->counter);
 	b->counter += half;
@@ -672,6 +689,7 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 			    size_t len)
 {
 	const struct nymph_blake3_variant *variant;
+	struct nymph_blake3_simd simd;
 	unsigned int depth = b->depth;
 	u8 block[BLOCK] = { };
 	u32 block_len, flags;
@@ -694,7 +712,7 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 		counter = 0;
 		flags = b->flags | PARENT;
 	}
-	variant = nymph_blake3_simd_begin((depth + 1) * BLOCK);
+	variant = nymph_blake3_simd_begin(&simd, (depth + 1) * BLOCK);
 	/* from there up to the root */
 	while (depth) {
 		variant->compress(cv, block, block_len, counter, flags, v);
@@ -707,7 +725,7 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 	}
 	counter = seek / BLOCK;
 	variant->compress(cv, block, block_len, counter, flags | ROOT, v);
-	nymph_blake3_simd_end(variant);
+	nymph_blake3_simd_end(&simd);
 
 	for (seek %= BLOCK; len; seek = 0) {
 		u8 bytes[BLOCK];
@@ -721,10 +739,10 @@ void nymph_blake3_final_xof(const struct nymph_blake3 *b, u64 seek, void *out,
 		len -= n;
 		if (!len)
 			break;
-		variant = nymph_blake3_simd_begin(BLOCK);
+		variant = nymph_blake3_simd_begin(&simd, BLOCK);
 		variant->compress(cv, block, block_len, ++counter,
 				  flags | ROOT, v);
-		nymph_blake3_simd_end(variant);
+		nymph_blake3_simd_end(&simd);
 	}
 }
 

@@ -54,13 +54,14 @@ struct nymph_blake3_batch {
 static void flush(struct nymph_blake3_batch *batch)
 {
 	const struct nymph_blake3_variant *variant;
+	struct nymph_blake3_simd simd;
 	size_t i;
 
 	if (!batch->nr_jobs)
 		return;
-	variant = nymph_blake3_simd_begin(batch->nr_jobs * LEAF);
+	variant = nymph_blake3_simd_begin(&simd, batch->nr_jobs * LEAF);
 	variant->many(batch->jobs, batch->nr_jobs, batch->made);
-	nymph_blake3_simd_end(variant);
+	nymph_blake3_simd_end(&simd);
 	for (i = 0; i < batch->nr_jobs; i++)
 		memcpy(batch->outs[i], batch->made + CV * i, CV);
 	batch->nr_jobs = 0;

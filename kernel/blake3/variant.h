@@ -5,6 +5,10 @@
 #ifndef _NYMPH_BLAKE3_VARIANT_H
 #define _NYMPH_BLAKE3_VARIANT_H
 
+#ifdef NYMPH_NEON_TAKES_STATE
+#include <asm/ptrace.h>
+#endif
+
 #ifndef __KERNEL__
 #include <stdbool.h>
 #define __aligned(bytes)	__attribute((aligned(bytes)))
@@ -109,8 +113,22 @@ extern const struct nymph_blake3_variant nymph_blake3_avx2;
 extern const struct nymph_blake3_variant nymph_blake3_avx512;
 extern const struct nymph_blake3_variant nymph_blake3_neon;
 
-const struct nymph_blake3_variant *nymph_blake3_simd_begin(size_t len);
-void nymph_blake3_simd_end(const struct nymph_blake3_variant *variant);
+/**
+ * struct nymph_blake3_simd - a section that hashes, on its caller's stack
+ * @variant: the variant to hash with
+ * @state: the kernel saves the vector registers of a section that is preempted
+ *	here; kernels without NYMPH_NEON_TAKES_STATE have memory of their own
+ */
+struct nymph_blake3_simd {
+	const struct nymph_blake3_variant *variant;
+#ifdef NYMPH_NEON_TAKES_STATE
+	struct user_fpsimd_state state;
+#endif
+};
+
+const struct nymph_blake3_variant *
+nymph_blake3_simd_begin(struct nymph_blake3_simd *simd, size_t len);
+void nymph_blake3_simd_end(struct nymph_blake3_simd *simd);
 void nymph_blake3_use(const struct nymph_blake3_variant *variant);
 
 #endif /* _NYMPH_BLAKE3_VARIANT_H */

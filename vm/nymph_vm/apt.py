@@ -18,7 +18,7 @@ def sources(*more: str, release: str = "bookworm") -> str:
     more: names of further suites of Debian.
     """
     if not KEYRING.exists():
-        raise HarnessError(f"{KEYRING} is missing: install debian-archive-keyring (`make setup` does)")
+        raise HarnessError(f"{KEYRING} is missing: `sudo apt-get install debian-archive-keyring`")
     uris = call(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"], "asking apt")
     used = [uri.rstrip("/") for uri in uris.split()]
     main = next((uri for uri in used if uri.endswith("/debian")), DEBIAN)

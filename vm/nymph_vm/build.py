@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Builds modules, and this checkout's Python packages, for the guest: in the build root, when they changed.
+"""Builds modules, and Python packages, for the guest: in the build root, when they changed.
 
-Results are in build/: build/KERNEL/FOLDER/NAME.ko, build/python/ARCH/, build/programs/ARCH/. A running guest
-sees that folder, so rename only.
+Results are in the project's build/: build/KERNEL/FOLDER/NAME.ko, build/python/ARCH/, build/programs/ARCH/.
+A running guest sees that folder, so rename only.
 """
 
 import contextlib
@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nymph_vm import configurations, kernels, root
+from nymph_vm import configurations, kernels, project, root
 from nymph_vm.arch import AMD64, Arch
 from nymph_vm.host import CHECKOUT, HarnessError, call, console, locked, step
 
-BUILD = CHECKOUT / "build"
-MODULES = CHECKOUT / "kernel"  # the folder of nymph_endpoint.ko and pcie_nymph.ko
-HEADER = MODULES / "pcie_nymph.h"
+HEADER = CHECKOUT / "kernel/pcie_nymph.h"
 PLANTED = CHECKOUT / "tests/planted"
 TEST_MODULES = CHECKOUT / "tests/modules"  # what else a DMA channel can have about it
 
@@ -38,36 +36,49 @@ KEEP_GCNO = "\nfind {folder} -name '*.gcno' -exec cp --parents -t out {{}} +"
 
 PADDING = re.compile(r"XXX|/\* (bit_)?(padding|holes?)\b|holes: ")  # as pahole remarks on it
 
-BUILD_PYTHON = """
+BUILD_PYNYMPH = """
     touch README.md  # pyproject.toml names it
     CC='{compiler}' python3 setup.py -q build --build-lib out
-    cp -r nymphd/nymphd vm/nymph_vm out/
+    cp -r nymphd/nymphd out/"""
+BUILD_PYTHON = """
+    mkdir -p out
+    cp -r nymph_vm out/
     python3 -m compileall -q out"""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a guest needs of this checkout."""
+    """What a guest needs of the project."""
 
     kernel: kernels.Kernel
-    modules: list[Path]
+    modules: list[Path]  # in the order in which they are loaded
 
 
 def prepare(kernel_name: str) -> Built:
-    """The modules for a kernel, and the Python packages; built if their sources changed."""
-    built = Built(kernels.prepare(kernel_name), modules(MODULES, kernel_name))
+    """The project's modules for a kernel, and the Python packages; built if their sources changed.
+
+    Raises HarnessError, also if a module that nymph-vm.toml names is not among those that its source makes.
+    """
+    ours = project.here()
+    there = {path.stem: path for path in modules(ours.source, kernel_name)}
+    if missing := [name for name in ours.modules if name not in there]:
+        makes = ", ".join(there) or "no module"
+        raise HarnessError(f"{ours.source} makes {makes}, and {project.NAME} names {', '.join(missing)}")
+    built = Built(kernels.prepare(kernel_name), [there[name] for name in ours.modules])
     arch = built.kernel.arch
-    script = BUILD_PYTHON.format(compiler=arch.compilers[64])
-    sources = _from(CHECKOUT, _python_sources())
-    doing = "building pynymph and nymphd for the guest"
-    _build(doing, BUILD / "python" / arch.debian, sources, script, arch)
+    script, sources = BUILD_PYTHON, _from(Path(__file__).parents[1], _guest_sources())
+    if ours.is_pynymph:
+        script = BUILD_PYNYMPH.format(compiler=arch.compilers[64]) + script
+        sources |= _from(CHECKOUT, _python_sources())
+    doing = "building Python packages for the guest"
+    _build(doing, ours.build / "python" / arch.debian, sources, script, arch)
     return built
 
 
 def modules(folder: Path, kernel_name: str) -> list[Path]:
     """The modules that the Kbuild in a folder makes, for a kernel; built if their sources changed."""
     kernel = kernels.prepare(kernel_name)
-    target = BUILD / kernel.name / folder.name
+    target = project.here().build / kernel.name / folder.name
     script = BUILD_MODULES + KEEP_GCNO * kernel.debug
     script = script.format(
         kbuild=kernel.arch.kbuild,
@@ -83,14 +94,16 @@ def modules(folder: Path, kernel_name: str) -> list[Path]:
 def program(source: Path, *options: str, arch: Arch = AMD64, bits: int = 64) -> Path:
     """A C program for guests of that architecture, 64 or 32 bits wide; built if anything of it changed.
 
-    options: more for the compiler. The program can include pcie_nymph.h, and needs no library there: with
-    -luring, liburing is in it.
+    options: more for the compiler. The program needs no library there: with -luring, liburing is in it. One
+    of pynymph can include pcie_nymph.h.
     """
     name = source.stem + ("" if bits == 64 else f"-{bits}") + "".join(options)
     compiler = f"{arch.compilers[bits]} -static -pthread -O1 -Wall -Wextra -Werror"
     script = f"mkdir out\n{compiler} -o out/{name} {source.name} {' '.join(options)}"
-    target = BUILD / "programs" / arch.debian / name
-    _build(f"building {name}", target, {source.name: source, HEADER.name: HEADER}, script, arch)
+    ours = project.here()
+    target = ours.build / "programs" / arch.debian / name
+    header = {HEADER.name: HEADER} if ours.is_pynymph else {}
+    _build(f"building {name}", target, {source.name: source, **header}, script, arch)
     return target / name
 
 
@@ -98,7 +111,7 @@ def library(source: Path) -> Path:
     """A C library for the harness itself; built if its source changed."""
     name = f"{source.stem}.so"
     script = f"mkdir out\ngcc -shared -fPIC -O2 -pthread -Wall -Wextra -Werror -o out/{name} {source.name}"
-    target = BUILD / "host" / source.stem
+    target = project.here().build / "host" / source.stem
     _build(f"building {name}", target, {source.name: source}, script, AMD64)
     return target / name
 
@@ -185,11 +198,17 @@ def checkpatch(*folders: Path) -> list[str]:
         return call(command, "checkpatch.pl", allowed=(0, 1), cwd=script.parent).splitlines()
 
 
-def module_sources(folder: Path = MODULES) -> list[Path]:
+def module_sources(folder: Path) -> list[Path]:
     """The files of a folder with modules that a build needs."""
     names = {"Kbuild", "Makefile"}
     found = folder.rglob("*")
     return sorted(path for path in found if path.name in names or path.suffix in {".c", ".h", ".S"})
+
+
+def _guest_sources() -> list[Path]:
+    """Of nymph-vm itself, what runs in guests."""
+    names = ("__init__", "double_fetch", "guest_plugin", "kmsg", "relay")
+    return [Path(__file__).with_name(f"{name}.py") for name in names]
 
 
 def _python_sources() -> list[Path]:
@@ -201,8 +220,7 @@ def _python_sources() -> list[Path]:
         if path.suffix in {".c", ".h", ".json", ".py", ".pyi", ".typed", *pages}
     ]
     single = ("setup.py", "pyproject.toml", "kernel/pcie_nymph.h")
-    guest = [f"vm/nymph_vm/{name}.py" for name in ("__init__", "double_fetch", "guest_plugin", "kmsg")]
-    return sorted([*package, *(CHECKOUT / name for name in (*single, *guest))])
+    return sorted([*package, *(CHECKOUT / name for name in single)])
 
 
 def _from(base: Path, sources: Iterable[Path]) -> dict[str, Path]:

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from nymph_vm import build as builder
-from nymph_vm import coverage, endpoint, kernels, nymphd, root, server, slots, suite
+from nymph_vm import coverage, endpoint, kernels, nymphd, project, root, server, slots, suite
 from nymph_vm.arch import AMD64, ARCHS, UM
 from nymph_vm.faults import KINDS, Fault
-from nymph_vm.host import CHECKOUT, HarnessError, console
+from nymph_vm.host import HarnessError, console
 from nymph_vm.machine import Machine
 from nymph_vm.slots import Slots
-from nymph_vm.state import COMPLAINED, State, log_tail, states
+from nymph_vm.state import COMPLAINED, LOST, State, VMLost, log_tail, states
 
 COVERAGE_KERNEL = "debug-6.1"
 
@@ -48,7 +48,7 @@ image_option = click.option(
 endpoints_option = click.option(
     "--endpoints",
     type=click.IntRange(0, 8),
-    help="How many endpoints, each on a root port of its own; left out: 1.",
+    help="How many endpoints, each on a root port of its own; left out: as nymph-vm.toml says.",
 )
 board_option = click.option(
     "--board", is_flag=True, help="The NYMPH board instead: a switch with an NVMe drive and four endpoints."
@@ -82,7 +82,9 @@ command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED)
 
 @click.group()
 def cli() -> None:
-    """Build the module and try it in a virtual machine, without root.
+    """Build a kernel module and try it in a virtual machine, without root.
+
+    The module is that of the nearest nymph-vm.toml, from the working directory upwards.
 
     Exit status: that of the guest's command; but 120 if the guest's kernel complained, 121 if it panicked,
     122 if it hung, 123 if QEMU ended, 125 if nymph-vm could not do its part, 130 after Ctrl-C.
@@ -134,8 +136,8 @@ def run(
 ) -> None:
     """Boot, load the module, and run COMMAND as root; without COMMAND, a shell.
 
-    COMMAND can import pynymph, and has the copied paths in its working directory. What it leaves in dist/
-    there is copied to dist/ here.
+    COMMAND has the copied paths in its working directory, and can import pynymph if that is the project. What
+    it leaves in dist/ there is copied to dist/ here.
     """
     layout = _slots(arch, endpoints, board)
     for path in copies:
@@ -158,14 +160,65 @@ def run(
             machine.copy_in(path)
         status = _status(machine.run(command, check=False, tty=_on_terminal(), stdout=None).returncode)
         machine.copy_out("dist")
-        complaints, taint = machine.complaints(), machine.taint()
-        if complaints or taint:
-            tainted = f", and is tainted ({taint:#x})" if taint else ""
-            console.print(f"nymph-vm: the guest's kernel complained{tainted}; the end of its log:")
-            console.out(log_tail(machine.state.folder))
-            console.print(f"nymph-vm: the kernel complained; the command itself exited with status {status}")
-            status = COMPLAINED
+        status = _gate(machine, status)
     sys.exit(status)
+
+
+def _gate(machine: Machine, status: int) -> int:
+    """The exit status, where a command itself had `status`: another, if the guest's kernel complained."""
+    complaints, taint = machine.complaints(), machine.taint()
+    if not complaints and not taint:
+        return status
+    tainted = f", and is tainted ({taint:#x})" if taint else ""
+    console.print(f"nymph-vm: the guest's kernel complained{tainted}; the end of its log:")
+    console.out(log_tail(machine.state.folder))
+    console.print(f"nymph-vm: the kernel complained; the command itself exited with status {status}")
+    return COMPLAINED
+
+
+@cli.command()
+@click.option(
+    "--kernel", "names", type=click.Choice(kernels.NAMES), multiple=True, help="Not those of nymph-vm.toml."
+)
+@memory_option
+def test(names: tuple[str, ...], memory: str) -> None:
+    """Run the test of nymph-vm.toml on each of its kernels, each in a new machine.
+
+    The test runs as root in /nymph/repo, where the guest has the project, read-only. The exit status is that
+    of the first kernel on which the test failed, if there is one.
+    """
+    ours = project.here()
+    if ours.test is None:
+        raise HarnessError(f"{ours.folder / project.NAME} has no test: add one, a shell command")
+    table = Table("kernel", "status", "test")
+    worst = 0
+    for name in names or ours.kernels:
+        status = _test_on(name, ours.test, memory)
+        worst = worst or status
+        table.add_row(name, str(status), _meaning(status))
+    Console().print(table)
+    sys.exit(worst)
+
+
+def _test_on(kernel: str, test: str, memory: str) -> int:
+    """The exit status of the test on that kernel. A machine that is lost is said to be, and is no error."""
+    key = kernels.named(kernel, AMD64.name)
+    try:
+        with Machine(
+            f"test-{os.getpid()}", kernel=key, memory=memory, on_complaint=_show_complaint
+        ) as machine:
+            command = ["sh", "-c", f"cd {project.IN_GUEST}\n{test}"]
+            status = _status(machine.run(command, check=False, tty=_on_terminal(), stdout=None).returncode)
+            return _gate(machine, status)
+    except VMLost as lost:
+        console.print(f"nymph-vm: {lost}", markup=False)
+        return lost.exit_status
+
+
+def _meaning(status: int) -> str:
+    lost = {number: meaning for number, meaning in LOST.values()}
+    others = {0: "passed", COMPLAINED: "the guest's kernel complained"}
+    return (lost | others).get(status, "failed")
 
 
 def _status(returncode: int) -> int:
@@ -192,7 +245,7 @@ def up(
     faults: tuple[Fault, ...],
     name: str,
 ) -> None:
-    """Boot a machine that stays, with the module loaded."""
+    """Boot a machine that stays, with the project's modules loaded."""
     layout = _slots(arch, endpoints, board)
     key = kernels.named(kernel, arch)
     built = builder.prepare(key)  # here, where its progress can be seen
@@ -221,6 +274,7 @@ def serve(
     port: int,
 ) -> None:
     """Boot a machine with nymphd, and say where the host finds it, and its token. Ctrl-C ends it."""
+    project.pynymph()
     with Machine(
         name,
         kernel=kernels.named(kernel, AMD64.name),
@@ -240,10 +294,8 @@ def serve(
 def _slots(arch: str, endpoints: int | None, board: bool) -> Slots:
     if board and endpoints is not None:
         raise HarnessError("--board has four endpoints of its own: leave out --endpoints")
-    count = 1 if endpoints is None else endpoints
-    if arch == UM.name and not board:
-        return slots.native(count)
-    return slots.board() if board else slots.root_ports(count)
+    count = project.here().endpoints if endpoints is None else endpoints
+    return slots.board() if board else slots.usual(ARCHS[arch], count)
 
 
 @cli.command()
@@ -336,24 +388,28 @@ def build(kernel: str | None, arch: str) -> None:
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- GCC OPTION...]")
 def program(arch: str, source: Path, options: tuple[str, ...]) -> None:
-    """Compile a C program for guests, which may include pcie_nymph.h, and say where it is."""
+    """Compile a C program for guests, and say where it is. One of pynymph may include pcie_nymph.h."""
     click.echo(builder.program(source, *options, arch=ARCHS[arch]))
 
 
 @cli.command()
 @arch_option
 def lint(arch: str) -> None:
-    """Check the modules' sources: W=1 and sparse for Debian's kernels, checkpatch.pl --strict, padding.
+    """Check the modules' sources: W=1 and sparse for Debian's kernels, and checkpatch.pl --strict.
 
-    And that they build for kernels that lack something: half of the 64 bits, CPUs, PCI, dma-bufs.
+    Those of pynymph, also for padding, and that they build for kernels that lack something: half of the 64
+    bits, CPUs, PCI, dma-bufs.
     """
-    folders = (builder.MODULES, builder.PLANTED, builder.TEST_MODULES)
-    found = [*builder.checkpatch(*folders), *builder.structs()]
+    ours = project.here()
+    folders = [ours.source, *((builder.PLANTED, builder.TEST_MODULES) if ours.is_pynymph else ())]
+    found = builder.checkpatch(*folders)
     for kernel in kernels.stock(arch):
         for folder in folders:
             found += builder.lint(folder, kernel)
-    if arch == AMD64.name:
-        found += builder.lint_configurations(builder.MODULES)
+    if ours.is_pynymph:
+        found += builder.structs()
+        if arch == AMD64.name:
+            found += builder.lint_configurations(ours.source)
     click.echo("\n".join(found) or "the modules' sources are clean")
     sys.exit(1 if found else 0)
 
@@ -373,7 +429,8 @@ def list_kernels() -> None:
 @cli.command()
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- PYTEST ARGUMENT...]")
 def matrix(arguments: tuple[str, ...]) -> None:
-    """Run the guest tests and KUnit on every kernel for amd64, and show one table."""
+    """Run pynymph's guest tests and KUnit on every kernel for amd64, and show one table."""
+    project.pynymph()
     table = Table(
         "kernel", "arch", "flavour", "passed", "failed", "log lines", "boot time", title="guest tests"
     )
@@ -394,7 +451,8 @@ def matrix(arguments: tuple[str, ...]) -> None:
 
 @cli.command("coverage")
 def cover() -> None:
-    """Run the guest tests and KUnit on debug-6.1; show how much of the module's code they ran."""
+    """Run pynymph's guest tests and KUnit on debug-6.1; show how much of the module's code they ran."""
+    ours = project.pynymph()
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "gcov.tar"
         run = suite.run(COVERAGE_KERNEL, [f"--gcov={counts}"])
@@ -406,7 +464,7 @@ def cover() -> None:
     for name, file in every.items():
         table.add_row(name, *_share(file.lines, file.all_lines), *_share(file.branches, file.all_branches))
     Console().print(table)
-    target = CHECKOUT / "dist/coverage.json"
+    target = ours.folder / "dist/coverage.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({name: file.as_json() for name, file in every.items()}, indent=2) + "\n")
     sys.exit(run.status)

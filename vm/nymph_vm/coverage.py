@@ -8,8 +8,8 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nymph_vm import build, root
-from nymph_vm.host import CHECKOUT, HarnessError, step
+from nymph_vm import build, project, root
+from nymph_vm.host import HarnessError, step
 
 SOURCES = "/tmp/build/kernel/"  # where the module was built
 TESTS = "pcie_nymph/kunit"  # start of the names of tests, which are no code to be tested
@@ -43,11 +43,12 @@ class Coverage:
 
 def report(kernel: str, counts: Path) -> dict[str, Coverage]:
     """The coverage of each source file of the module, from the tar that Machine.gcov() made."""
-    built = build.BUILD / kernel / build.MODULES.name
+    ours = project.pynymph()
+    built = ours.build / kernel / ours.source.name
     with tempfile.TemporaryFile() as archive, tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=archive, mode="w") as tar:
-            for path in build.module_sources():
-                tar.add(path, path.relative_to(CHECKOUT))
+            for path in build.module_sources(ours.source):
+                tar.add(path, path.relative_to(ours.folder))
             for path in built.rglob("*.gcno"):
                 tar.add(path, path.relative_to(built))
             tar.add(counts, "counts.tar")

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]  # of pynymph, if nymph-vm is not a wheel that was installed
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -38,7 +38,6 @@ PACKAGES = {
     "tar": "tar",
     "zstd": "zstd",
 }
-FOR_ARM64 = {"qemu-system-aarch64"}
 
 
 class HarnessError(Exception):
@@ -51,8 +50,7 @@ def tool(name: str) -> str:
     """The path of a program. Also looks in /sbin, which is not on an ordinary user's PATH."""
     path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if path is None:
-        setup = "tools/setup arm64" if name in FOR_ARM64 else "make setup"
-        raise HarnessError(f"{name} not found: install the package {PACKAGES[name]} (`{setup}` does)")
+        raise HarnessError(f"{name} not found: `sudo apt-get install {PACKAGES[name]}`")
     return path
 
 

@@ -21,16 +21,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from nymph_vm import accel, build, kernels, root, uml
+from nymph_vm import accel, build, kernels, project, root, uml
 from nymph_vm.arch import Arch
 from nymph_vm.endpoint import Endpoint
 from nymph_vm.faults import Fault
-from nymph_vm.host import CHECKOUT, HarnessError, tool
+from nymph_vm.host import HarnessError, tool
 from nymph_vm.kmsg import is_complaint, parse
 from nymph_vm.qemu import Qemu
-from nymph_vm.slots import DEFAULT as DEFAULT_SLOTS
-from nymph_vm.slots import NATIVE as NATIVE_SLOTS
-from nymph_vm.slots import Slots
+from nymph_vm.slots import Slots, usual
 from nymph_vm.state import State, VMLost, claim, log_tail
 
 BOOT_SECONDS = 120  # a sanitizer kernel under TCG on a busy host needs most of it
@@ -73,7 +71,7 @@ KMEMLEAK = """
 
 
 class Machine:
-    """A running guest with the module loaded. Use it in a with statement, or call close().
+    """A running guest with the project's modules loaded. Use it in a with statement, or call close().
 
     All its methods raise VMLost once the guest is lost.
     """
@@ -103,8 +101,9 @@ class Machine:
         size = _bytes(memory)
         arch = kernels.KERNELS[kernel].arch
         # Before anything that takes long.
+        ours = project.here()
         if slots is None:
-            slots = NATIVE_SLOTS if arch.is_native else DEFAULT_SLOTS
+            slots = usual(arch, ours.endpoints)
         if arch.is_native:
             uml.check(slots, pci)
         elif pci:
@@ -115,6 +114,7 @@ class Machine:
         disk = root.prepare(arch, image)
         accelerator = accel.choose(built.kernel)
         self.arch: Arch = arch
+        self._project = ours
         self.lost: VMLost | None = None
         self._hang_seconds = hang_seconds
         self._on_complaint = on_complaint
@@ -126,7 +126,7 @@ class Machine:
         self._connected: set[str] = set()
         self._loaded: list[str] = []  # modules
         self._folder, self._lock = claim(name)
-        modules = _in_guest(built.modules[0].parent)
+        modules = ours.in_guest(built.modules[0].parent)
         # What runs the guest.
         append = (
             f"{CMDLINE} NYMPH_ACCEL={accelerator} NYMPH_ARCH={arch.debian} NYMPH_IMAGE={image} "
@@ -190,7 +190,7 @@ class Machine:
         They get the parameters that the kernel's command line has for them, as pcie_nymph.blake3=portable.
         """
         for module in modules:
-            insert = ["sh", "-c", LOAD, "load", _in_guest(module), module.stem]
+            insert = ["sh", "-c", LOAD, "load", self._project.in_guest(module), module.stem]
             done = self.run(insert, check=False)
             if done.returncode:
                 log = log_tail(self._folder, 10)
@@ -392,8 +392,3 @@ def _bytes(memory: str) -> int:
     if not found:
         raise HarnessError(f"{memory!r} is no amount of memory: say 512M or 4G")
     return int(found[1]) << {"M": 20, "G": 30}[found[2]]
-
-
-def _in_guest(path: Path) -> str:
-    """Where the guest has a file or folder of this checkout."""
-    return f"/nymph/repo/{path.relative_to(CHECKOUT)}"

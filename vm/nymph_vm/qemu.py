@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nymph_vm import kernels, root
+from nymph_vm import kernels, project, root
 from nymph_vm.endpoint import CARD_SIZE, CHANNELS, Endpoint
 from nymph_vm.faults import Fault
-from nymph_vm.host import CHECKOUT, HarnessError, start, tool
+from nymph_vm.host import HarnessError, start, tool
 from nymph_vm.slots import Slots
 from nymph_vm.state import log_tail
 
@@ -108,6 +108,7 @@ class Qemu:
             "mon": "chardev=qmp,mode=control",
             "action": "panic=exit-failure,reboot=shutdown",
         }
+        folder = project.here().folder
         several = [
             ("blockdev", f"driver=file,node-name=disk,filename={self._disk.image},read-only=on"),
             ("device", "virtio-blk-pci,drive=disk"),
@@ -118,7 +119,7 @@ class Qemu:
             ("netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
             ("device", "virtio-net-pci,netdev=net,romfile="),
             ("virtfs", f"local,mount_tag=kernel,path={self._kernel.modules},security_model=none,readonly=on"),
-            ("virtfs", f"local,mount_tag=repo,path={CHECKOUT},security_model=none,readonly=on"),
+            ("virtfs", f"local,mount_tag=repo,path={folder},security_model=none,readonly=on"),
             ("device", "pvpanic-pci"),
             *self._slots.options,
         ]

@@ -33,7 +33,9 @@ BUILD_PACKAGES += ["liburing-dev"]  # for programs with io_uring
 BUILD_PACKAGES += ["bc", "bison", "flex", "kmod", "libelf-dev", "xz-utils"]  # for whole kernels
 BINFMT = Path("/usr/lib/binfmt.d")  # which programs run those of other architectures
 USERS = ("root", "nymph-user", "other-user")
-WHEELS = ["setuptools>=68", "pytest>=8", "hypothesis>=6", "numpy>=1.26"]  # and what pynymph depends on
+# For tests of any module; and what pynymph depends on, so that all projects share one disk.
+WHEELS = ["setuptools>=68", "pytest>=8", "hypothesis>=6", "numpy>=1.26"]
+WHEELS += ["cffi>=1.15", "click>=8.1", "ioctl-opt>=1.3", "blake3>=1.0", "rich>=13"]
 
 # Documentation, and what sparse and gcc bring along for jobs they do not have here.
 LEFT_OUT = [
@@ -76,7 +78,7 @@ class Image:
 
     setup: str
     packages: tuple[str, ...] = ()  # beside those of every guest
-    runs: tuple[str, ...] = ()  # folders of distributions beside pynymph, whose wheels it has, too
+    runs: tuple[str, ...] = ()  # folders of the checkout with distributions, whose wheels it has, too
     to_build_in: bool = False
 
 
@@ -120,7 +122,7 @@ def prepare(arch: Arch = AMD64, image: str = PLAIN) -> Root:
     Built first if its recipe changed or there is none.
     """
     kind = IMAGES[image]
-    wheels = sorted([*(each for folder in (".", *kind.runs) for each in _dependencies(folder)), *WHEELS])
+    wheels = sorted([*(each for folder in kind.runs for each in _dependencies(folder)), *WHEELS])
     packages = [*GUEST_PACKAGES, *BUILD_PACKAGES, *arch.build_packages]
     recipe = repr((PYTHON, GLIBC, kind, packages, wheels, LEFT_OUT, SSHD_CONFIG))
     name = f"root-{image}-{arch.debian}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
@@ -173,7 +175,7 @@ def _binfmt_hook(arch: Arch) -> str:
     """Has mmdebstrap see to it that programs of that architecture run: its host has it, or its namespace."""
     rule = BINFMT / f"qemu-{arch.uname}.conf"
     if not rule.exists():
-        raise HarnessError(f"{rule} is missing: install qemu-user-static (`tools/setup {arch.debian}` does)")
+        raise HarnessError(f"{rule} is missing: `sudo apt-get install qemu-user-static`")
     mounted = Path("/proc/sys/fs/binfmt_misc")
     cannot = f"This kernel runs no programs for {arch.debian}: sudo systemctl restart systemd-binfmt"
     return (

@@ -4,6 +4,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from nymph_vm.arch import Arch
+
 Option = tuple[str, str]  # of QEMU: its name, and its value
 
 
@@ -54,4 +56,6 @@ def native(count: int) -> Slots:
     return Slots({f"ep{i}": f"00:{i:02x}.0" for i in range(count)}, ())
 
 
-DEFAULT, NATIVE = root_ports(1), native(1)
+def usual(arch: Arch, count: int) -> Slots:
+    """That many endpoints where guests of that architecture usually have them."""
+    return native(count) if arch.is_native else root_ports(count)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs the guest tests and KUnit on one kernel, as a pytest of its own."""
+"""Runs pynymph's guest tests and KUnit on one kernel, as a pytest of its own."""
 
 import subprocess
 import sys
@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nymph_vm import kernels
-from nymph_vm.host import CHECKOUT
+from nymph_vm import kernels, project
 
 TESTS = ("tests/vm/test_guest_suite.py", "tests/vm/test_kunit.py")
 
@@ -40,7 +39,7 @@ def run(kernel: str, arguments: Sequence[str] = ()) -> Run:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--kernel={name}", f"--arch={arch}"]
         command += [f"--junit-xml={report}", *TESTS]
-        status = subprocess.run([*command, *arguments], cwd=CHECKOUT).returncode
+        status = subprocess.run([*command, *arguments], cwd=project.pynymph().folder).returncode
         if not report.exists():  # pytest did not like the arguments
             return Run(status, 0, 0, {})
         (suite,) = ElementTree.parse(report).iter("testsuite")

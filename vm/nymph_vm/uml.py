@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nymph_vm import build, kernels, root
+from nymph_vm import build, kernels, project, root
 from nymph_vm.endpoint import CARD_OFFSET, CHANNELS, NATIVE_CARD_SIZE, Endpoint
 from nymph_vm.faults import Fault
-from nymph_vm.host import CHECKOUT, HarnessError, start
+from nymph_vm.host import HarnessError, start
 from nymph_vm.pci import MOST, VIRTIO_ID, Function, load
 from nymph_vm.relay import LINE, Relay
 from nymph_vm.slots import Slots
@@ -106,7 +106,7 @@ class Uml:
             "ssl=null",
             f"uml_dir={self._folder}",
             "umid=uml",
-            f"NYMPH_REPO={CHECKOUT}",
+            f"NYMPH_REPO={project.here().folder}",
             f"NYMPH_KERNEL={self._kernel.modules}",
             *self._append.split(),
         ]

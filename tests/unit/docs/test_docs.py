@@ -21,7 +21,7 @@ CODE = [block for block in blocks() if block.language not in PLAIN]
 
 @pytest.mark.parametrize("block", CODE, ids=lambda block: f"{block.page}:{block.text[:30]!r}")
 def test_every_block_has_a_language_and_one_runner(block: Block) -> None:
-    assert block.language in ("python", "sh", "c", "make", "yaml")
+    assert block.language in ("python", "sh", "c", "make", "toml", "yaml")
     assert len(block.keys) == 1, "name it in tests/doc_blocks.py: who runs it, or why nobody does"
 
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from nymph_vm import accel, apt, cli, kernels, root
+from nymph_vm import accel, apt, cli, kernels, project, root
 from nymph_vm.arch import ARM64
 from nymph_vm.host import HarnessError, cache_folder, cached
 from nymph_vm.machine import Machine
@@ -32,12 +32,13 @@ def kernel(tmp_path: Path) -> kernels.Kernel:
 def test_missing_qemu_names_the_package(fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
     with pytest.raises(
-        HarnessError, match=r"qemu-system-x86_64 not found: install the package qemu-system-x86 .`make setup`"
+        HarnessError,
+        match="qemu-system-x86_64 not found: `sudo apt-get install qemu-system-x86`",
     ):
         Machine("test")
     with pytest.raises(
         HarnessError,
-        match=r"qemu-system-aarch64 not found: install the package qemu-system-arm .`tools/setup arm64`",
+        match="qemu-system-aarch64 not found: `sudo apt-get install qemu-system-arm`",
     ):
         Machine("test", kernel=kernels.named("debian-6.1", "arm64"))
     assert not fp.calls
@@ -45,7 +46,7 @@ def test_missing_qemu_names_the_package(fp: FakeProcess, monkeypatch: pytest.Mon
 
 def test_missing_emulator_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root, "BINFMT", tmp_path)
-    with pytest.raises(HarnessError, match=r"install qemu-user-static .`tools/setup arm64` does"):
+    with pytest.raises(HarnessError, match="`sudo apt-get install qemu-user-static`"):
         root._binfmt_hook(ARM64)
 
 
@@ -99,7 +100,7 @@ def test_refused_module_shows_the_reason(fp: FakeProcess, tmp_path: Path) -> Non
     (folder / "qemu.log").touch()
     machine = object.__new__(Machine)
     machine.state = State("test", 1, "debian-6.1", "tcg", "4G", 1, str(tmp_path), "running")
-    machine._folder = folder
+    machine._folder, machine._project = folder, project.here()
     machine._connected = {"root"}
     fp.register(["/bin/ssh", fp.any()], returncode=1, stderr="insmod: ERROR: could not insert module")
     module = Path(kernels.__file__).parents[2] / "build/debian-6.1/kernel/pcie_nymph.ko"
@@ -177,7 +178,7 @@ class TestApt:
 
     def test_missing_keyring_names_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(apt, "KEYRING", Path("/no/such"))
-        with pytest.raises(HarnessError, match="/no/such is missing: install debian-archive-keyring"):
+        with pytest.raises(HarnessError, match="/no/such is missing: `sudo apt-get install debian"):
             apt.sources()
 
 
