@@ -53,14 +53,14 @@ class Built:
     modules: list[Path]
 
 
-def prepare(kernel_name: str) -> Built:
-    """The modules for a kernel, and the Python packages; built if their sources changed."""
-    built = Built(kernels.prepare(kernel_name), modules(MODULES, kernel_name))
+def prepare(kernel_name: str, sources: Path = MODULES) -> Built:
+    """The modules in the folder `sources` for a kernel, and the Python packages; built if any changed."""
+    built = Built(kernels.prepare(kernel_name), modules(sources, kernel_name))
     arch = built.kernel.arch
     script = BUILD_PYTHON.format(compiler=arch.compilers[64])
-    sources = _from(CHECKOUT, _python_sources())
+    python = _from(CHECKOUT, _python_sources())
     doing = "building pynymph and nymphd for the guest"
-    _build(doing, BUILD / "python" / arch.debian, sources, script, arch)
+    _build(doing, BUILD / "python" / arch.debian, python, script, arch)
     return built
 
 
