@@ -15,7 +15,10 @@ from pathlib import Path
 if __name__ == "__main__":
     import atheris
 
-    sys.path[:0] = [str(Path(__file__).parents[2]), *(str(Path(__file__).parents[2] / at) for at in ("vm", "nymphd"))]
+    sys.path[:0] = [
+        str(Path(__file__).parents[2]),
+        *(str(Path(__file__).parents[2] / at) for at in ("vm", "nymphd")),
+    ]
     instrumented = atheris.instrument_imports(include=["pynymph", "nymphd", "nymph_vm"])
 else:
     instrumented = contextlib.nullcontext()
@@ -23,9 +26,10 @@ else:
 with instrumented:
     from nymph_vm.endpoint import CARD_OFFSET, BusMemory, Worker
     from nymphd.gate import Refused
-    from nymphd.open_inference import InferenceRequest, _pack, _tensors
+    from nymphd.open_inference import InferenceRequest, _tensors
     from nymphd.parsing import _parse, _validate
     from nymphd.tensors import BadInput, Tensor, unpack_bytes
+
     from pynymph import signatures, weights
     from pynymph.errors import NymphError
 
@@ -95,7 +99,18 @@ class _Registers(dict[str, int]):
 class _Board:
     """Faults of the endpoint: each in its turn, but those that end or stop it."""
 
-    _kinds = ("", "short", "misplaced", "skipped", "flip", "lost", "reordered", "doubled", "unknown", "no-interrupt")
+    _kinds = (
+        "",
+        "short",
+        "misplaced",
+        "skipped",
+        "flip",
+        "lost",
+        "reordered",
+        "doubled",
+        "unknown",
+        "no-interrupt",
+    )
 
     def __init__(self) -> None:
         self._turn = 0
@@ -142,7 +157,9 @@ SEEDS: dict[str, list[bytes]] = {
         b'"shape":[1],"parameters":{"binary_data_size":6}}]}\0\2\0\0\0ab'
     ],
     "elements": [b"\1\0\0\0a\0\0\0\0"],
-    "descriptors": [(1 << 32).to_bytes(8, "little") * 2 + bytes([16, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0])],
+    "descriptors": [
+        (1 << 32).to_bytes(8, "little") * 2 + bytes([16, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0])
+    ],
 }
 
 

@@ -77,7 +77,8 @@ def modules(folder: Path, kernel_name: str) -> list[Path]:
     )
     doing = f"building the modules in {folder.name}/ for {kernel.release}"
     _build(doing, target, _from(folder.parent, module_sources(folder)), script, kernel.arch, kernel)
-    return sorted(target.glob("*.ko"))
+    # they may need coverage, and it needs none of them
+    return sorted(target.glob("*.ko"), key=lambda path: (path.stem != "nymph_kcov", path.name))
 
 
 def program(source: Path, *options: str, arch: Arch = AMD64, bits: int = 64) -> Path:

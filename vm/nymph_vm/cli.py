@@ -18,7 +18,7 @@ from nymph_vm import build as builder
 from nymph_vm import coverage, endpoint, kernels, nymphd, root, server, slots, suite
 from nymph_vm.arch import AMD64, ARCHS, UM
 from nymph_vm.faults import KINDS, Fault
-from nymph_vm.fuzz import campaign, planted
+from nymph_vm.fuzz import campaign, planted, sources
 from nymph_vm.host import CHECKOUT, HarnessError, console
 from nymph_vm.machine import Machine
 from nymph_vm.slots import Slots
@@ -415,9 +415,7 @@ def fuzz(
     What goes wrong is written to dist/fuzz, with the programs that cause it. Exit status: 1 if anything did.
     """
     key = kernels.named(kernel, arch)
-    if not kernels.KERNELS[key].debug:
-        raise HarnessError(f"{kernel} has no coverage (KCOV): choose a debug kernel")
-    target = campaign.Target(key, builder.MODULES, faults, unbind)
+    target = campaign.Target(key, sources.prepare(key), faults, unbind)
     seed = int.from_bytes(os.urandom(4)) if seed is None else seed
     programs = campaign.load(corpus or CHECKOUT / "tests/fuzz/corpus")
     name = f"fuzz-{os.getpid()}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Readers of what others write, on damaged bytes; `make fuzz-readers` has libFuzzer damage them, and for longer."""
+"""Readers of what others write, on damaged bytes; `make fuzz-readers` damages them for longer."""
 
 import random
 import runpy
@@ -18,13 +18,15 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
         at, end = sorted(rng.randrange(len(found) + 1) for _ in range(2))
         how = rng.randrange(4)
         if how == 0 and found:
-            found[rng.randrange(len(found))] = rng.choice(b"\0\xff[]{}\"0129-.e,:\\u")
+            found[rng.randrange(len(found))] = rng.choice(b'\0\xff[]{}"0129-.e,:\\u')
         elif how == 1:
             del found[at : min(end, at + 8)]
         elif how == 2:
             found[at:at] = found[at:end]
         else:
-            found[at:end] = rng.choice([b"null", b"1e999", b"-1", b"[[", b'"\\ud800"', b"9" * 400, b"true", b"{}"])
+            found[at:end] = rng.choice(
+                [b"null", b"1e999", b"-1", b"[[", b'"\\ud800"', b"9" * 400, b"true", b"{}"]
+            )
     return bytes(found)
 
 
