@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
+.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 fuzz-readers fuzz test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,6 +23,7 @@ bench-blake3: .venv/ready ## kernel/blake3 natively, against the official implem
 	.venv/bin/python -m bench.native_blake3
 
 SECONDS := 60
+MINUTES := 10
 FUZZ := build/fuzz-blake3
 SANITIZE := -g -O1 -std=gnu11 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 
@@ -33,6 +34,16 @@ fuzz-blake3: ## every BLAKE3 variant against portable C, for SECONDS=60; it need
 	done
 	clang $(SANITIZE) -fsanitize=fuzzer -Ikernel/blake3 -o $(FUZZ)/fuzz tests/fuzz_blake3.c $(FUZZ)/*.o
 	$(FUZZ)/fuzz -max_total_time=$(SECONDS) -max_len=200 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found
+
+READERS := manifest safetensors bundle statement inference elements descriptors
+
+fuzz-readers: .venv/ready ## what reads files and requests of others, for SECONDS=60 each; it needs atheris (CPython 3.11 to 3.13)
+	.venv/bin/pip install --quiet atheris
+	for each in $(READERS); do mkdir -p build/fuzz-readers/$$each && .venv/bin/python tests/fuzz/readers.py $$each \
+		-max_total_time=$(SECONDS) -artifact_prefix=build/fuzz-readers/ build/fuzz-readers/$$each || exit 1; done
+
+fuzz: .venv/ready ## the requests of the driver, in native guests with sanitizers, for MINUTES=10; dist/fuzz has what was found
+	$(NYMPH_VM) fuzz --minutes $(MINUTES)
 
 test: .venv/ready ## unit tests here, then the others in a VM
 	.venv/bin/pytest tests/unit tests/vm

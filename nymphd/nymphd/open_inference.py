@@ -24,6 +24,7 @@ from nymphd.tensors import DATATYPES, BadInput, Tensor, pack_bytes, unpack_bytes
 _JSON_LENGTH = "Inference-Header-Content-Length"
 _BYTES = "application/octet-stream"
 _MOST_TENSORS = 256
+_MOST_DIGITS = 20  # of a length; of more than 4300 digits, Python makes no number
 # Of the protocol's and its extensions' parameters, those that would change the answer, and are not here.
 _REFUSED = ("sequence_id", "shared_memory_region", "classification")
 
@@ -223,7 +224,7 @@ async def _read(body: bytes, headers: Headers, state: ModelState) -> tuple[Infer
     json_length = headers.get(_JSON_LENGTH)
     if json_length is None:
         length = len(body)
-    elif json_length.isdecimal() and int(json_length) <= len(body):
+    elif json_length.isdecimal() and len(json_length) <= _MOST_DIGITS and int(json_length) <= len(body):
         length = int(json_length)
     else:
         raise Refused(422, f"{_JSON_LENGTH}: {json_length[:32]!r}; the body has {len(body)} bytes")

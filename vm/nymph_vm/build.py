@@ -54,17 +54,21 @@ class Built:
     modules: list[Path]  # in the order in which they are loaded
 
 
-def prepare(kernel_name: str) -> Built:
+def prepare(kernel_name: str, source: Path | None = None) -> Built:
     """The project's modules for a kernel, and the Python packages; built if their sources changed.
 
+    source: a copy of the project's, with changes. What it makes beside the project's modules is loaded first.
     Raises HarnessError, also if a module that nymph-vm.toml names is not among those that its source makes.
     """
     ours = project.here()
-    there = {path.stem: path for path in modules(ours.source, kernel_name)}
+    there = {path.stem: path for path in modules(source or ours.source, kernel_name)}
     if missing := [name for name in ours.modules if name not in there]:
         makes = ", ".join(there) or "no module"
-        raise HarnessError(f"{ours.source} makes {makes}, and {project.NAME} names {', '.join(missing)}")
-    built = Built(kernels.prepare(kernel_name), [there[name] for name in ours.modules])
+        raise HarnessError(
+            f"{source or ours.source} makes {makes}, and {project.NAME} names {', '.join(missing)}"
+        )
+    first = [name for name in there if source and name not in ours.modules]
+    built = Built(kernels.prepare(kernel_name), [there[name] for name in (*first, *ours.modules)])
     arch = built.kernel.arch
     script, sources = BUILD_PYTHON, _from(Path(__file__).parents[1], _guest_sources())
     if ours.is_pynymph:

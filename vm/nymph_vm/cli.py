@@ -18,6 +18,7 @@ from nymph_vm import build as builder
 from nymph_vm import coverage, endpoint, kernels, nymphd, project, root, server, slots, suite
 from nymph_vm.arch import AMD64, ARCHS, UM
 from nymph_vm.faults import KINDS, Fault
+from nymph_vm.fuzz import campaign, planted, sources
 from nymph_vm.host import HarnessError, console
 from nymph_vm.machine import Machine
 from nymph_vm.slots import Slots
@@ -447,6 +448,60 @@ def matrix(arguments: tuple[str, ...]) -> None:
         table.add_row(name, arch, source.flavour, str(run.passed), failed, log or "?", seconds)
     Console().print(table)
     sys.exit(status)
+
+
+@cli.command()
+@click.option("--minutes", default=10.0, show_default=True, help="How long; with --planted, for each bug.")
+@click.option("--kernel", type=click.Choice(kernels.NAMES), default="debug-7", show_default=True)
+@click.option("--arch", type=click.Choice([AMD64.name, UM.name]), default=UM.name, show_default=True)
+@fault_option
+@click.option("--unbind", is_flag=True, help="Unbind and bind the endpoint's driver meanwhile.")
+@click.option("--seed", type=int, help="Of the random numbers; left out: another one each time.")
+@click.option(
+    "--corpus", type=click.Path(path_type=Path), help="Programs to begin with; left out: tests/fuzz/corpus."
+)
+@click.option("--replay", type=click.Path(exists=True, path_type=Path), help="Run a file's programs only.")
+@click.option(
+    "--planted", "plant", is_flag=True, help="Show how soon the bugs of tests/fuzz/planted are found."
+)
+def fuzz(
+    minutes: float,
+    kernel: str,
+    arch: str,
+    faults: tuple[Fault, ...],
+    unbind: bool,
+    seed: int | None,
+    corpus: Path | None,
+    replay: Path | None,
+    plant: bool,
+) -> None:
+    """Fuzz the requests of /dev/pcie_nymph, guided by the code that they reach.
+
+    What goes wrong is written to dist/fuzz, with the programs that cause it. Exit status: 1 if anything did.
+    """
+    ours = project.pynymph()
+    key = kernels.named(kernel, arch)
+    target = campaign.Target(key, sources.prepare(key), faults, unbind)
+    seed = int.from_bytes(os.urandom(4)) if seed is None else seed
+    programs = campaign.load(corpus or ours.folder / "tests/fuzz/corpus")
+    name = f"fuzz-{os.getpid()}"
+    if plant:
+        sys.exit(planted.show(target, name, minutes, seed, programs))
+    output = ours.folder / "dist/fuzz"
+    output.mkdir(parents=True, exist_ok=True)
+    if replay is not None:
+        found = campaign.replay(target, name, campaign.load(replay), campaign.REPEATS)
+        click.echo(found.log if found else "nothing went wrong")
+        sys.exit(1 if found else 0)
+    console.print(f"nymph-vm: seed {seed}")
+    run = campaign.Campaign(
+        target, name=name, seed=seed, corpus=programs, keep=output / "corpus.txt",
+        on_finding=lambda finding: campaign.write(output, finding),
+    )  # fmt: skip
+    run.run(minutes)
+    for finding in run.findings:
+        click.echo(f"found: {finding.title}")
+    sys.exit(1 if run.findings else 0)
 
 
 @cli.command("coverage")

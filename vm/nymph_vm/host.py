@@ -35,6 +35,7 @@ PACKAGES = {
     "sqfstar": "squashfs-tools",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "patch": "patch",
     "tar": "tar",
     "zstd": "zstd",
 }

@@ -83,6 +83,7 @@ class Machine:
         kernel: str = kernels.DEFAULT,
         memory: str = "4G",
         image: str = root.PLAIN,
+        source: Path | None = None,
         slots: Slots | None = None,
         faults: Sequence[Fault] = (),
         pci: Sequence[str] = (),
@@ -92,11 +93,11 @@ class Machine:
     ) -> None:
         """Build what is missing, boot, and load the module. Raises HarnessError if that fails.
 
-        memory: "512M" or "4G". image: a key of root.IMAGES; in that with systemd, nymphd runs. slots: where
-        endpoints are; None: where they usually are. faults: those that each begins with. pci: PCI functions
-        of a native guest, see nymph_vm.pci. append: more for the kernel's command line. hang_seconds: how
-        long the guest may be silent. on_complaint: called with each complaint of the guest's kernel as it
-        comes, in a thread.
+        memory: "512M" or "4G". image: a key of root.IMAGES; in that with systemd, nymphd runs. source: see
+        build.prepare(). slots: where endpoints are; None: where they usually are. faults:
+        those that each begins with. pci: PCI functions of a native guest, see nymph_vm.pci. append:
+        more for the kernel's command line. hang_seconds: how long the guest may be silent. on_complaint:
+        called with each complaint of the guest's kernel as it comes, in a thread.
         """
         size = _bytes(memory)
         arch = kernels.KERNELS[kernel].arch
@@ -110,7 +111,7 @@ class Machine:
             raise HarnessError("PCI functions in Python are for native guests: say --arch um")
         else:
             tool(arch.qemu)
-        built = build.prepare(kernel)
+        built = build.prepare(kernel, source)
         disk = root.prepare(arch, image)
         accelerator = accel.choose(built.kernel)
         self.arch: Arch = arch

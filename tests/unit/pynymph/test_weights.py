@@ -117,6 +117,7 @@ def test_manifest_follows_the_schema_and_loads_again(model: Path, tmp_path: Path
     ("change", "hint"),
     [
         (lambda m: "no json", "no JSON"),
+        (lambda m: "[" * 100_000, "no JSON"),
         (lambda m: [], "no manifest"),
         (lambda m: m | {"format": "other"}, "no manifest"),
         (lambda m: m | {"version": 2}, "version 2"),
@@ -125,6 +126,8 @@ def test_manifest_follows_the_schema_and_loads_again(model: Path, tmp_path: Path
         (lambda m: m["tensors"]["bias"].update(digest="00") or m, "no digest"),
         (lambda m: m["tensors"]["bias"].update(nbytes=-1) or m, "no count"),
         (lambda m: m["tensors"]["bias"].update(shape=3) or m, "damaged"),
+        (lambda m: m["tensors"]["bias"].update(file=[1]) or m, "no name of a file"),
+        (lambda m: m["tensors"].update({"\ud800": m["tensors"]["bias"]}) or m, "damaged"),
         (lambda m: m["tensors"]["large"]["nodes"].pop() and m, "2 nodes"),
         (lambda m: m["tensors"]["large"]["nodes"].reverse() or m, "do not make its digest"),
     ],
@@ -198,6 +201,10 @@ def spoilt(raw: bytes, **changes: Any) -> bytes:
         (lambda raw: raw + b"\0", "its tensors have"),
         (lambda raw: spoilt(raw, bias={"shape": [4]}), "not of its shape"),
         (lambda raw: spoilt(raw, bias={"shape": [-3]}), "no count"),
+        (lambda raw: spoilt(raw, bias={"shape": [0, 10**400]}), "not of its shape"),
+        # their product would take minutes
+        (lambda raw: spoilt(raw, bias={"shape": [10**18] * 200_000}), "not of its shape"),
+        (lambda raw: raw.replace(b'"bias"', b'"\\ud8"', 1), "damaged"),
         (lambda raw: spoilt(raw, scalar={"data_offsets": [0, 8]}), "does not begin"),
         (lambda raw: spoilt(raw, bias={"data_offsets": "ab"}), "no count"),
         (lambda raw: raw.replace(b'"empty"', b'"bias" '), "damaged"),
@@ -209,6 +216,13 @@ def test_damaged_file_is_refused(tmp_path: Path, change: Any, hint: str) -> None
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ArgumentError, match=hint):
         weights.manifest(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"weight_map": 1}'])
+def test_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ArgumentError, match="no index of shards"):
+        weights.shards(tmp_path)
 
 
 def test_manifest_of_a_folder_covers_its_shards(tmp_path: Path) -> None:
