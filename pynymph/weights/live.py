@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""The bytes of tensors in memory, and their digests by the device that has them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pynymph import digest
+from pynymph.errors import ArgumentError
+from pynymph.weights.manifests import LEVEL, NODE_BYTES, Progress
+
+_PART = 64 << 20
+"""Bytes of a tensor that are in host memory at once if the CPU hashes it."""
+_NAMES = {
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{"bool": "BOOL", "bfloat16": "BF16", "complex64": "C64", "float4_e2m1fn_x2": "F4"},
+    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"},
+    **{"float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ"},
+}
+"""Names in safetensors of the dtypes of torch and NumPy."""
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Keep a tensor's dtype, shape, and bytes in C order, in host memory or as an array for pynymph.cuda."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    host: Any = None
+    device: Any = None
+
+
+def inner_tensors(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield tensors by name. A wrapper tensor, such as torchao's, yields its parts under longer names."""
+    for name, tensor in tensors.items():
+        if hasattr(type(tensor), "__tensor_flatten__"):
+            parts, _ = tensor.__tensor_flatten__()
+            yield from inner_tensors({f"{name}.{part}": getattr(tensor, part) for part in parts})
+        else:
+            yield name, tensor
+
+
+def bytes_of(name: str, tensor: Any) -> Bytes:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(tensor, torch.Tensor):
+        plain = tensor.detach()
+        if plain.layout is not torch.strided or plain.is_quantized:
+            raise ArgumentError(
+                errno.EINVAL, f"{name} is sparse or quantized; give the tensors that it is made of"
+            )
+        dtype = _NAMES.get(str(plain.dtype).removeprefix("torch."), str(plain.dtype).removeprefix("torch."))
+        shape = tuple(plain.shape)
+        if dtype == "F4" and shape:
+            shape = (*shape[:-1], 2 * shape[-1])
+        nbytes = plain.numel() * plain.element_size()
+        if plain.device.type == "cuda":
+            return Bytes(dtype, shape, nbytes, device=plain)
+        if plain.device.type != "cpu":
+            raise ArgumentError(
+                errno.EINVAL, f"{name} is on {plain.device}; give weights on a GPU of NVIDIA or the CPU"
+            )
+        plain = plain.resolve_conj().resolve_neg()
+        if not plain.is_contiguous():
+            plain = plain.clone(memory_format=torch.contiguous_format)
+        octets = (ctypes.c_ubyte * nbytes).from_address(plain.data_ptr()) if nbytes else b""
+        # The view keeps the array, and the array keeps the tensor.
+        if nbytes:
+            octets.tensor = plain  # type: ignore[union-attr]
+        return Bytes(dtype, shape, nbytes, host=memoryview(octets).cast("B"))
+    if hasattr(tensor, "__array_interface__"):
+        import numpy as np
+
+        array = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+        dtype = _NAMES.get(str(tensor.dtype), str(tensor.dtype))
+        return Bytes(dtype, tuple(tensor.shape), array.nbytes, host=memoryview(array.data))
+    if hasattr(tensor, "__cuda_array_interface__"):
+        interface = tensor.__cuda_array_interface__
+        shape = tuple(interface["shape"])
+        nbytes = math.prod(shape) * int(interface["typestr"][2:])
+        dtype = str(getattr(tensor, "dtype", interface["typestr"]))
+        return Bytes(_NAMES.get(dtype, dtype), shape, nbytes, device=tensor)
+    raise ArgumentError(
+        errno.EINVAL, f"{name} is a {type(tensor).__qualname__}; give torch tensors or arrays"
+    )
+
+
+def digests_of(
+    found: Mapping[str, Bytes], *, nodes: bool, progress: Progress | None = None
+) -> dict[str, tuple[bytes, bytes]]:
+    """Make the digest and the nodes of each tensor on the device that has its bytes."""
+    total, done = sum(each.nbytes for each in found.values()), 0
+
+    def tell(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    made = {}
+    on_gpu = {name: each for name, each in found.items() if each.device is not None}
+    if on_gpu:
+        from pynymph import cuda
+
+        at_once = {name: each for name, each in on_gpu.items() if not nodes or each.nbytes <= NODE_BYTES}
+        digests = cuda.digest_many([each.device for each in at_once.values()])
+        made = {name: (value, b"") for name, value in zip(at_once, digests, strict=True)}
+        tell(sum(each.nbytes for each in at_once.values()))
+        for name in on_gpu.keys() - at_once.keys():
+            tree = cuda.tree(on_gpu[name].device, LEVEL)
+            made[name] = digest.root(tree), tree
+            tell(on_gpu[name].nbytes)
+    for name, each in found.items():
+        if each.device is None:
+            tree = digest.tree(each.host, LEVEL)
+            made[name] = digest.root(tree), tree if len(tree) > 32 else b""
+            tell(each.nbytes)
+    return made
+
+
+def device_of(each: Bytes) -> str:
+    return "cpu" if each.device is None else str(getattr(each.device, "device", "cuda"))
+
+
+def parts_of(each: Bytes) -> Iterator[Any]:
+    """Yield a tensor's bytes, part by part, in host memory."""
+    if each.device is None:
+        yield each.host
+        return
+    import torch
+
+    plain = torch.as_tensor(each.device).resolve_conj().resolve_neg().reshape(-1)
+    if plain.numel() and plain.stride() != (1,):  # a lone element may say so, and can't be viewed as bytes
+        plain = plain.clone(memory_format=torch.contiguous_format)
+    for part in plain.view(torch.uint8).split(_PART):
+        yield part.cpu().numpy()
