@@ -9,7 +9,9 @@ A manifest has the dtype, the shape and the BLAKE3 digest of each tensor, and th
 that span 16 MiB each, which locate a fault. The GPU hashes tensors in its memory, and the CPU all others.
 """
 
+from pynymph.weights.checker import Checker, Comparison
 from pynymph.weights.loaders import LOADERS, load, loaded
+from pynymph.weights.making import file_digest, manifest
 from pynymph.weights.manifests import (
     FORMAT,
     LEVEL,
@@ -25,8 +27,11 @@ from pynymph.weights.manifests import (
     replace_file,
     spans,
 )
+from pynymph.weights.matching import Match, Origin, match
+from pynymph.weights.ranks import RankDifference, RanksReport, compare_ranks
 from pynymph.weights.safetensors_files import read_header, shards
-from pynymph.weights.verification import file_digest, manifest, verify
+from pynymph.weights.verification import verify
+from pynymph.weights.watching import Fault, Watch, watch
 
 __all__ = [
     "FORMAT",
@@ -34,20 +39,31 @@ __all__ = [
     "LOADERS",
     "NODE_BYTES",
     "VERSION",
+    "Checker",
+    "Comparison",
+    "Fault",
     "File",
     "Manifest",
+    "Match",
+    "Origin",
     "Progress",
+    "RankDifference",
+    "RanksReport",
     "Report",
     "Tensor",
+    "Watch",
     "WeightsError",
     "Wrong",
+    "compare_ranks",
     "file_digest",
     "load",
     "loaded",
     "manifest",
+    "match",
     "read_header",
     "replace_file",
     "shards",
     "spans",
     "verify",
+    "watch",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pynymph import digest
 from pynymph.errors import ArgumentError
-from pynymph.weights.manifests import LEVEL, NODE_BYTES, Progress
+from pynymph.weights.manifests import LEVEL, NODE_BYTES, Progress, Tensor
 
 _PART = 64 << 20
 """Bytes of a tensor that are in host memory at once if the CPU hashes it."""
@@ -26,6 +26,7 @@ _NAMES = {
     **{"float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ"},
 }
 """Names in safetensors of the dtypes of torch and NumPy."""
+_OF_TORCH = {name: of_torch for of_torch, name in _NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,34 @@ def inner_tensors(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from inner_tensors({f"{name}.{part}": getattr(tensor, part) for part in parts})
         else:
             yield name, tensor
+
+
+def transient_buffers(model: Any) -> set[str]:
+    """Return the names of a torch module's buffers that its state_dict does not have."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return {
+        name
+        for name, _ in model.named_buffers(remove_duplicate=False)
+        if name.rpartition(".")[2] in modules[name.rpartition(".")[0]]._non_persistent_buffers_set
+    }
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """Return the tensors by name that a weight update has to bring: those of vLLM's and SGLang's checkers.
+
+    Args:
+        model: a torch module: its parameters and persistent buffers, each once, less those with the mark
+            `_skip_weight_check`. Or tensors by name, which are returned.
+    """
+    if isinstance(model, Mapping):
+        return dict(model)
+    transient = transient_buffers(model)
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        name: each
+        for name, each in found.items()
+        if name not in transient and not getattr(each, "_skip_weight_check", False)
+    }
 
 
 def bytes_of(name: str, tensor: Any) -> Bytes:
@@ -124,6 +153,29 @@ def digests_of(
             made[name] = digest.root(tree), tree if len(tree) > 32 else b""
             tell(each.nbytes)
     return made
+
+
+def torch_dtype(name: str) -> Any:
+    """Return torch's dtype of a name in safetensors, or None."""
+    import torch
+
+    return getattr(torch, _OF_TORCH.get(name, "none"), None)
+
+
+def nodes_of(each: Bytes) -> bytes:
+    """Make the nodes of a tensor that span 16 MiB each, or its digest if there would be one."""
+    if each.device is None:
+        return digest.tree(each.host, LEVEL)
+    from pynymph import cuda
+
+    return cuda.tree(each.device, LEVEL)
+
+
+def differing_in(live: Bytes, tensor: Tensor) -> tuple[tuple[int, int], ...]:
+    """Find the ranges of bytes in which a tensor differs from what a manifest says."""
+    if not tensor.nodes:
+        return ((0, tensor.nbytes),)
+    return tuple(digest.differing(nodes_of(live), tensor.nodes, LEVEL, tensor.nbytes))
 
 
 def device_of(each: Bytes) -> str:

@@ -76,12 +76,19 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
     """Names of tensors that the manifest does not have. These are no error."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """By name in the manifest: the name of the tensor that has the same bytes."""
+    """By name in the manifest: the name of the tensor that has the same bytes; of a model, also those that it
+    is made of."""
+    cast: list[str] = field(default_factory=list)
+    """Names of a model's tensors that were proven after a cast."""
+    unproven: dict[str, str] = field(default_factory=dict)
+    """By name of a model's tensor that could not be proven: why."""
+    computed: list[str] = field(default_factory=list)
+    """Names of a model's buffers that no file has, such as rotary frequencies. These are no error."""
 
     @property
     def ok(self) -> bool:
-        """Whether no tensor is missing, and none differs from the manifest."""
-        return not self.wrong and not self.missing
+        """Whether no tensor is missing, none differs from the manifest, and all of a model are proven."""
+        return not self.wrong and not self.missing and not self.unproven
 
 
 class WeightsError(VerifyError):
@@ -94,6 +101,8 @@ class WeightsError(VerifyError):
     def __init__(self, report: Report) -> None:
         lines = [f"{wrong.name}: {wrong.problem}{spans(wrong.ranges)}" for wrong in report.wrong]
         lines += [f"{name}: missing" for name in report.missing]
+        faults = {wrong.name for wrong in report.wrong}
+        lines += [f"{name}: not proven, {why}" for name, why in report.unproven.items() if name not in faults]
         some = "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
         message = f"these weights are not what the manifest says: {some}; do not use them, get them again"
         super().__init__(errno.EBADMSG, message)
