@@ -89,7 +89,7 @@ def module(torch: Any) -> Any:
 
 
 def test_reset_and_update_are_noticed_as_vllm_and_sglang_notice_them() -> None:
-    """Snapshot, reset, update, compare. On the CPU, SGLang's snapshot once was the tensors that reset changed."""
+    """Snapshot, reset, update, compare. A snapshot of CPU tensors must not change with them."""
     torch = pytest.importorskip("torch")
     model = module(torch)
     right = {name: each.clone() for name, each in model.state_dict().items()}

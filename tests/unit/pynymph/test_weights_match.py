@@ -2,7 +2,6 @@
 """weights.match() and verify() of models: of torch alone, and of many architectures of transformers."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ class Attention(torch.nn.Module):  # type: ignore[misc]
 class Model(torch.nn.Module):  # type: ignore[misc]
     """As vLLM and SGLang make one."""
 
-    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
-
     def __init__(self) -> None:
         super().__init__()
+        self.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
         torch.manual_seed(1)
         self.embed = torch.nn.Embedding(9, 8)
         self.layers = torch.nn.ModuleList(Attention() for _ in range(2))
