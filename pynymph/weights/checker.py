@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, inner_tensors, state_of
+from pynymph.weights.live import Bytes, differing_in, digests_as_found, digests_of, state_of, state_tensors
 from pynymph.weights.manifests import Manifest, Tensor, Wrong
 
 
@@ -61,11 +61,9 @@ class Checker:
         self._prefix = f"dp={dp}/pp={pp}/tp={tp}/ep={ep}:"
         self._snapshot: Manifest | None = None
 
-    def _live(self) -> dict[str, Bytes]:
+    def _live(self) -> Iterator[tuple[str, Bytes]]:
         """Find the tensors anew: an update may replace them."""
-        return {
-            self._prefix + name: bytes_of(name, each) for name, each in inner_tensors(state_of(self._model))
-        }
+        return ((self._prefix + name, each) for name, each in state_of(self._model))
 
     def snapshot(self) -> None:
         """Keep the digests of all tensors, and the nodes that locate faults: 2 KiB of host memory a GiB.
@@ -74,7 +72,7 @@ class Checker:
             ArgumentError: EINVAL, a tensor can't be read; the message says why.
             NymphError: there is no GPU, or it failed.
         """
-        live = self._live()
+        live = dict(self._live())
         made = digests_of(live, nodes=True)
         self._snapshot = Manifest({n: Tensor(b.dtype, b.shape, b.nbytes, *made[n]) for n, b in live.items()})
 
@@ -88,7 +86,7 @@ class Checker:
             ArgumentError: as snapshot() raises it.
             NymphError: as snapshot() raises it.
         """
-        return {name: made.hex() for name, (made, _) in digests_of(self._live(), nodes=False).items()}
+        return {name: made.hex() for name, made in digests_as_found(self._live())[1].items()}
 
     def reset(self) -> None:
         """Overwrite all tensors with random numbers. Each tensor that has bytes changes.
@@ -98,7 +96,7 @@ class Checker:
         import torch
 
         with torch.no_grad():
-            for _, tensor in inner_tensors(state_of(self._model)):
+            for _, tensor in state_tensors(self._model):
                 _randomize(tensor.detach(), torch)
 
     def compare(self, checksums: Mapping[str, str] | None = None) -> Comparison:
@@ -118,13 +116,14 @@ class Checker:
         if checksums is None and self._snapshot is None:
             raise ArgumentError(errno.EINVAL, "there is no snapshot to compare with; call snapshot() first")
         began = time.monotonic()
-        live = self._live()
-        made = digests_of(live, nodes=False)
+        live, made = digests_as_found(self._live())
         mismatches = []
         if checksums is not None:
             expected: Mapping[str, Any] = checksums
-            now_hex = {name: whole.hex() for name, (whole, _) in made.items() if name in checksums}
-            mismatches = [Wrong(name, "differs") for name in now_hex if now_hex[name] != checksums[name]]
+            known = made.keys() & checksums.keys()
+            mismatches = [
+                Wrong(name, "differs") for name in sorted(known) if made[name].hex() != checksums[name]
+            ]
         else:
             assert self._snapshot is not None
             expected = self._snapshot.tensors
@@ -135,7 +134,7 @@ class Checker:
                 if (now.dtype, now.shape) != (before.dtype, before.shape):
                     is_now, was = f"{now.dtype} {list(now.shape)}", f"{before.dtype} {list(before.shape)}"
                     mismatches.append(Wrong(name, f"is {is_now} instead of {was}"))
-                elif made[name][0] != before.digest:
+                elif made[name] != before.digest:
                     mismatches.append(Wrong(name, "differs", differing_in(now, before)))
         mismatches += [Wrong(name, "is missing") for name in expected if name not in live]
         mismatches += [Wrong(name, "is new") for name in live if name not in expected]

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
+import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +31,7 @@ _NAMES = {
 _OF_TORCH = {name: of_torch for of_torch, name in _NAMES.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Bytes:
     """Keep a tensor's dtype, shape, and bytes in C order, in host memory or as an array for pynymph.cuda."""
 
@@ -40,12 +42,12 @@ class Bytes:
     device: Any = None
 
 
-def inner_tensors(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def inner_tensors(tensors: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Yield tensors by name. A wrapper tensor, such as torchao's, yields its parts under longer names."""
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         if hasattr(type(tensor), "__tensor_flatten__"):
             parts, _ = tensor.__tensor_flatten__()
-            yield from inner_tensors({f"{name}.{part}": getattr(tensor, part) for part in parts})
+            yield from inner_tensors((f"{name}.{part}", getattr(tensor, part)) for part in parts)
         else:
             yield name, tensor
 
@@ -60,22 +62,33 @@ def transient_buffers(model: Any) -> set[str]:
     }
 
 
-def state_of(model: Any) -> dict[str, Any]:
-    """Return the tensors by name that a weight update has to bring: those of vLLM's and SGLang's checkers.
+def state_of(model: Any) -> Iterator[tuple[str, Bytes]]:
+    """Yield the tensors by name that a weight update has to bring: those of vLLM's and SGLang's checkers.
 
     Args:
         model: a torch module: its parameters and persistent buffers, each once, less those with the mark
-            `_skip_weight_check`. Or tensors by name, which are returned.
+            `_skip_weight_check`. Or tensors by name.
     """
+    for name, each in inner_tensors(_state_of(model)):
+        yield name, bytes_of(name, each)
+
+
+def state_tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what state_of() yields, as tensors."""
+    yield from inner_tensors(_state_of(model))
+
+
+def _state_of(model: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(model, Mapping):
-        return dict(model)
+        yield from list(model.items())  # which another thread may change
+        return
+    for name, each in model.named_parameters():
+        if not getattr(each, "_skip_weight_check", False):
+            yield name, each
     transient = transient_buffers(model)
-    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {
-        name: each
-        for name, each in found.items()
-        if name not in transient and not getattr(each, "_skip_weight_check", False)
-    }
+    for name, each in model.named_buffers():
+        if name not in transient and not getattr(each, "_skip_weight_check", False):
+            yield name, each
 
 
 def bytes_of(name: str, tensor: Any) -> Bytes:
@@ -86,7 +99,7 @@ def bytes_of(name: str, tensor: Any) -> Bytes:
             raise ArgumentError(
                 errno.EINVAL, f"{name} is sparse or quantized; give the tensors that it is made of"
             )
-        dtype = _NAMES.get(str(plain.dtype).removeprefix("torch."), str(plain.dtype).removeprefix("torch."))
+        dtype = _name_of(plain.dtype)
         shape = tuple(plain.shape)
         if dtype == "F4" and shape:
             shape = (*shape[:-1], 2 * shape[-1])
@@ -155,11 +168,48 @@ def digests_of(
     return made
 
 
+@functools.cache
+def _name_of(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _NAMES.get(name, name)
+
+
 def torch_dtype(name: str) -> Any:
     """Return torch's dtype of a name in safetensors, or None."""
     import torch
 
     return getattr(torch, _OF_TORCH.get(name, "none"), None)
+
+
+def digests_as_found(found: Iterable[tuple[str, Bytes]]) -> tuple[dict[str, Bytes], dict[str, bytes]]:
+    """Make digests while tensors are still being found, so that the GPU does not wait for that.
+
+    Args:
+        found: tensors by name.
+
+    Returns:
+        The tensors, and the digests of 32 bytes, by name.
+    """
+    live: dict[str, Bytes] = {}
+    made: dict[str, bytes] = {}
+    on_gpu: list[str] = []
+
+    def devices() -> Iterator[Any]:
+        for name, each in found:
+            live[name] = each
+            if each.device is None:
+                made[name] = digest.root(digest.tree(each.host, LEVEL))
+            else:
+                on_gpu.append(name)
+                yield each.device
+
+    arrays = devices()
+    for first in arrays:
+        from pynymph import cuda
+
+        digests = cuda.digest_many(itertools.chain((first,), arrays))
+        made |= zip(on_gpu, digests, strict=True)
+    return live, {name: made[name] for name in live}
 
 
 def nodes_of(each: Bytes) -> bytes:

@@ -40,7 +40,7 @@ def manifest(
         WeightsError: EBADMSG, the saved bytes differ from the tensors.
     """
     if isinstance(source, Mapping):
-        live = {name: bytes_of(name, tensor) for name, tensor in inner_tensors(source)}
+        live = {name: bytes_of(name, tensor) for name, tensor in inner_tensors(source.items())}
         made = digests_of(live, nodes=True, progress=progress)
         result = Manifest({n: Tensor(b.dtype, b.shape, b.nbytes, *made[n]) for n, b in live.items()})
         if saved_as is not None:

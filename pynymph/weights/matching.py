@@ -179,7 +179,7 @@ class _Matching:
                 **dict(model.named_buffers(remove_duplicate=False)),
             }
             self.transient = transient_buffers(model)
-        self.live = dict(inner_tensors(named))
+        self.live = dict(inner_tensors(named.items()))
         self.tied = _tied(self.live)
         self.total, self.done = sum(_nbytes(self.live[names[0]]) for names in self.tied), 0
         self.forms = _Forms(model, self.live, self.wanted)

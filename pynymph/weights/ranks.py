@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pynymph import digest
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, bytes_of, digests_of, inner_tensors, nodes_of, state_of
+from pynymph.weights.live import Bytes, digests_as_found, nodes_of, state_of
 from pynymph.weights.manifests import LEVEL
 
 
@@ -78,15 +78,14 @@ def compare_ranks(model: Any, group: Any = None) -> RanksReport:
         )
     began = time.monotonic()
     ranks = tuple(dist.get_process_group_ranks(group or dist.group.WORLD))
-    live = {name: bytes_of(name, each) for name, each in inner_tensors(state_of(model))}
+    live, made = digests_as_found(state_of(model))
     layout = json.dumps([[name, each.dtype, each.shape] for name, each in sorted(live.items())])
     layouts = _exchange(len(live).to_bytes(8, "little") + blake3(layout.encode()).digest(), group)
     _same_layout(ranks, layouts)
     names = sorted(live)
-    made = digests_of(live, nodes=False)
     # by rank, tensor and byte
     all_digests = np.frombuffer(
-        b"".join(_exchange(b"".join(made[name][0] for name in names), group)), np.uint8
+        b"".join(_exchange(b"".join(made[name] for name in names), group)), np.uint8
     ).reshape(len(ranks), len(names), 32)
     different = [names[i] for i in np.flatnonzero((all_digests != all_digests[0]).any(axis=(0, 2)))]
     differences = []

@@ -49,7 +49,7 @@ def verify(
     if files is not None:
         raise ArgumentError(errno.EINVAL, "files is for a torch module, and source is none; leave out files")
     if isinstance(source, Mapping):
-        found = {name: bytes_of(name, tensor) for name, tensor in inner_tensors(source)}
+        found = {name: bytes_of(name, tensor) for name, tensor in inner_tensors(source.items())}
         places = sorted({device_of(each) for each in found.values()})
         return compare(wanted, found, " and ".join(places) or "cpu", progress)
     mapped = [Mapped(path) for path in shards(source)]

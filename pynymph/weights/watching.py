@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 
 from pynymph import digest
 from pynymph.errors import ArgumentError, NymphError
-from pynymph.weights.live import Bytes, bytes_of, digests_of, inner_tensors, nodes_of, state_of
+from pynymph.weights.live import Bytes, digests_as_found, nodes_of, state_of
 from pynymph.weights.manifests import LEVEL, spans
 
 log = logging.getLogger("pynymph.weights")
+_UNIT = 512 << 20
+"""Bytes of tensors that are read at once. A larger tensor is read alone."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Fault:
 
     name: str
     ranges: tuple[tuple[int, int], ...]
-    """Ranges of bytes that differ, (first, end), in units of 16 MiB."""
+    """Ranges of bytes that differ, (first, end), in units of 16 MiB; the whole tensor if not `lasting`."""
     time: float
     """Time at which the difference was found, as time.time() has it."""
     lasting: bool
@@ -54,18 +57,22 @@ class Watch:
         self._model, self._share, self._on_fault = model, share, on_fault
         self._stopping = threading.Event()
         self._mutex = threading.Lock()
-        self._known: dict[str, bytes] = {}
-        """By name of a tensor that is wrong: the nodes that were told."""
+        self._known: dict[str, bytes | None] = {}
+        """By name of a tensor that is wrong: its digest as told; None if it vanished."""
         self._streams: dict[Any, Any] = {}
         self._take()
         self._thread = threading.Thread(target=self._run, name="pynymph.weights.watch", daemon=True)
         self._thread.start()
 
     def _take(self) -> None:
-        self._live = _found(self._model)
-        self._sizes = {name: each.nbytes for name, each in self._live.items()}
-        made = digests_of(self._live, nodes=True)
-        self._nodes = {name: nodes or whole for name, (whole, nodes) in made.items()}
+        self._live = dict(state_of(self._model))
+        self._right: dict[str, tuple[bytes, bytes, int]] = {}
+        """By name: digest, nodes, number of bytes."""
+        for name, each in self._live.items():
+            nodes = nodes_of(each)
+            self._right[name] = digest.root(nodes), nodes, each.nbytes
+            with self._aside(each):
+                pass  # makes the stream
         self._known.clear()
 
     def renew(self, update: Callable[[], object] | None = None) -> None:
@@ -132,54 +139,72 @@ class Watch:
             log.exception("the watch of the weights ended")
 
     def _pass(self) -> None:
-        names = list(self._nodes)
         with self._mutex:
-            self._live = _found(self._model)
-        for name in names:
+            self._live = dict(state_of(self._model))
+            units = self._units()
+        for names in units:
             began = time.perf_counter()
             with self._mutex:
-                fault = self._scan(name)
+                faults = self._scan(names)
             took = time.perf_counter() - began
             self.busy_seconds += took
-            if fault is not None:
+            for fault in faults:
                 self._tell(fault)
             if self._stopping.wait(took * (1 / self._share - 1)):
                 return
         self.passes += 1
-        if not names:
+        if not units:
             self._stopping.wait(1)
 
-    def _scan(self, name: str) -> Fault | None:
-        expected = self._nodes.get(name)
-        if expected is None:
-            return None  # renew() found other tensors
-        each = self._live.get(name)
-        found = b"" if each is None else self._read(each)
-        if found == expected:
+    def _units(self) -> list[list[str]]:
+        """Group the tensors: one launch for each takes long, and one for all would keep the GPU busy."""
+        units: list[list[str]] = []
+        room = 0
+        for name, (_, _, nbytes) in self._right.items():
+            if nbytes > room:
+                units.append([])
+                room = _UNIT
+            units[-1].append(name)
+            room -= nbytes
+        return units
+
+    def _scan(self, names: list[str]) -> list[Fault]:
+        # renew() may have found other tensors since
+        here = [name for name in names if name in self._right]
+        live = {name: self._live[name] for name in here if name in self._live}
+        self.nbytes += sum(each.nbytes for each in live.values())
+        with self._aside(*live.values()):
+            _, made = digests_as_found(live.items())
+            return [fault for name in here if (fault := self._judge(name, made.get(name)))]
+
+    def _judge(self, name: str, made: bytes | None) -> Fault | None:
+        right, right_nodes, nbytes = self._right[name]
+        if made == right:
             self._known.pop(name, None)
             return None
-        if self._known.get(name) == found:
+        if name in self._known and self._known[name] == made:
             return None  # told before
-        again = b"" if each is None else self._read(each)
-        if again != expected:
-            self._known[name] = again
-        nbytes = self._sizes[name]
-        same_size = each is not None and each.nbytes == nbytes
-        ranges = digest.differing(found, expected, LEVEL, nbytes) if same_size else [(0, nbytes)]
-        return Fault(name, tuple(ranges), time.time(), again != expected)
+        each = self._live.get(name)
+        nodes = b"" if each is None else nodes_of(each)
+        lasting = nodes != right_nodes
+        if lasting:
+            self._known[name] = made
+        ranges = [(0, nbytes)]
+        if lasting and each is not None and each.nbytes == nbytes:
+            ranges = list(digest.differing(nodes, right_nodes, LEVEL, nbytes))
+        return Fault(name, tuple(ranges), time.time(), lasting)
 
-    def _read(self, each: Bytes) -> bytes:
-        """Make the nodes of a tensor, on a stream that gives way to all others."""
-        self.nbytes += each.nbytes
+    def _aside(self, *tensors: Bytes) -> contextlib.AbstractContextManager[Any]:
+        """Enter a stream that gives way to all others, if the tensors are torch's on one GPU."""
         torch = sys.modules.get("torch")
-        if torch is None or not isinstance(each.device, torch.Tensor):
-            return nodes_of(each)
-        where = each.device.device
+        if torch is None or not any(isinstance(each.device, torch.Tensor) for each in tensors):
+            return contextlib.nullcontext()
+        where = next(each.device.device for each in tensors if isinstance(each.device, torch.Tensor))
         if where not in self._streams:
             lowest, _ = torch.cuda.Stream.priority_range()
             self._streams[where] = torch.cuda.Stream(where, priority=lowest)
-        with torch.cuda.stream(self._streams[where]):
-            return nodes_of(each)
+        entered: contextlib.AbstractContextManager[Any] = torch.cuda.stream(self._streams[where])
+        return entered
 
     def _tell(self, fault: Fault) -> None:
         self.faults.append(fault)
@@ -216,7 +241,3 @@ def watch(model: Any, *, share: float = 0.001, on_fault: Callable[[Fault], objec
     if not 0 < share <= 1:
         raise ArgumentError(errno.EINVAL, f"share is {share}; give a number above 0, and at most 1")
     return Watch(model, share, on_fault)
-
-
-def _found(model: Any) -> dict[str, Bytes]:
-    return {name: bytes_of(name, each) for name, each in inner_tensors(state_of(model))}
