@@ -30,8 +30,8 @@ from pynymph.errors import ArgumentError
 __all__ = ["copy", "devices", "digest", "digest_into", "digest_many", "digest_segments", "tree"]
 
 
-_TOGETHER = 1 << 30
-"""Bytes of arrays whose digests digest_many() launches at once."""
+_FIRST = 1 << 30
+"""Bytes of arrays whose digests digest_many() launches first. Each later launch has twice as many."""
 
 
 def on_stream_of(memories: Sequence[Span], stream: int | None) -> On:
@@ -151,6 +151,7 @@ def digest_many(arrays: Iterable[Any], *, stream: Any = None, key: bytes | None 
     launched: list[Many] = []
     waiting: list[Span] = []
     first = nbytes = 0
+    together = _FIRST
 
     def launch() -> None:
         for ordinal in sorted({memory.device for memory in waiting}):
@@ -165,9 +166,9 @@ def digest_many(arrays: Iterable[Any], *, stream: Any = None, key: bytes | None 
             memory = memory_of(array, handle)
             waiting.append(memory)
             nbytes += memory.nbytes
-            if nbytes >= _TOGETHER:
+            if nbytes >= together:
                 launch()  # and the GPU works while the next arrays are found
-                first, nbytes = first + len(waiting), 0
+                first, nbytes, together = first + len(waiting), 0, 2 * together
                 waiting.clear()
         launch()
     finally:
