@@ -57,19 +57,24 @@ def smi(what: str) -> str:
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def about(turns: int) -> dict[str, Any]:
+    """Say on what figures were measured."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": smi("name"),
+        "driver": smi("driver_version"),
+        "power_limit_W": float(smi("power.limit")),
+        "nvrtc": ".".join(map(str, cuda_driver.check(nvrtc.nvrtcVersion(), "NVRTC"))),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "turns": turns,
+    }
+
+
 class Bench:
     def __init__(self, output: Path, turns: int, rest: float) -> None:
         self.output, self.turns, self.rest = output, turns, rest
-        self.about = {
-            "date": time.strftime("%Y-%m-%d"),
-            "device": smi("name"),
-            "driver": smi("driver_version"),
-            "power_limit_W": float(smi("power.limit")),
-            "nvrtc": ".".join(map(str, cuda_driver.check(nvrtc.nvrtcVersion(), "NVRTC"))),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "turns": turns,
-        }
+        self.about = about(turns)
         self.results: list[dict[str, Any]] = []
         self.stream = torch.cuda.current_stream().cuda_stream
         self.gpu = cuda_gpu.gpu_at(0)

@@ -23,11 +23,15 @@ from pynymph.cuda_arrays import handle_of, memory_of
 from pynymph.cuda_copy import copy
 from pynymph.cuda_driver import check, devices, driver
 from pynymph.cuda_driver import compile_for as compile_for
-from pynymph.cuda_gpu import PLAIN, On, Span, gpu_at, segments_of
+from pynymph.cuda_gpu import PLAIN, Many, On, Span, gpu_at, segments_of
 from pynymph.cuda_kernels import Mode
 from pynymph.errors import ArgumentError
 
 __all__ = ["copy", "devices", "digest", "digest_into", "digest_many", "digest_segments", "tree"]
+
+
+_FIRST = 1 << 30
+"""Bytes of arrays whose digests digest_many() launches first. Each later launch has twice as many."""
 
 
 def on_stream_of(memories: Sequence[Span], stream: int | None) -> On:
@@ -143,17 +147,34 @@ def digest_many(arrays: Iterable[Any], *, stream: Any = None, key: bytes | None 
     """
     mode = _mode(key)
     handle = handle_of(stream)
-    memories = [memory_of(array, handle) for array in arrays]
-    digests = [b""] * len(memories)
-    for ordinal in sorted({memory.device for memory in memories}):
-        places = [i for i, memory in enumerate(memories) if memory.device == ordinal]
-        here = [memories[i] for i in places]
-        with on_stream_of(here, handle) as on:
-            for producer in {memory.stream for memory in here}:
-                on.wait_for(producer)
-            for i, found in zip(places, on.many(here, mode), strict=True):
-                digests[i] = found
-    return digests
+    digests: dict[int, bytes] = {}
+    launched: list[Many] = []
+    waiting: list[Span] = []
+    first = nbytes = 0
+    together = _FIRST
+
+    def launch() -> None:
+        for ordinal in sorted({memory.device for memory in waiting}):
+            places = [i for i, memory in enumerate(waiting) if memory.device == ordinal]
+            here = [waiting[i] for i in places]
+            on = on_stream_of(here, handle)
+            launched.append(Many(on, here, [first + i for i in places]))
+            launched[-1].launch(mode)
+
+    try:
+        for array in arrays:
+            memory = memory_of(array, handle)
+            waiting.append(memory)
+            nbytes += memory.nbytes
+            if nbytes >= together:
+                launch()  # and the GPU works while the next arrays are found
+                first, nbytes, together = first + len(waiting), 0, 2 * together
+                waiting.clear()
+        launch()
+    finally:
+        for many in launched:
+            digests |= many.finish()
+    return [digests[i] for i in range(len(digests))]
 
 
 def digest_into(array: Any, out: Any, *, stream: Any = None, key: bytes | None = None) -> None:

@@ -480,6 +480,42 @@ class On:
         return state
 
 
+class Many:
+    """Launch the digest of each of many spans on one GPU, and wait for them later.
+
+    Args:
+        on: the GPU and the stream.
+        memories: the spans.
+        numbers: a number for each span, to tell their digests apart.
+    """
+
+    def __init__(self, on: On, memories: Sequence[Span], numbers: Sequence[int]) -> None:
+        self._on, self._memories, self._numbers = on, memories, numbers
+        self._out = 0
+        self._places: list[int] = []
+
+    def launch(self, mode: Mode) -> None:
+        """Launch the digests. finish() has to follow, also if this fails."""
+        on = self._on
+        pushed = on.gpu.enter()
+        try:
+            for producer in {memory.stream for memory in self._memories}:
+                on.wait_for(producer)
+            self._out = on.scratch(32 * len(self._memories))
+            self._places = on.many_into(self._memories, mode, self._out).tolist()
+        finally:
+            if pushed:
+                driver.cuCtxPopCurrent()
+
+    def finish(self) -> dict[int, bytes]:
+        """Wait for the digests, and return them by number. Free the scratch memory."""
+        with self._on as on:
+            if not self._places:
+                return {}
+            raw = on.download(self._out, 32 * len(self._places))
+            return {self._numbers[at]: raw[32 * i : 32 * i + 32] for i, at in enumerate(self._places)}
+
+
 def order(first: int, then: int) -> None:
     """Make stream `then` wait for all work that stream `first` has now."""
     event = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING), "making an event")

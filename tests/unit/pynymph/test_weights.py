@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
+import pynymph
 from pynymph import digest, weights
 from pynymph.errors import ArgumentError, NymphError
 
 MiB = 1 << 20
-SCHEMA = Path(weights.__file__).with_name("weights.schema.json")
+SCHEMA = Path(pynymph.__file__).with_name("weights.schema.json")
 KEY = bytes(range(32))
 
 

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Manifests made of files and of tensors in memory, comparisons with them, and digests of files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from blake3 import blake3
+
+from pynymph.errors import ArgumentError
+from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, inner_tensors, parts_of
+from pynymph.weights.manifests import File, Manifest, Progress, Report, Tensor, WeightsError, Wrong
+from pynymph.weights.safetensors_files import Mapped, places_of, shards
+
+
+def manifest(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    saved_as: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Make the manifest of a model.
+
+    Args:
+        source: a safetensors file, a folder of them, or tensors by name on GPUs or the CPU (a state_dict).
+        saved_as: files that the tensors were saved to; their bytes are compared with the tensors.
+        progress: callback with the bytes done and all bytes.
+
+    Returns:
+        A Manifest.
+
+    Raises:
+        NymphError: a file can't be read, or there is no GPU.
+        ArgumentError: EINVAL, a file is damaged, two files have one name, or a value is no tensor.
+        WeightsError: EBADMSG, the saved bytes differ from the tensors.
+    """
+    if isinstance(source, Mapping):
+        live = {name: bytes_of(name, tensor) for name, tensor in inner_tensors(source.items())}
+        made = digests_of(live, nodes=True, progress=progress)
+        result = Manifest({n: Tensor(b.dtype, b.shape, b.nbytes, *made[n]) for n, b in live.items()})
+        if saved_as is not None:
+            saved = {
+                name: Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
+                for file in map(Mapped, shards(saved_as))
+                for name, span in file.spans.items()
+            }
+            # Tensors that share memory are saved once, under any one of their names.
+            names = result.tensors.keys() & saved.keys()
+            compared = Manifest({name: result.tensors[name] for name in names})
+            compare(compared, {name: saved[name] for name in names}, "cpu", None)
+        return result
+    if saved_as is not None:
+        raise ArgumentError(errno.EINVAL, "saved_as is for tensors, and source is files; leave out saved_as")
+    result = Manifest()
+    files = [Mapped(path) for path in shards(source)]
+    found: dict[str, Bytes] = {}
+    where: dict[str, str] = {}
+    for file in files:
+        header = bytes(file.header)
+        result.files[file.name] = File(file.nbytes, len(header), blake3(header).digest(), header)
+        for name, span in file.spans.items():
+            if name in found:
+                message = f"{name} stands in both {where[name]} and {file.name}; give files of one model"
+                raise ArgumentError(errno.EINVAL, message)
+            found[name] = Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
+            where[name] = file.name
+    made = digests_of(found, nodes=True, progress=progress)
+    result.tensors = {n: Tensor(b.dtype, b.shape, b.nbytes, *made[n], where[n]) for n, b in found.items()}
+    return result
+
+
+def compare(
+    wanted: Manifest,
+    found: Mapping[str, Bytes],
+    where: str,
+    progress: Progress | None,
+    wrong: Iterable[Wrong] = (),
+) -> Report:
+    began = time.monotonic()
+    report = Report(where, wrong=list(wrong))
+    made = digests_of(found, nodes=False, progress=progress)
+    spare = {name for name in found if name not in wanted.tensors}
+    by_digest = {(found[name].nbytes, made[name][0]): name for name in sorted(spare, reverse=True)}
+    for name, tensor in wanted.tensors.items():
+        report.tensors += 1
+        report.nbytes += tensor.nbytes
+        live = found.get(name)
+        if live is None:
+            other = by_digest.get((tensor.nbytes, tensor.digest))
+            if other is None:
+                report.missing.append(name)
+            else:
+                report.renamed[name] = other
+                spare.discard(other)
+        elif (live.dtype, live.shape) != (tensor.dtype, tensor.shape):
+            is_now, should = f"{live.dtype} {list(live.shape)}", f"{tensor.dtype} {list(tensor.shape)}"
+            report.wrong.append(Wrong(name, f"is {is_now} instead of {should}"))
+        elif made[name][0] != tensor.digest:
+            report.wrong.append(Wrong(name, "differs", differing_in(live, tensor)))
+    report.unexpected = sorted(spare)
+    report.seconds = time.monotonic() - began
+    if not report.ok:
+        raise WeightsError(report)
+    return report
+
+
+def file_digest(header: bytes, tensors: Mapping[str, Any], *, algorithm: str = "blake3") -> bytes:
+    """Make the digest of a whole safetensors file from its header, and from tensors in memory.
+
+    The file is not read. The result proves the tensors in memory if somebody published or signed the file's
+    digest: it is that of `b3sum`, or of `sha256sum`.
+
+    Args:
+        header: the file's first bytes: 8 of length, and the JSON; `Manifest.files[name].header` has them.
+        tensors: tensors by name, on one GPU or on the CPU. They may have more names than the file.
+        algorithm: "blake3", made by the GPU of tensors in its memory; or "sha256", made by the CPU, of bytes
+            that are copied back from a GPU.
+
+    Returns:
+        The digest, 32 bytes.
+
+    Raises:
+        ArgumentError: EINVAL, the header is damaged, a tensor of it is missing, or is of another dtype or
+            shape.
+        NymphError: there is no GPU.
+    """
+    if algorithm not in ("blake3", "sha256"):
+        raise ArgumentError(errno.EINVAL, f"there is no {algorithm!r} of a file; give blake3 or sha256")
+    spans = places_of("the header's file", header)
+    if missing := [name for name in spans if name not in tensors]:
+        raise ArgumentError(errno.EINVAL, f"{missing[0]} is missing; give all tensors of the header")
+    live = {name: bytes_of(name, tensors[name]) for name in spans}
+    for name, span in spans.items():
+        if (live[name].dtype, live[name].shape) != (span.dtype, span.shape):
+            is_now, should = (
+                f"{live[name].dtype} {list(live[name].shape)}",
+                f"{span.dtype} {list(span.shape)}",
+            )
+            raise ArgumentError(
+                errno.EINVAL, f"{name} is {is_now} instead of {should}; give it as it is in the file"
+            )
+    if algorithm == "blake3" and any(each.device is not None for each in live.values()):
+        from pynymph import cuda
+
+        if name := next((name for name, each in live.items() if each.device is None and each.nbytes), ""):
+            raise ArgumentError(
+                errno.EINVAL, f"{name} is in host memory, and others are not; give all from one GPU"
+            )
+        return cuda.digest_segments([header, *(each.device for each in live.values() if each.nbytes)])
+    hasher = blake3(header, max_threads=blake3.AUTO) if algorithm == "blake3" else hashlib.sha256(header)
+    for each in live.values():
+        for part in parts_of(each):
+            hasher.update(part)
+    return hasher.digest()
