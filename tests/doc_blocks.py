@@ -25,6 +25,7 @@ INSTALL = "tests/packages/test_debian.py::test_packages_install_as_documented"
 BY_HAND = "tests/packages/test_debian.py::test_install_by_hand_as_documented"
 COPY = "tests/unit/pynymph/test_command_copy.py::test_the_guide_works"
 PROJECT = "tests/unit/nymph_vm/test_project.py::test_the_guide_shows_the_file_of_the_example"
+SWITCHTEC = "tests/vm/test_switchtec.py::test_the_guide_works"
 SIGN = "tests/unit/pynymph/test_signatures.py::test_the_guide_works"
 MODEL = "tests/unit/docs/test_docs.py::test_python_blocks_run_on_the_model"
 
@@ -54,6 +55,8 @@ RUN = {
     ("docs/how-to/kernel-module.md", "// SPDX-License-Identifier"): MODULE,
     ("docs/how-to/kernel-module.md", "from pathlib"): MODULE,
     ("docs/how-to/nymphd.md", ".venv/bin/nymphd serve &"): SERVICE,
+    ("docs/how-to/switchtec.md", ".venv/bin/nymph-vm run"): SWITCHTEC,
+    ("docs/how-to/switchtec.md", "from nymph_vm import kernels"): SWITCHTEC,
     ("docs/how-to/without-root.md", ".venv/bin/nymph-vm run"): NYMPH_VM,
     ("docs/how-to/without-root.md", "import pynymph"): MODEL,
     ("docs/how-to/weights.md", "pip install 'pynymph[signatures]'"): SIGN,

@@ -246,7 +246,7 @@ def _file(name: str, entry: Any) -> File:
 
 
 def printable(name: str) -> str:
-    """Return a name. Raises ValueError if it has half a character, which JSON can have and nothing can print."""
+    """Return a name. Raises ValueError for half a character, which JSON can have and nothing can print."""
     name.encode()
     return name
 
