@@ -66,7 +66,7 @@ def test_registers_read_right_from_everywhere() -> None:
 @pytest.mark.usefixtures("one_cpu")
 def test_a_guest_and_its_function_share_a_cpu() -> None:
     """The function answers within the guest's time slice. It fails without patch 4 of vm/nymph_vm/um."""
-    reach_registers(300)
+    reach_registers(2000)
 
 
 @pytest.mark.parametrize("interrupts", ["Plx", "PlxWithoutMsi"])
