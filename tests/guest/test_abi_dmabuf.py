@@ -15,6 +15,7 @@ import resource
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,12 @@ def counts() -> list[int]:
 def nothing_stays() -> Iterator[None]:
     before = counts()
     yield
-    assert counts() == before
+    end = time.monotonic() + abi.LONG
+    while (
+        counts() != before
+    ):  # a ring's worker may have the last reference, and the kernel closes files later
+        assert time.monotonic() < end, f"{counts()}, and it was {before}"
+        time.sleep(0.01)
 
 
 @pytest.fixture(params=KINDS)
