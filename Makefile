@@ -102,11 +102,12 @@ signatures: .venv/ready ## signatures of models against model-signing and @sigst
 serve: .venv/ready ## nymphd in a VM, its dashboard on a port of this machine, until Ctrl-C
 	$(NYMPH_VM) serve
 
-gpu: .venv/ready ## on a machine with an NVIDIA GPU: its tests, and its benchmark into dist/gpu.json
+gpu: .venv/ready ## on a machine with an NVIDIA GPU: its tests, and its benchmarks into dist/gpu.json, gpu_weights.json
 	.venv/bin/pip install --quiet torch safetensors
 	.venv/bin/pytest tests/gpu
 	.venv/bin/pytest --model tests/guest/test_ring_examples.py
 	.venv/bin/python -m bench.gpu
+	.venv/bin/python -m bench.gpu_weights
 
 lint: .venv/ready ## ruff, mypy, clang-format, reuse; W=1, sparse, checkpatch.pl, padding and small kernels for the module
 	.venv/bin/pip install --quiet -e 'vm[lint]'

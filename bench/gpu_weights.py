@@ -2,7 +2,8 @@
 """What pynymph.weights does with an 8B model on this GPU: dist/gpu_weights.json, and a table.
 
 `python -m bench.gpu_weights` measures Checker, file_digest() and match() on one GPU; with `--ranks`, torchrun
-starts it on two, and it measures compare_ranks(). Cases take turns, with 40 ms of rest; figures are medians.
+starts it on two, and it measures compare_ranks(). Cases take turns, with 40 ms of rest before each; a turn's
+figure is the median of three calls, and a case's that of its turns.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -49,11 +51,14 @@ def timed(cases: dict[str, tuple[int, Callable[[], object]]], turns: int) -> lis
         for name, (_, call) in cases.items():
             torch.cuda.synchronize()
             time.sleep(0.04)
-            began = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
+            of_turn = []
+            for _ in range(3):
+                began = time.perf_counter()
+                call()
+                torch.cuda.synchronize()
+                of_turn.append(time.perf_counter() - began)
             if turn:  # the first is to warm up
-                taken[name].append(time.perf_counter() - began)
+                taken[name].append(statistics.median(of_turn))
             if turn == turns:
                 states[name] = smi("clocks.sm,power.draw.instant").split(", ")
     results = []
@@ -125,8 +130,8 @@ def _header(tensors: dict[str, torch.Tensor]) -> bytes:
 def ranks(turns: int) -> list[dict[str, Any]]:
     import torch.distributed as dist
 
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl")
-    torch.cuda.set_device(dist.get_rank())
     live = model()
     nbytes = sum(each.nbytes for each in live.parameters())
     checker = weights.Checker(live)
@@ -146,7 +151,7 @@ def ranks(turns: int) -> list[dict[str, Any]]:
 
     check, compare = together(checker.checksum), together(lambda: weights.compare_ranks(live))
     timed({"check": (nbytes, check), "compare": (nbytes, compare)}, turns)
-    mine = torch.tensor([check.own[1:], compare.own[1:]], device="cuda")  # type: ignore[attr-defined]
+    mine = torch.tensor([check.own[3:], compare.own[3:]], device="cuda")  # type: ignore[attr-defined]
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
     medians = [each.median(dim=1).values.tolist() for each in everyone]

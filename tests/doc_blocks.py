@@ -74,6 +74,8 @@ _MAKE = "it runs for long, or runs these tests; tests/unit/docs/test_docs.py loo
 _TESTS = "it runs other tests"
 _ROOT = "it changes the machine as root"
 _GPU = "it needs an NVIDIA GPU and a model; tests/gpu/test_weights.py makes the same calls"
+_LIVE = "it needs a model of yours; tests/unit/pynymph/test_weights_live.py makes the same calls"
+_MATCH = "it needs a model of yours; tests/unit/pynymph/test_weights_match.py makes the same calls"
 _FILES = "it needs a model; tests/unit/pynymph/test_weights.py runs the same command on a small one"
 _UNIT = "tests/service runs a machine that vm/nymph_vm/guest/install made so"
 _NATIVE = "it needs a native guest's kernel; make native runs the like"
@@ -112,8 +114,12 @@ NOT_RUN = {
     ("docs/how-to/weights.md", "pynymph weights load Meta-Llama-3-8B/ --signature"): _GPU,
     ("docs/how-to/weights.md", "from pynymph import weights"): _GPU,
     ("docs/how-to/weights.md", "from pynymph import signatures"): _GPU,
-    ("docs/how-to/weights.md", "weights.verify("): _GPU,
-    ("docs/how-to/weights.md", "def check(model):"): "it needs vLLM and a model",
+    ("docs/how-to/weights.md", "report = weights.verify("): _MATCH,
+    ("docs/how-to/weights.md", "found = weights.match("): _MATCH,
+    ("docs/how-to/weights.md", "checker = weights.Checker("): _LIVE,
+    ("docs/how-to/weights.md", "report = weights.compare_ranks("): _LIVE,
+    ("docs/how-to/weights.md", "with weights.watch("): _LIVE,
+    ("docs/how-to/weights.md", "class Check:"): "it needs vLLM and a model",
     ("docs/tutorial.md", "make setup"): _MAKE,
     ("docs/reference/nymphd.md", "client = tritonclient"): "tests/unit/nymphd/test_clients.py has its calls",
     ("docs/reference/tracepoints.md", "sudo trace-cmd"): _ROOT,

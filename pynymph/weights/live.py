@@ -94,23 +94,22 @@ def _state_of(model: Any) -> Iterator[tuple[str, Any]]:
 def bytes_of(name: str, tensor: Any) -> Bytes:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
-        plain = tensor.detach()
-        if plain.layout is not torch.strided or plain.is_quantized:
+        if tensor.layout is not torch.strided or tensor.is_quantized:
             raise ArgumentError(
                 errno.EINVAL, f"{name} is sparse or quantized; give the tensors that it is made of"
             )
-        dtype = _name_of(plain.dtype)
-        shape = tuple(plain.shape)
+        dtype = _name_of(tensor.dtype)
+        shape = tuple(tensor.shape)
         if dtype == "F4" and shape:
             shape = (*shape[:-1], 2 * shape[-1])
-        nbytes = plain.numel() * plain.element_size()
-        if plain.device.type == "cuda":
-            return Bytes(dtype, shape, nbytes, device=plain)
-        if plain.device.type != "cpu":
+        nbytes = tensor.numel() * tensor.element_size()
+        if tensor.is_cuda:
+            return Bytes(dtype, shape, nbytes, device=tensor)
+        if tensor.device.type != "cpu":
             raise ArgumentError(
-                errno.EINVAL, f"{name} is on {plain.device}; give weights on a GPU of NVIDIA or the CPU"
+                errno.EINVAL, f"{name} is on {tensor.device}; give weights on a GPU of NVIDIA or the CPU"
             )
-        plain = plain.resolve_conj().resolve_neg()
+        plain = tensor.detach().resolve_conj().resolve_neg()
         if not plain.is_contiguous():
             plain = plain.clone(memory_format=torch.contiguous_format)
         octets = (ctypes.c_ubyte * nbytes).from_address(plain.data_ptr()) if nbytes else b""
@@ -239,7 +238,7 @@ def parts_of(each: Bytes) -> Iterator[Any]:
         return
     import torch
 
-    plain = torch.as_tensor(each.device).resolve_conj().resolve_neg().reshape(-1)
+    plain = torch.as_tensor(each.device).detach().resolve_conj().resolve_neg().reshape(-1)
     if plain.numel() and plain.stride() != (1,):  # a lone element may say so, and can't be viewed as bytes
         plain = plain.clone(memory_format=torch.contiguous_format)
     for part in plain.view(torch.uint8).split(_PART):

@@ -458,3 +458,16 @@ def test_old_name_of_the_segments_warns() -> None:
     data = torch.arange(100, dtype=torch.uint8, device="cuda")
     with pytest.warns(DeprecationWarning, match="give segments="):
         assert cuda.digest_segments(pieces=[data]) == cuda.digest(data)
+
+
+def test_digests_of_several_launches_come_in_the_order_of_the_arrays() -> None:
+    """digest_many() launches 1 GiB, then 2 GiB, while it still looks at the arrays."""
+    whole = torch.empty(5 << 30, dtype=torch.uint8, device="cuda")
+    whole.view(torch.int64).random_()
+    sizes = [300 << 20, 5, 0, 900 << 20, 70_001, (1 << 30) + 3, 200 << 20, 64, 700 << 20, 1025, 1300 << 20]
+    arrays = list(whole[: sum(sizes)].split(sizes))
+    arrays[8] = arrays[8].view(-1, 2)[:, 0]  # with gaps
+    assert cuda.digest_many(iter(arrays)) == [cuda.digest(array) for array in arrays]
+    with pytest.raises(ArgumentError, match="host memory"):
+        cuda.digest_many([*arrays, torch.ones(3)])
+    assert cuda.digest_many(arrays[:2]) == [cuda.digest(array) for array in arrays[:2]]

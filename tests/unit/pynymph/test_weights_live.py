@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,61 +244,65 @@ RANK = """
 import sys, torch, torch.distributed as dist
 from pynymph import weights
 from pynymph.errors import ArgumentError
-rank, size, case = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method="file://" + sys.argv[4], rank=rank, world_size=size)
-torch.manual_seed(3)
-large = torch.randint(0, 256, (40 << 20,), dtype=torch.uint8)
-model = {"large": large, "norm": torch.ones(5), "none": torch.ones(0)}
-group = None
-if case == "flips":
-    if rank == 1:
-        model["large"][20 << 20] ^= 1
-    model["norm"][0] = rank  # no two are the same
-if case == "layout" and rank == 2:
-    model["norm"] = torch.ones(6)
-if case == "part":
-    model["norm"][0] = 1 if rank else 7
-    group = dist.new_group([1, 2])
-try:
-    report = weights.compare_ranks(model, group)
-    print(report.ok, report.ranks, [(d.name, d.majority, d.ranges) for d in report.differences])
-except ArgumentError as error:
-    print(error.strerror)
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=3)
+part = dist.new_group([1, 2])
+for case in ("equal", "flips", "layout", "part"):
+    torch.manual_seed(3)
+    large = torch.randint(0, 256, (40 << 20,), dtype=torch.uint8)
+    model = {"large": large, "norm": torch.ones(5), "none": torch.ones(0)}
+    if case == "flips":
+        if rank == 1:
+            model["large"][20 << 20] ^= 1
+        model["norm"][0] = rank  # no two are the same
+    if case == "layout" and rank == 2:
+        model["norm"] = torch.ones(6)
+    if case == "part":
+        model["norm"][0] = 1 if rank else 7
+    try:
+        report = weights.compare_ranks(model, part if case == "part" else None)
+        print(case, report.ok, report.ranks, [(d.name, d.majority, d.ranges) for d in report.differences])
+    except ArgumentError as error:
+        print(case, error.strerror)
 dist.destroy_process_group()
 """
 
 
-def run_ranks(case: str, tmp_path: Path, size: int = 3) -> list[str]:
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """What each of three ranks prints of each case."""
     pytest.importorskip("torch")
-    commands = [
-        [sys.executable, "-c", RANK, str(i), str(size), case, str(tmp_path / "store")] for i in range(size)
-    ]
+    store = tmp_path_factory.mktemp("ranks") / "store"
+    commands = [[sys.executable, "-c", RANK, str(rank), str(store)] for rank in range(3)]
     processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for command in commands
+        subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in commands
     ]
-    outputs = [process.communicate(timeout=300) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert all(process.returncode == 0 for process in processes), outputs
-    return [out.strip() for out, _ in outputs]
+    return [dict(line.split(" ", 1) for line in out.splitlines()) for out, _ in outputs]
 
 
-def test_ranks_that_are_equal_are_found_equal(tmp_path: Path) -> None:
-    assert run_ranks("equal", tmp_path) == ["True (0, 1, 2) []"] * 3
+def test_ranks_that_are_equal_are_found_equal(ranks: list[dict[str, str]]) -> None:
+    assert [rank["equal"] for rank in ranks] == ["True (0, 1, 2) []"] * 3
 
 
-def test_ranks_that_differ_from_the_majority_are_named_with_their_bytes(tmp_path: Path) -> None:
+def test_ranks_that_differ_from_the_majority_are_named_with_their_bytes(ranks: list[dict[str, str]]) -> None:
     large = "('large', (0, 2), {1: ((16777216, 33554432),)})"
     norm = "('norm', (), {1: ((0, 20),), 2: ((0, 20),)})"
-    assert run_ranks("flips", tmp_path) == [f"False (0, 1, 2) [{large}, {norm}]"] * 3
+    assert [rank["flips"] for rank in ranks] == [f"False (0, 1, 2) [{large}, {norm}]"] * 3
 
 
-def test_ranks_with_other_tensors_are_named(tmp_path: Path) -> None:
+def test_ranks_with_other_tensors_are_named(ranks: list[dict[str, str]]) -> None:
     expected = "ranks [2] have other names, dtypes or shapes than the others"
-    assert all(line.startswith(expected) for line in run_ranks("layout", tmp_path))
+    assert all(rank["layout"].startswith(expected) for rank in ranks)
 
 
-def test_only_the_ranks_of_the_group_are_compared(tmp_path: Path) -> None:
-    outside, *inside = run_ranks("part", tmp_path)
+def test_only_the_ranks_of_the_group_are_compared(ranks: list[dict[str, str]]) -> None:
+    outside, *inside = (rank["part"] for rank in ranks)
     assert outside.startswith("this process is not in the group")
     assert inside == ["True (1, 2) []"] * 2
 
