@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The Debian packages: docs/how-to/install.md works in clean systems; so do other versions and kernels."""
 
-import functools
-import subprocess
 from pathlib import Path
 
 import clean_root
@@ -27,28 +25,6 @@ snapshot() {
 	cut -d: -f1 /etc/group
 }
 """
-
-
-@functools.cache
-def source(folder: Path) -> Path:
-    """The checkout as a clone would have it, with what is not committed yet."""
-    clone = folder / "clone"
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate"],
-        cwd=CHECKOUT, check=True, capture_output=True,
-    ).stdout  # fmt: skip
-    there = b"\0".join(name for name in names.split(b"\0") if name and (CHECKOUT / name.decode()).exists())
-    clone.mkdir()
-    pack = subprocess.run(
-        ["tar", "--null", "-T", "-", "-cf", "-"], cwd=CHECKOUT, input=there, check=True, capture_output=True
-    )
-    subprocess.run(["tar", "-xf", "-"], cwd=clone, input=pack.stdout, check=True)
-    return clone
-
-
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return source(tmp_path_factory.mktemp("source"))
 
 
 def blocks(test: str) -> list[str]:
