@@ -110,7 +110,7 @@ wait $nymphd
 
 @RELEASES
 def test_packages_install_as_documented(release: str, clone: Path) -> None:
-    """Built for the headers that are there, used by a member of the group, and purged: nothing is left."""
+    """Built for the headers that are there, used by a member of the group, purged: only the group is left."""
     _, install, serve, purge = blocks(doc_blocks.INSTALL)
     script = f"""{SNAPSHOT}
 snapshot > before
@@ -120,6 +120,7 @@ mkdir clone; cd clone
 {serve}
 {SERVE}
 {purge}
+groupdel nymph
 cd; snapshot > after
 diff before after
 """
