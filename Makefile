@@ -64,12 +64,14 @@ endif
 RELEASE ?= $(shell uname -r)
 prefix ?= /usr/local
 MODULES = $(DESTDIR)/lib/modules/$(RELEASE)/updates
+# Whatever the kernel's own modules are: sign-file cannot sign a module that is packed.
+UNPACKED = $(addprefix CONFIG_MODULE_COMPRESS_,ALL= GZIP= XZ= ZSTD=)
 INDEX = $(if $(DESTDIR),:,PATH="$$PATH:/usr/sbin:/sbin" depmod $(RELEASE))
 
 install: install-files ## as root, build and install the module for RELEASE, and install-files; DESTDIR=, prefix=/usr/local
 	$(MAKE) module KDIR=/lib/modules/$(RELEASE)/build
 	$(MAKE) -C /lib/modules/$(RELEASE)/build M=$(CURDIR)/build/kdir INSTALL_MOD_PATH=$(DESTDIR) \
-		INSTALL_MOD_DIR=updates modules_install
+		INSTALL_MOD_DIR=updates $(UNPACKED) modules_install
 	$(INDEX)
 
 install-files: ## as root, install the header, and what udev, systemd and modprobe need; DESTDIR=, prefix=/usr/local

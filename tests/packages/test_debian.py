@@ -168,7 +168,7 @@ rm -r /usr/src/pynymph-{pynymph.__version__}
 {install}
 modinfo -k $(uname -r) -F filename pcie_nymph nymph_endpoint
 ( {sign} )
-modinfo -k $(uname -r) -F signer pcie_nymph | grep .
+for each in pcie_nymph nymph_endpoint; do modinfo -k $(uname -r) -F signer $each | grep .; done
 {python}
 cd; ~/pynymph/bin/pynymph --version; cd clone
 {remove}
