@@ -145,10 +145,10 @@ dkms status
 test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 2
 apt-get install -y ./new.deb
 test $(dkms status | grep -c 'pynymph/{new}.*: installed') = 2
-! dkms status | grep 'pynymph/{old}'
+! dkms status | grep 'pynymph/{old}' || exit 1
 apt-get install -y --allow-downgrades ./{module.name}
 test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 2
-! dkms status | grep 'pynymph/{new}'
+! dkms status | grep 'pynymph/{new}' || exit 1
 """
     clean_root.run(release, [*NEEDED, HEADERS], script, {module: "."})
 
