@@ -59,7 +59,9 @@ def run(
     for path, folder in given.items():
         hooks += [f'mkdir -p "$1/root/{folder}"', f"copy-in {shlex.quote(str(path))} /root/{folder}"]
     hooks.append('chown -R 0:0 "$1/root"; mkdir "$1/root/results"')
-    hooks.append(f"{inside} sh -exc {shlex.quote(f'cd /root{chr(10)}{script}')} >&2")
+    # From the environment: mmdebstrap repeats a hook that failed, behind what that said last.
+    environment = os.environ | {"SCRIPT": f"cd /root\n{script}"}
+    hooks.append(f'{inside} sh -exc "$SCRIPT" >&2')
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         hooks.append(f"sync-out /root/results {shlex.quote(str(results))}")
@@ -69,4 +71,4 @@ def run(
         *(f"--customize-hook={hook}" for hook in hooks),
     ]
     command[1:1] = [f"--aptopt={option}" for option in apt.host_options()]
-    call(command, f"the script in {release}", input=apt.sources(release=release))
+    call(command, f"the script in {release}", env=environment, input=apt.sources(release=release))
