@@ -23,8 +23,10 @@ def sources(*more: str, release: str = "bookworm") -> str:
     used = [uri.rstrip("/") for uri in uris.split()]
     main = next((uri for uri in used if uri.endswith("/debian")), DEBIAN)
     security = next((uri for uri in used if uri.endswith("/debian-security")), SECURITY)
-    suites = [(main, suite) for suite in (release, f"{release}-updates", f"{release}-backports", *more)]
-    suites.append((security, f"{release}-security"))
+    suites = [(main, suite) for suite in (release, *more)]
+    if release != "sid":  # which has what is new in itself
+        suites[1:1] = [(main, f"{release}-updates"), (main, f"{release}-backports")]
+        suites.append((security, f"{release}-security"))
     return "".join(f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for uri, suite in suites)
 
 
