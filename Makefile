@@ -42,7 +42,7 @@ fuzz-readers: .venv/ready ## what reads files and requests of others, for SECOND
 	for each in $(READERS); do mkdir -p build/fuzz-readers/$$each && .venv/bin/python tests/fuzz/readers.py $$each \
 		-max_total_time=$(SECONDS) -artifact_prefix=build/fuzz-readers/ build/fuzz-readers/$$each || exit 1; done
 
-fuzz: .venv/ready ## the requests of the driver, in native guests with sanitizers, for MINUTES=10; dist/fuzz has what was found
+fuzz: .venv/ready ## the requests of the driver, in native guests, for MINUTES=10; dist/fuzz has what was found
 	$(NYMPH_VM) fuzz --minutes $(MINUTES)
 
 test: .venv/ready ## unit tests here, then the others in a VM

@@ -430,12 +430,12 @@ static int nymph_ioc_reset(struct nymph_context *ctx,
 static int nymph_ioc_enable(struct nymph_context *ctx,
 			    union nymph_request_arg *arg, void __user *uarg)
 {
-	struct nymph_ring *ring = nymph_lock_ring(ctx);
+	struct nymph_ring *ring = nymph_need_ring(ctx);
 
 	if (IS_ERR(ring))
 		return PTR_ERR(ring);
 	nymph_ring_enable(ring);
-	nymph_unlock_ring(ctx);
+	nymph_ring_put(ring);
 	return 0;
 }
 

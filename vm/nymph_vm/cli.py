@@ -452,7 +452,7 @@ def matrix(arguments: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.option("--minutes", default=10.0, show_default=True, help="How long; with --planted, for each bug.")
-@click.option("--kernel", type=click.Choice(kernels.NAMES), default="debug-7", show_default=True)
+@click.option("--kernel", type=click.Choice(kernels.NAMES), default="plain-7", show_default=True)
 @click.option("--arch", type=click.Choice([AMD64.name, UM.name]), default=UM.name, show_default=True)
 @fault_option
 @click.option("--unbind", is_flag=True, help="Unbind and bind the endpoint's driver meanwhile.")

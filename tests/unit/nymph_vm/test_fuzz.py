@@ -2,13 +2,27 @@
 """The fuzzer's parts that need no guest: its programs, its verdicts, and how it cuts a finding down."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from nymph_vm.fuzz import campaign, verdict
-from nymph_vm.fuzz.generate import ENTER, ENTER_ARG, IOCTL, RINGS, Generator
+from nymph_vm.fuzz.generate import ENTER, ENTER_ARG, ENTRY, IOCTL, RINGS, Generator
 from nymph_vm.fuzz.guest import DONE, STUCK, TIMED_OUT, UNRUN, Outcome
-from nymph_vm.fuzz.program import CALL, CLOCK, CONTROL, NOW, READ, Program, Step, fits, parse, text
+from nymph_vm.fuzz.program import (
+    CALL,
+    CLOCK,
+    CONTROL,
+    DATA,
+    NOW,
+    READ,
+    TARGET,
+    Program,
+    Step,
+    fits,
+    parse,
+    text,
+)
 from nymph_vm.host import HarnessError
 
 PROGRAMS = 200
@@ -60,7 +74,7 @@ def entered(error: int, now: int, submitted: int = 1, reaped: int = 0, *, deadli
         (entered(0, 4000, reaped=2), "more records"),
         (entered(-errno.EINVAL, 4000, submitted=0), None),
         (
-            Outcome(STUCK, (1, -1, -1, -1), (5000, UNRUN, UNRUN, UNRUN), (), b""),
+            Outcome(STUCK, (1, -1, -1, -1), (UNRUN,) * 4, (), b""),
             "does not end when it is killed",
         ),
     ],
@@ -68,6 +82,45 @@ def entered(error: int, now: int, submitted: int = 1, reaped: int = 0, *, deadli
 def test_outcome_is_held_against_the_contract(outcome: Outcome, said: str | None) -> None:
     found = list(verdict.faults(ENTERED, outcome))
     assert (said is None and not found) or (said is not None and said in found[0]), found
+
+
+def record(**changes: int) -> bytes:
+    """Of a COPY that was verified, with some fields changed."""
+    fields = {
+        "cookie": 1, "size": 128, "status": 0, "bytes": 5, "engine": 1, "flags": 3,
+        "queued": 10, "started": 20, "completed": 30,
+    }  # fmt: skip
+    return verdict.RECORD.pack(*(fields | changes).values(), b"s" * 32, b"d" * 32, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"status": -errno.EBADMSG}, None),
+        ({"size": 64}, "size 64"),
+        ({"status": 1}, "status 1"),
+        ({"flags": 1}, "do not name"),
+        ({"started": 5}, "started at 5"),
+        ({"completed": 9000}, "completed at 9000"),
+        ({"engine": 0}, "by engine 0"),
+        ({"bytes": 2**30 + 1}, "bytes"),
+    ],
+)
+def test_record_is_held_against_the_contract(changes: dict[str, int], said: str | None) -> None:
+    program = (*ENTERED, Step(READ, (CONTROL + 4096, 128)))
+    whole = entered(0, 4000, reaped=1)
+    outcome = Outcome(DONE, whole.at, (*whole.results, len(whole.data)), (), whole.data + record(**changes))
+    found = list(verdict.faults(program, outcome))
+    assert (said is None and not found) or (said is not None and said in found[0]), found
+
+
+def test_answers_that_a_program_may_have_written_itself_are_not_judged() -> None:
+    early = entered(-errno.ETIME, 4999)
+    over = Step(DATA, (CONTROL + 8192,), ENTRY.pack(64, 1, 0, 8, TARGET, CONTROL, 0, 0, 0, 0, 0))
+    for program in ((*ENTERED, over), tuple(replace(step, thread=1) for step in ENTERED)):
+        outcome = Outcome(early.end, early.at, (*early.results, 64), (), early.data)
+        assert not list(verdict.faults(program, outcome))
 
 
 def test_only_a_wait_with_a_deadline_is_overdue() -> None:

@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from nymph_vm import build
 from nymph_vm.faults import Fault
 from nymph_vm.fuzz import verdict
 from nymph_vm.fuzz.generate import Generator
-from nymph_vm.fuzz.guest import DONE, LIMIT_MS, STUCK, Executor, Outcome, describe
+from nymph_vm.fuzz.guest import DONE, EXECUTOR, LIMIT_MS, STUCK, Executor, Outcome, describe
 from nymph_vm.fuzz.program import MAX_STEPS, Program, Step, parse, text
 from nymph_vm.host import HarnessError, console
 from nymph_vm.machine import Machine
 from nymph_vm.state import VMLost, log_tail
 
 BATCH = 48
-LONG_MS = 20_000  # what is overdue gets so long before it is a finding
+LONG_MS = 40_000  # what is overdue gets so long before it is a finding, or a quarter of that if it but waits
 PROGRESS_SECONDS = 10
 NEW = 0.15  # of the programs are new ones, the others mutated
 REPEATS = 30  # a program that is tried again runs so often: what depends on chance gets one
@@ -32,6 +33,13 @@ _Part = TypeVar("_Part")
 # What of a complaint differs from time to time.
 VARIABLE = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b|\+0x\S+|\d+")
 
+# What ends a guest and is no fault of the module's: where it happened, and why.
+FOREIGN = {
+    "maybe_map": "user-mode Linux copies from memory that another thread unmaps (skas/uaccess.c)",
+}
+
+OURS = re.compile(r"\bnymph_\w+(?=\+0x)")
+
 # Whether a line of a log says what went wrong, best first.
 TELLING = (
     re.compile(r"BUG: KASAN: .*"),
@@ -41,6 +49,7 @@ TELLING = (
     re.compile(r"INFO: task .* blocked.*"),
     re.compile(r"watchdog: .*"),
     re.compile(r"refcount_t: .*"),
+    re.compile(r"RIP: .*"),
     re.compile(r"Kernel panic - not syncing: .*"),
 )
 
@@ -98,12 +107,19 @@ class Counts:
 
 
 def title_of(log: str) -> str:
-    """What a log says went wrong, without what differs from time to time."""
+    """What a log says went wrong, and in which function of ours, without what differs from time to time."""
     for pattern in TELLING:
         if found := pattern.search(log):
-            return VARIABLE.sub("N", found[0]).strip()[:120]
+            said = VARIABLE.sub("N", found[0]).strip()[:120]
+            ours = OURS.search(log, found.end())
+            return said if ours is None or ours[0] in said else f"{said}, {ours[0]}"
     lines = log.strip().splitlines()
     return VARIABLE.sub("N", lines[-1]).strip()[:120] if lines else "nothing was said"
+
+
+def foreign(finding: Finding) -> str | None:
+    """Why a finding is no fault of the module's; None if it may be."""
+    return next((why for where, why in FOREIGN.items() if f":{where}+" in finding.log), None)
 
 
 class Campaign:
@@ -119,7 +135,10 @@ class Campaign:
         keep: Path | None = None,
         on_finding: Callable[[Finding], None] = lambda finding: None,
     ) -> None:
-        """name: of its machines. corpus: programs to begin with. keep: a file for the corpus as it grows."""
+        """name: of its machines. corpus: programs to begin with. keep: a file for the corpus as it grows.
+
+        on_finding: called with each finding as it is, and when it is minimized.
+        """
         self._target, self._name, self._keep = target, name, keep
         self._on_finding = on_finding
         self._rng = random.Random(seed)
@@ -131,12 +150,18 @@ class Campaign:
 
     def run(self, minutes: float, *, stop_at_first: bool = False) -> None:
         """Fuzz for so long, or until the first finding, which is not minimized then."""
-        end = time.monotonic() + 60 * minutes
+        build.prepare(self._target.kernel, self._target.modules)  # which takes none of the time
+        build.program(EXECUTOR)
+        self.counts.started = time.monotonic()
+        end = self.counts.started + 60 * minutes
         while time.monotonic() < end and not (stop_at_first and self.findings):
             finding = self._one_guest(end)
-            if finding is not None and all(finding.title != old.title for old in self.findings):
+            if finding is not None and (why := foreign(finding)):
+                console.print(f"nymph-vm: the guest ended, and that is not the module's: {why}", markup=False)
+            elif finding is not None and all(finding.title != old.title for old in self.findings):
                 self.counts.first_seen[finding.title] = self.counts.seconds
                 console.print(f"nymph-vm: found: {finding.title}", markup=False)
+                self._on_finding(finding)
                 if not stop_at_first:
                     finding = minimize(self._target, f"{self._name}-min", finding)
                 self.findings.append(finding)

@@ -467,11 +467,29 @@ static pid_t start_child(uid_t uid, gid_t gid)
 	return child;
 }
 
-/* Has the child run what is in @shared; returns its status, and whether there is a child left in *child. */
+/* Returns a number that changes as long as any thread of a process does anything. */
+static uint64_t activity(pid_t process)
+{
+	uint64_t sum = 0;
+	struct timespec t;
+	clockid_t clock;
+
+	for (unsigned int i = 0; i < THREADS; i++)
+		sum = sum * 1000 + __atomic_load_n(&shared->at[i], __ATOMIC_RELAXED);
+	if (!clock_getcpuclockid(process, &clock) && !clock_gettime(clock, &t))
+		sum += t.tv_sec * 1000000000ULL + t.tv_nsec;
+	return sum;
+}
+
+/*
+ * Has the child run what is in @shared. It may take @limit_ms, or a quarter of that when it does nothing but wait.
+ * Returns its status, and sets *child to 0 if that has ended.
+ */
 static uint32_t run_program(pid_t *child, uint32_t limit_ms)
 {
 	struct pollfd poller = { done[0], POLLIN, 0 };
-	uint64_t end = now() + limit_ms * 1000000ULL;
+	uint64_t start = now(), end = start + limit_ms * 1000000ULL;
+	uint64_t active = 0, active_at = start;
 	uint32_t status = DONE;
 	siginfo_t info = {};
 	char byte = 0;
@@ -483,10 +501,13 @@ static uint32_t run_program(pid_t *child, uint32_t limit_ms)
 			if (read(done[0], &byte, 1) == 1)
 				return DONE;
 			status = ENDED;
-		} else if (now() > end) {
+		} else if (now() > end || now() > active_at + limit_ms * 250000ULL) {
 			status = TIMED_OUT;
 		} else if (!waitid(P_PID, *child, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid) {
 			status = ENDED;
+		} else if (activity(*child) != active) {
+			active = activity(*child);
+			active_at = now();
 		}
 	}
 	kill(*child, SIGKILL);

@@ -382,7 +382,11 @@ class Generator:
             )
         steps.append(call)
         if deadline is None:
-            steps += [Step(CLOCK), Step(READ, (where, ENTER_ARG.size))]
+            steps += [
+                Step(CLOCK),
+                Step(READ, (where, ENTER_ARG.size)),
+                Step(READ, (records, RECORD_SIZE * most)),
+            ]
         return steps
 
     def _snapshot(self) -> list[Step]:
@@ -598,8 +602,8 @@ class Generator:
         if rng.random() < 0.3:
             inside = [*self._open(RINGS[1]), *self._setup(RINGS[1], good=True), *self._enter(), *inside]
         if rng.random() < 0.3:
-            path = Step(DATA, (TRUE,), b"/bin/true\0")
-            inside += [path, Step(CALL, (EXECVE, TRUE, 0, 0))]
+            path = Step(DATA, (TRUE,), struct.pack("<QQ16s", TRUE + 16, 0, b"/bin/true"))
+            inside += [path, Step(CALL, (EXECVE, TRUE + 16, TRUE, 0))]
         waits = rng.random() < 0.5
         steps = [Step(FORK, (len(inside), int(waits))), *inside]
         if not waits:

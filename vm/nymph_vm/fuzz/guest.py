@@ -20,6 +20,7 @@ from nymph_vm.machine import Machine
 DONE, TIMED_OUT, ENDED, STUCK = range(4)
 ENDS = ("done", "timed out", "ended early", "stuck")
 
+EXECUTOR = Path(__file__).with_name("executor.c")
 LIMIT_MS = 250  # a program that waits for what never comes takes so long
 UNRUN = 0x8080808080808080 - 2**64  # the result of a step that did not come to its end
 
@@ -57,7 +58,7 @@ class Executor:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        program = build.program(Path(__file__).with_name("executor.c"))
+        program = build.program(EXECUTOR)
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             machine.command(["sh", "-c", START, project.pynymph().in_guest(program)]),
