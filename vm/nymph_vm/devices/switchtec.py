@@ -92,6 +92,8 @@ KINDS = {
     "slow": "the copy takes 20 ms more",
 }
 
+NO_FAULT = "", Random()
+
 BURST = 32  # completions that one interrupt tells of, at most
 TURN = 64  # entries of a channel before it is the next one's turn
 SLOW_S = 0.02
@@ -249,8 +251,7 @@ class Channel:
     def _step(self) -> None:
         assert self._queues
         sq, sq_size, _, _ = self._queues
-        drawn = self._function.faults.draw(self._index)
-        kind, chance = drawn or ("", Random())
+        kind, chance = self._function.faults.draw(self._index) or NO_FAULT
         if kind in ("pause", "halt", "stall"):
             self._stalled = kind == "stall"
             self._status = {"pause": PAUSED, "halt": HALTED}.get(kind, 0)
