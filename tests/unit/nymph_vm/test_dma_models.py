@@ -82,7 +82,7 @@ class Switchtec(Alone, switchtec.Switchtec):
             self.head = (self.head + 1) % 8
             if not self.head:
                 break
-        self.write(0, CONTROL_PAGES + switchtec.CQ_HEAD, 2, self.head)
+        self.channels[0].cq_head.memory[0] = self.head
         return found
 
 
@@ -113,6 +113,19 @@ def test_switchtec_pauses_for_each_status_and_says_why(status: int) -> None:
     device.control(0)
     assert device.status() == 0
     assert device.completions(1) == [(2, 0)]
+
+
+def test_switchtec_waits_for_a_driver_that_takes_no_completions() -> None:
+    device = Switchtec()
+    for tag in range(7):
+        device.submit(tag)
+    while device.left and not device.raised:
+        function, arguments = device.left.pop(0)
+        function(*arguments)
+    assert [device.memory[0x1000 + 32 * at + switchtec.PHASE] for at in range(8)] == [1] * 5 + [0] * 3
+    device.channels[0].cq_head.memory[0] = 5
+    device.head = 5
+    assert device.completions(1) == [(5, 0), (6, 0)]
 
 
 def test_switchtec_starts_anew_behind_a_reset() -> None:
