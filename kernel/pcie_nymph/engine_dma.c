@@ -899,5 +899,7 @@ void nymph_dma_unbind_end(struct nymph_engine *engine, struct device *dev)
 
 	mutex_lock(&dma->lock);
 	nymph_dma_end_ops(dma, dev);
+	/* whatever is bound next deserves a try */
+	dma->refusals = 0;
 	mutex_unlock(&dma->lock);
 }
