@@ -33,6 +33,7 @@
  * @tried: the provider was asked for the channel; only while it is requested
  * @refusals: number of times in a row that the provider refused the channel
  * @refused_at: time of the last refusal, in jiffies
+ * @polled_at: time at which a waiter last asked the provider, in jiffies
  * @erred: the channel reported an error since it was taken: it may have paused
  * @ended: number of runs that the channel ended
  * @failed: the channel failed, at @failed_at
@@ -58,6 +59,7 @@ struct nymph_dma_engine {
 	bool tried;
 	unsigned int refusals;
 	unsigned long refused_at;
+	unsigned long polled_at;
 	bool erred;
 	unsigned int ended;
 	bool failed;
