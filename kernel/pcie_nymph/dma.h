@@ -30,6 +30,10 @@
  * @lock: serializes @chan to @stops; taken before @ops_lock; held while a dead
  *	channel is told to stop
  * @chan: the channel, while the driver has it
+ * @tried: the provider was asked for the channel; only while it is requested
+ * @refusals: number of times in a row that the provider refused the channel
+ * @refused_at: time of the last refusal, in jiffies
+ * @polled_at: time at which a waiter last asked the provider, in jiffies
  * @erred: the channel reported an error since it was taken: it may have paused
  * @ended: number of runs that the channel ended
  * @failed: the channel failed, at @failed_at
@@ -52,6 +56,10 @@ struct nymph_dma_engine {
 	struct ratelimit_state log;
 	struct mutex lock;	/* chan to stops */
 	struct dma_chan *chan;
+	bool tried;
+	unsigned int refusals;
+	unsigned long refused_at;
+	unsigned long polled_at;
 	bool erred;
 	unsigned int ended;
 	bool failed;

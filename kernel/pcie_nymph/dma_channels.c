@@ -8,6 +8,7 @@
 #include <linux/dmaengine.h>
 #include <linux/fsl/mc.h>
 #include <linux/jiffies.h>
+#include <linux/minmax.h>
 #include <linux/module.h>
 #include <linux/notifier.h>
 #include <linux/pci.h>
@@ -92,11 +93,13 @@ static bool nymph_dma_is_allowed(struct dma_chan *chan)
 
 static bool nymph_dma_is_ours(struct dma_chan *chan, void *param)
 {
-	const struct nymph_dma_engine *dma = param;
+	struct nymph_dma_engine *dma = param;
+	bool ours = nymph_dma_is_live(chan) &&
+		    !strcmp(dma_chan_name(chan), dma->engine.name) &&
+		    nymph_dma_is_allowed(chan);
 
-	return nymph_dma_is_live(chan) &&
-	       !strcmp(dma_chan_name(chan), dma->engine.name) &&
-	       nymph_dma_is_allowed(chan);
+	dma->tried |= ours;
+	return ours;
 }
 
 static dma_cap_mask_t nymph_dma_wanted(void)
@@ -108,17 +111,47 @@ static dma_cap_mask_t nymph_dma_wanted(void)
 	return mask;
 }
 
+/* A provider may refuse a channel so often before it is left alone for a while. */
+#define NYMPH_DMA_REFUSALS	3U
+/* The longest while is 64 s. */
+#define NYMPH_DMA_REFUSED_MAX	6U
+
+/*
+ * Tells whether it is too early to ask the provider again. An attempt is expensive for
+ * some with a dead device, and leaks memory of switchtec_dma in 7.3.
+ */
+static bool nymph_dma_is_refused(const struct nymph_dma_engine *dma)
+{
+	unsigned int shift;
+
+	if (dma->refusals < NYMPH_DMA_REFUSALS)
+		return false;
+	shift = min(dma->refusals - NYMPH_DMA_REFUSALS, NYMPH_DMA_REFUSED_MAX);
+	return time_before(jiffies, dma->refused_at + (HZ << shift));
+}
+
 /**
  * nymph_dma_request() - Take the channel of an engine
- * @dma: the engine
+ * @dma: the engine, with its lock held
  *
  * Return: the channel, until dma_release_channel(); or NULL.
  */
 struct dma_chan *nymph_dma_request(struct nymph_dma_engine *dma)
 {
 	dma_cap_mask_t mask = nymph_dma_wanted();
+	struct dma_chan *chan;
 
-	return dma_request_channel(mask, nymph_dma_is_ours, dma);
+	if (nymph_dma_is_refused(dma))
+		return NULL;
+	dma->tried = false;
+	chan = dma_request_channel(mask, nymph_dma_is_ours, dma);
+	if (chan) {
+		dma->refusals = 0;
+	} else if (dma->tried) {
+		dma->refusals++;
+		dma->refused_at = jiffies;
+	}
+	return chan;
 }
 
 /**

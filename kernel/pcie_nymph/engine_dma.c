@@ -375,7 +375,8 @@ static bool nymph_dma_was_stopped(struct nymph_dma_op *op, unsigned int stops)
 
 /*
  * Has the provider look for completions whose interrupt was lost. With softirqs off,
- * because some take a lock there that their tasklet takes, too.
+ * because some take a lock there that their tasklet takes, too. Once in a while for
+ * all waiters: it can cost a read of a register.
  */
 static void nymph_dma_poll(struct nymph_dma_op *op)
 {
@@ -384,7 +385,9 @@ static void nymph_dma_poll(struct nymph_dma_op *op)
 	/* whoever has the lock is at the channel */
 	if (!mutex_trylock(&dma->lock))
 		return;
-	if (dma->chan && !dma->stopping) {
+	if (dma->chan && !dma->stopping &&
+	    time_after_eq(jiffies, dma->polled_at + NYMPH_DMA_POLL)) {
+		dma->polled_at = jiffies;
 		local_bh_disable();
 		dmaengine_tx_status(dma->chan, op->cookie, NULL);
 		local_bh_enable();
@@ -899,5 +902,7 @@ void nymph_dma_unbind_end(struct nymph_engine *engine, struct device *dev)
 
 	mutex_lock(&dma->lock);
 	nymph_dma_end_ops(dma, dev);
+	/* whatever is bound next deserves a try */
+	dma->refusals = 0;
 	mutex_unlock(&dma->lock);
 }

@@ -32,7 +32,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -75,6 +75,14 @@ class Memory:
     file: int | None = None  # an open file with it, which other processes may share
 
 
+class Kept:
+    """Registers that only keep what is written: reads and writes of them are no calls."""
+
+    def __init__(self, bar: int, offset: int, size: int) -> None:
+        self.bar, self.offset = bar, offset
+        self.memory = memoryview(bytearray(size))
+
+
 class Device:
     """One PCI function. Its class says what it is; read(), write() and start() what it does."""
 
@@ -83,6 +91,7 @@ class Device:
     class_code = 0xFF0000
     revision = 0
     bars: Mapping[int, int | Memory] = {}  # by number: the size, a power of two of at least 16
+    kept: Sequence[Kept] = ()  # of BARs that are no Memory
     vectors = 0  # of MSI-X, whose table has a BAR of its own; none: an INTx
 
     _server: "Server"
@@ -236,6 +245,10 @@ class Server:
                 put(at + 4, 4, 0, 0xFFFFFFFF)
             put(at, 4, 0xC if isinstance(bar, Memory) else 0, 0x100000000 - size)
             self.lib.vhost_bar(self.function, number, ctypes.c_uint64(size), address)
+        for kept in device.kept:
+            where = kept.bar, ctypes.c_uint64(kept.offset), ctypes.c_uint64(len(kept.memory))
+            if self.lib.vhost_keep(self.function, *where, _address(kept.memory)):
+                raise HarnessError(f"{len(device.kept)} kept registers are too many")
         if device.vectors:
             free = [number for number in range(6) if number not in taken]
             if not free or device.vectors > MOST_VECTORS:

@@ -2,7 +2,8 @@
 /*
  * What has to be fast of a PCI function served to user-mode Linux (pci.py has
  * the rest): the queues of its virtio PCI device, the configuration space,
- * MSI-X, and BARs that are memory. BARs that are not are Python's.
+ * MSI-X, and BARs that are memory, or registers that only keep what is written.
+ * The rest of the BARs is Python's.
  *
  * The guest can write all of the queues, so each index and length is read once
  * and checked. One thread is in vhost_serve(); any may call the rest.
@@ -23,6 +24,7 @@ enum { NEXT = 1, WRITABLE = 2 };	/* flags of descriptors */
 #define CONFIG_SIZE	4096
 #define MAX_REGIONS	8
 #define MAX_BARS	6
+#define MAX_KEPT	32
 #define MAX_VECTORS	64
 #define MAX_SEGMENTS	16
 #define TABLE_SIZE	0x800	/* the pending bits are behind the table */
@@ -46,8 +48,9 @@ struct function {
 	struct queue queues[2];		/* commands, and interrupts */
 	struct { uint64_t guest, size; uint8_t *at; } regions[MAX_REGIONS];
 	struct { uint64_t size; uint8_t *memory; } bars[MAX_BARS];
+	struct { uint32_t bar; uint64_t offset, size; uint8_t *memory; } kept[MAX_KEPT];
 	uint8_t config[CONFIG_SIZE], writable[CONFIG_SIZE];
-	int nr_regions, nr_vectors, msix_bar, msix_cap;
+	int nr_regions, nr_kept, nr_vectors, msix_bar, msix_cap;
 	uint32_t msix[2 * TABLE_SIZE / 4];
 	int files[MAX_VECTORS];		/* an eventfd for each vector, or -1 */
 	bool intx_pending;
@@ -187,6 +190,21 @@ static uint32_t width(uint64_t offset, uint64_t left)
 	return size;
 }
 
+/* Where bytes of a BAR are, if they are memory. */
+static uint8_t *memory_at(struct function *f, uint32_t bar, uint64_t addr, uint64_t len)
+{
+	if (f->bars[bar].memory)
+		return f->bars[bar].memory + addr;
+	for (int i = 0; i < f->nr_kept; i++) {
+		uint64_t off = addr - f->kept[i].offset;
+
+		if (f->kept[i].bar == bar && addr >= f->kept[i].offset && off < f->kept[i].size &&
+		    len <= f->kept[i].size - off)
+			return f->kept[i].memory + off;
+	}
+	return NULL;
+}
+
 static void read_bar(struct function *f, struct message *m, uint8_t *out, uint32_t len)
 {
 	uint32_t size, done;
@@ -197,9 +215,9 @@ static void read_bar(struct function *f, struct message *m, uint8_t *out, uint32
 		memset(out, 0xff, len);
 		return;
 	}
-	memory = f->bars[m->bar].memory;
+	memory = memory_at(f, m->bar, m->addr, len);
 	if (memory) {
-		move(out, memory + m->addr, len);
+		move(out, memory, len);
 		return;
 	}
 	for (done = 0; done < len; done += size) {
@@ -217,9 +235,9 @@ static void write_bar(struct function *f, uint32_t bar, uint64_t addr, const uin
 
 	if (f->gone || bar >= MAX_BARS || addr > f->bars[bar].size || len > f->bars[bar].size - addr)
 		return;
-	memory = f->bars[bar].memory;
+	memory = memory_at(f, bar, addr, len);
 	if (memory) {
-		move(memory + addr, in, len);
+		move(memory, in, len);
 		return;
 	}
 	for (done = 0; done < len; done += size) {
@@ -353,6 +371,18 @@ void vhost_bar(struct function *f, uint32_t bar, uint64_t size, void *memory)
 {
 	f->bars[bar].size = size;
 	f->bars[bar].memory = memory;
+}
+
+/* Registers of a BAR that only keep what is written. Returns -1 if there are too many. */
+int vhost_keep(struct function *f, uint32_t bar, uint64_t offset, uint64_t size, void *memory)
+{
+	if (f->nr_kept == MAX_KEPT)
+		return -1;
+	f->kept[f->nr_kept].bar = bar;
+	f->kept[f->nr_kept].offset = offset;
+	f->kept[f->nr_kept].size = size;
+	f->kept[f->nr_kept++].memory = memory;
+	return 0;
 }
 
 /* A BAR of its own for MSI-X; `capability`: where that is in the configuration space. */

@@ -23,7 +23,7 @@ from threading import Lock
 from typing import Any
 
 from nymph_vm.faults import Board, Fault
-from nymph_vm.pci import Device, DmaError
+from nymph_vm.pci import Device, DmaError, Kept
 
 # BAR 0: the function's registers, then a page for each channel, then 128 bytes for each channel.
 CAPABILITY, CHANNEL_COUNT, TAG_LIMIT = 0x80, 0x84, 0x90
@@ -92,6 +92,8 @@ KINDS = {
     "slow": "the copy takes 20 ms more",
 }
 
+NO_FAULT = "", Random()
+
 BURST = 32  # completions that one interrupt tells of, at most
 TURN = 64  # entries of a channel before it is the next one's turn
 SLOW_S = 0.02
@@ -115,6 +117,7 @@ class Switchtec(Device):
         self.vectors = self.channel_count + 1  # the last is for channels that pause
         self.faults = Board(SwitchtecFault)
         self.channels = [Channel(self, index) for index in range(self.channel_count)]
+        self.kept = [channel.cq_head for channel in self.channels]  # written for each completion
         self._registers = bytearray(CONTROL_PAGES)
         for offset, size, value in (
             (CHANNEL_COUNT, 4, self.channel_count),
@@ -156,6 +159,8 @@ class Channel:
 
     def __init__(self, function: Switchtec, index: int) -> None:
         self._function, self._index = function, index
+        self.cq_head = Kept(0, CONTROL_PAGES + CONTROL_PAGE * index + CQ_HEAD, 4)
+        self._taken = self.cq_head.memory.cast("I")  # the place of the driver in the completions
         self._configuration = bytearray(CONFIGURATION)
         self._put(VECTOR, 4, index)
         self._put(ENABLE, 4, 64 << 12 | (64 * index & 0x1FF) << 2)  # its entries in the function's buffer
@@ -166,7 +171,7 @@ class Channel:
 
     def _reset(self) -> None:
         self._control = self._status = 0
-        self._sq_head = self._sq_tail = self._cq_head = self._cq_tail = 0
+        self._sq_head = self._sq_tail = self._cq_tail = self._taken[0] = 0
         self._sq_phase = self._cq_phase = 1
         self._queues: tuple[memoryview, int, memoryview, int] | None = None
         self._stalled = False
@@ -176,9 +181,7 @@ class Channel:
     def read(self, at: int, size: int) -> int:
         """Return what a register holds."""
         if at < CONTROL_PAGE:
-            registers = {CQ_HEAD: self._cq_head, SQ_TAIL: self._sq_tail, CONTROL: self._control,
-                         STATUS: self._status}  # fmt: skip
-            return registers.get(at, 0)
+            return {SQ_TAIL: self._sq_tail, CONTROL: self._control, STATUS: self._status}.get(at, 0)
         at -= CONTROL_PAGE
         self._put(FETCHED, 8, self.fetched)
         self._put(MOVED, 8, self.moved)
@@ -195,8 +198,6 @@ class Channel:
                 self._queues = None
             elif at == SQ_TAIL:
                 self._sq_tail = value
-            elif at == CQ_HEAD:
-                self._cq_head = value
             elif at == CONTROL:
                 self._command(value)
             if not self._running and self._is_ready():
@@ -229,8 +230,7 @@ class Channel:
                 *(dma(self._get(SQ_BASE, 8), ENTRY_SIZE * sq_size), sq_size),
                 *(dma(self._get(CQ_BASE, 8), ENTRY_SIZE * cq_size), cq_size),
             )
-        cq_size = self._queues[3]
-        return (self._cq_head - self._cq_tail - 1) % cq_size > 3  # an entry has three completions at most
+        return True
 
     def _run(self) -> None:
         """Work on entries until there are none, or for a turn. The function's thread runs it."""
@@ -243,14 +243,21 @@ class Channel:
                     if self._untold:
                         self._tell()
                     return
+                if not self._has_room():
+                    self._tell()
+                    break
                 self._step()
         self._function.later(self._run)
+
+    def _has_room(self) -> bool:
+        """Whether the driver took enough completions: an entry has at most three, with that of a late one."""
+        assert self._queues
+        return (self._taken[0] - self._cq_tail - 1) % self._queues[3] >= 3
 
     def _step(self) -> None:
         assert self._queues
         sq, sq_size, _, _ = self._queues
-        drawn = self._function.faults.draw(self._index)
-        kind, chance = drawn or ("", Random())
+        kind, chance = self._function.faults.draw(self._index) or NO_FAULT
         if kind in ("pause", "halt", "stall"):
             self._stalled = kind == "stall"
             self._status = {"pause": PAUSED, "halt": HALTED}.get(kind, 0)
