@@ -27,6 +27,7 @@
 #include <linux/module.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
@@ -628,6 +629,11 @@ static bool nymph_dma_carry_out(struct nymph_dma_op *op,
 		/* others have filled the channel, or came first to a dma-buf */
 		if (time_after(jiffies, deadline)) {
 			op->error = op->blocked ? -EBUSY : -ETIMEDOUT;
+			break;
+		}
+		/* a lock that is free takes no notice of a kill */
+		if (fatal_signal_pending(current)) {
+			op->error = -EINTR;
 			break;
 		}
 		usleep_range(50, 200);
