@@ -52,10 +52,11 @@ static void access_on_this_cpu(struct work_struct *unused)
 static int access_from_everywhere(struct pci_dev *pdev)
 {
 	struct work_struct __percpu *works = alloc_percpu(struct work_struct);
-	struct workqueue_struct *wq = alloc_workqueue("register_access", WQ_PERCPU | WQ_CPU_INTENSIVE, 0);
+	struct workqueue_struct *wq;
 	int cpu, ret = -ENOMEM;
 	struct hrtimer timer;
 
+	wq = alloc_workqueue("register_access", WQ_PERCPU | WQ_CPU_INTENSIVE, 0);
 	if (!works || !wq)
 		goto out;
 	hrtimer_setup_on_stack(&timer, access_tick, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
