@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import resource
@@ -72,14 +73,23 @@ def counts() -> list[int]:
     return [count(name) for name in ("imported_bytes", "exports", "allocated_pages", "pinned_pages")]
 
 
+def on_card(context: Context, length: int) -> int | None:
+    """The handle of so much memory of the channel's card, or None if that has none."""
+    try:
+        return context.buffer(BUFFER_CARD, length=length).handle
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return None
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
     before = counts()
     yield
+    gc.collect()  # what is left of mappings
     end = time.monotonic() + abi.LONG
-    while (
-        counts() != before
-    ):  # a ring's worker may have the last reference, and the kernel closes files later
+    while counts() != before:  # the last reference may be a worker's, and files close later
         assert time.monotonic() < end, f"{counts()}, and it was {before}"
         time.sleep(0.01)
 
@@ -266,7 +276,9 @@ def test_ring_can_import_its_own_export(context: Context) -> None:
 def test_copies_work_between_card_memory_and_a_dmabuf(owner: Context) -> None:
     with Context() as context:
         context.setup(8, engine=next(name for name in ENGINES if name != "cpu").encode())
-        card = context.buffer(BUFFER_CARD, length=SIZE).handle
+        card = on_card(context, SIZE)
+        if card is None:
+            pytest.skip("the channel's card has no memory")
         with exported(owner, SIZE) as (fd, memory):
             handle, data = context.import_(fd).handle, memory.randomize().read()
             for setup in range(2):
@@ -465,8 +477,8 @@ def test_only_allocated_memory_is_exported(context: Context, owner: Context) -> 
     with exported(owner, PAGE) as (fd, _):
         others = [context.import_(fd).handle, context.register(small_pages(PAGE))]
         if len(KINDS) > 1 and context.fdinfo()["engine"] != "cpu":
-            others.append(context.buffer(BUFFER_CARD, length=PAGE).handle)
-        for handle in others:
+            others.append(on_card(context, PAGE))
+        for handle in filter(None, others):
             with context.refuses(errno.EINVAL):
                 context.export(handle)
     for handle in (0, 100, 4096, 2**32 - 1):
