@@ -794,6 +794,9 @@ static struct nymph_card *nymph_dma_card(struct nymph_engine *engine,
 	ret = nymph_dma_acquire(dma);
 	card = dma->chan ? nymph_card_alloc(dma->chan->device->dev, length) :
 			   ERR_PTR(ret);
+	/* the ring may have ended: then nobody else releases the channel */
+	if (!atomic_read(&dma->users))
+		mod_delayed_work(nymph_dma_wq, &dma->stop_work, 0);
 	mutex_unlock(&dma->lock);
 	return card;
 }

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Memory of a card: Ring.allocate_on_card() on a channel of the endpoint, and what the CPU does with it."""
 
+import contextlib
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +19,9 @@ from pynymph import digest
 
 CHANNELS = [engine for engine in pynymph.query().engines.values() if engine != "cpu"]
 pytestmark = pytest.mark.skipif(not CHANNELS, reason="there is no engine but the CPU")
+RACES = 40
 CARD_BYTES = Path("/sys/class/misc/pcie_nymph/counters/card_bytes")
+IN_USE = Path("/sys/class/dma", CHANNELS[0] if CHANNELS else "", "in_use")
 SIZE = 200_001  # some chunks, and an odd rest
 
 
@@ -155,6 +160,30 @@ def test_card_buffer_is_counted_and_refuses_mapping_and_excess() -> None:
             entry = in_buffers(abi.copy(memory.address, at, length), dst=made.handle)
             with context.refuses(errno.EFAULT):
                 context.enter([entry])
+
+
+@pytest.mark.skipif(not IN_USE.exists(), reason="the channel is not the endpoint's")
+def test_card_memory_takes_no_channel_for_a_ring_that_ended() -> None:
+    """RESET can overtake BUFFER; which of them comes first is up to chance."""
+    with Context() as context:
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):  # there is no ring any more
+                while True:
+                    context.free(context.buffer(BUFFER_CARD, length=1).handle)
+
+        for _ in range(RACES):
+            context.setup(engine=CHANNELS[0].encode())
+            asking = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in asking:
+                thread.start()
+            context.reset()
+            for thread in asking:
+                thread.join()
+            end = time.monotonic() + abi.LONG
+            while IN_USE.read_text() != "0\n":
+                assert time.monotonic() < end, "no ring has the channel, and nobody gives it back"
+                os.sched_yield()
 
 
 def test_cpu_moves_card_memory_for_another_engine() -> None:
