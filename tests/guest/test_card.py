@@ -19,7 +19,7 @@ from pynymph import digest
 
 CHANNELS = [engine for engine in pynymph.query().engines.values() if engine != "cpu"]
 pytestmark = pytest.mark.skipif(not CHANNELS, reason="there is no engine but the CPU")
-RACES = 40
+RACES = 10
 CARD_BYTES = Path("/sys/class/misc/pcie_nymph/counters/card_bytes")
 IN_USE = Path("/sys/class/dma", CHANNELS[0] if CHANNELS else "", "in_use")
 SIZE = 200_001  # some chunks, and an odd rest
