@@ -222,6 +222,9 @@ void nymph_workers_exit(void)
 /* Time that the worker runs before it joins its process's cgroups. */
 #define NYMPH_WORKER_ALONE	(HZ / 50)
 
+/* Time between two checks of an idle worker whether its process has ended. */
+#define NYMPH_WORKER_LOOK	HZ
+
 /**
  * struct nymph_worker - a ring's worker: a kernel thread
  * @task: the thread, held
@@ -374,15 +377,19 @@ static int nymph_worker_thread(void *data)
 	allow_kernel_signal(SIGKILL);
 	set_freezable();
 	while (!nymph_ring_has_ended(ring)) {
-		wait_event_freezable(worker->wait,
-				     nymph_ring_has_ended(ring) ||
-				     nymph_ring_claimable(ring));
+		/* nothing tells that the process of an idle ring ends */
+		wait_event_freezable_timeout(worker->wait,
+					     nymph_ring_has_ended(ring) ||
+					     nymph_ring_claimable(ring),
+					     round_jiffies_relative(NYMPH_WORKER_LOOK));
 		if (signal_pending(current))
 			flush_signals(current);
-		if (try_to_freeze() || !nymph_ring_claimable(ring))
+		if (try_to_freeze() || nymph_ring_has_ended(ring))
 			continue;
 		if (nymph_owner_is_gone(ring))
 			nymph_ring_orphan(ring);
+		else if (!nymph_ring_claimable(ring))
+			continue;
 		else if (nymph_owner_is_frozen(ring) && !READ_ONCE(ring->dead))
 			schedule_timeout_interruptible(NYMPH_WORKER_PAUSE);
 		else

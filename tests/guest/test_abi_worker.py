@@ -235,9 +235,9 @@ def test_nothing_is_copied_for_a_dead_process(end: str) -> None:
     reader, writer = os.pipe()
     before = count("pinned_pages")
     with Context() as first, Context() as second:
+        memory = Memory(32 * MIB)  # mapped to the child's end
 
         def inside() -> None:
-            memory = Memory(32 * MIB)
             for context in (first, second):
                 context.setup(512, engine=b"cpu")
                 context.register(memory)
@@ -261,6 +261,41 @@ def test_nothing_is_copied_for_a_dead_process(end: str) -> None:
         for context in (first, second):
             with abi.fails(errno.EPERM):
                 context.status()
+        if end == "exec":
+            child.kill()
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["idle", "paused"])
+@pytest.mark.parametrize("end", ["exit", "kill", "exec"])
+def test_idle_ring_ends_with_its_process(end: str, paused: bool) -> None:
+    """What it took is given back, though its file lives on in another and nothing is left to run."""
+    reader, writer = os.pipe()
+    before = count("pinned_pages"), count("rings")
+    memory = Memory(MIB)
+    with Context() as context:
+
+        def inside() -> None:
+            context.setup(4, paused=paused)
+            context.register(memory)
+            if paused:
+                context.enter([abi.nop(1)])
+            os.write(writer, b"x")
+            if end == "exec":
+                os.execv("/bin/sleep", ["sleep", str(10 * LONG)])
+            if end == "kill":
+                signal.pause()
+
+        child = Child(inside)
+        os.read(reader, 1)
+        if end == "kill":
+            child.kill()
+        elif end == "exit":
+            assert child.wait() == 0
+        until(lambda: (count("pinned_pages"), count("rings")) == before, "its memory is given back")
+        with abi.fails(errno.EPERM):
+            context.status()
         if end == "exec":
             child.kill()
     os.close(reader)
