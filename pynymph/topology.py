@@ -17,8 +17,8 @@ PortKind = Literal["root", "upstream", "downstream"]
 # By class code, or how that begins: base class, subclass, programming interface.
 _KINDS = {
     "01": "storage", "0106": "sata", "010802": "nvme", "02": "network", "03": "display", "04": "multimedia",
-    "05": "memory", "0600": "host", "0601": "isa", "0604": "bridge", "0801": "dma", "0c03": "usb",
-    "0c05": "smbus", "12": "accelerator",
+    "05": "memory", "0600": "host", "0601": "isa", "0604": "bridge", "08": "peripheral", "0801": "dma",
+    "0c03": "usb", "0c05": "smbus", "12": "accelerator",
 }  # fmt: skip
 
 _CAPABILITIES_BIT, _CAPABILITIES, _PCI_EXPRESS = 1 << 4, 0x34, 0x10

@@ -18,7 +18,10 @@ from typing import Any
 import doc_blocks
 import pytest
 from nymph_vm import kernels, slots
-from nymph_vm.devices.switchtec import KINDS, STATUSES, SwitchtecFault, with_faults
+from nymph_vm.devices import plx
+from nymph_vm.devices.plx import PlxFault
+from nymph_vm.devices.switchtec import KINDS, STATUSES, SwitchtecFault
+from nymph_vm.faults import with_faults
 from nymph_vm.host import CHECKOUT
 from nymph_vm.machine import Machine
 from nymph_vm.pci import Function
@@ -61,6 +64,14 @@ def switchtec(machine: Machine) -> Iterator[Function]:
     function.ask(with_faults())
 
 
+@pytest.fixture
+def plx_dma(machine: Machine) -> Iterator[Function]:
+    """The other one, in the same way."""
+    function = functions(machine)[1]
+    yield function
+    function.ask(with_faults())
+
+
 @pytest.fixture(autouse=True)
 def _sound_kernel(machine: Machine) -> Iterator[None]:
     """Behind each test: no warning but what a driver says of errors, no refused DMA, and nothing is held."""
@@ -74,7 +85,7 @@ def _sound_kernel(machine: Machine) -> Iterator[None]:
 
 def functions(machine: Machine) -> list[Function]:
     assert isinstance(machine.vmm, Uml)
-    return list(machine.vmm.functions.values())
+    return [machine.vmm.functions[f"pci{number}"] for number in range(len(DRIVERS))]
 
 
 def channels(machine: Machine, driver: str) -> list[str]:
@@ -188,6 +199,34 @@ def test_every_fault_is_an_error_or_a_right_copy(machine: Machine, switchtec: Fu
     assert load(machine, f"--engine={first}", "--count=64")["load"]["ended"] == {"ok": 64}
 
 
+@pytest.mark.parametrize("kind", plx.KINDS)
+def test_every_fault_of_plx_is_an_error_or_a_right_copy(
+    machine: Machine, plx_dma: Function, kind: str
+) -> None:
+    """The same of the other function, whose one channel stops for good where it stops."""
+    (name,) = channels(machine, "plx_dma")
+    beside = channels(machine, "switchtec_dma")[0]
+    silent = kind in SILENT or kind in HARMLESS
+    plx_dma.ask(with_faults(PlxFault(kind, rate=0.05, seed=1, count=None if silent else 2)))
+    found = load(machine, f"--engine={name}", f"--beside={beside}", "--count=200")
+    injected = plx_dma.ask({})["injected"][kind]
+    assert injected
+    assert is_harmless(found)
+    assert set(found["beside"]["ended"]) == {"ok"}
+    failed = {name: number for name, number in found["load"]["ended"].items() if name != "ok"}
+    if kind in SILENT:
+        assert failed == {"EBADMSG": injected}
+    elif kind in HARMLESS:
+        assert not failed
+    elif kind in plx.OUTCOMES:
+        assert failed == {"EIO": injected}
+    else:
+        assert set(failed) == {"ETIMEDOUT"}
+    # And then all is well again.
+    plx_dma.ask(with_faults())
+    assert load(machine, f"--engine={name}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
 def test_every_flip_is_found(request: pytest.FixtureRequest, machine: Machine, switchtec: Function) -> None:
     count = 10_000 if request.config.getoption("long") else 500
     switchtec.ask(with_faults(SwitchtecFault("flip")))
@@ -208,6 +247,39 @@ def test_kernel_log_names_engine_and_cause(machine: Machine, switchtec: Function
     assert f"pcie_nymph: channel {name} failed: error -5" in log
     assert f"pcie_nymph: channel {name} works again" in log
 
+
+def rebind(machine: Machine, driver: str) -> None:
+    """Unbind a driver from its function, and bind it again."""
+    function = machine.run(["sh", "-c", f"cd /sys/bus/pci/drivers/{driver}; echo 0*"]).stdout.strip()
+    for verb in ("unbind", "bind"):
+        machine.run(["sh", "-c", f"echo {function} > /sys/bus/pci/drivers/{driver}/{verb}"])
+
+
+REPLUGGED = """
+import errno, os, pynymph, select, sys
+data, target, seen = os.urandom(1 << 20), bytearray(1 << 20), set()
+ring = pynymph.Ring(engine=sys.argv[1])
+
+def attempt():
+    try:
+        engine = ring.copy(src=data, dst=target, verify=True).engine
+        assert (engine, target) == (sys.argv[1], data)
+        return "ok"
+    except pynymph.NymphError as error:
+        return errno.errorcode[error.errno]
+
+def attempts():
+    seen = set()
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        seen.add(attempt())
+    sys.stdin.readline()
+    return seen
+
+print(attempt(), flush=True)
+print(*attempts(), flush=True)
+attempts()
+print(ring.copy(src=data, dst=target, verify=True).engine)
+"""
 
 REFUSED = """
 import errno, sys, time, pynymph
@@ -248,11 +320,61 @@ def test_device_that_is_gone_costs_no_memory(machine: Machine) -> None:
             assert running.stdout.readline() == "ENODEV True\n"
         finally:
             switchtec.set_faults()  # back in its slot
-        function = machine.run(["sh", "-c", "cd /sys/bus/pci/drivers/switchtec_dma; echo 0*"]).stdout.strip()
-        for verb in ("unbind", "bind"):
-            machine.run(["sh", "-c", f"echo {function} > /sys/bus/pci/drivers/switchtec_dma/{verb}"])
+        rebind(machine, "switchtec_dma")
         said, _ = running.communicate("\n", timeout=60)
     assert said == f"{name}\n"
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_link_goes_down_in_mid_copy(machine: Machine, driver: str) -> None:
+    """Reads are ones then. Copies fail until the link is back and the driver is bound again."""
+    function = functions(machine)[DRIVERS.index(driver)]
+    name = channels(machine, driver)[0]
+    command = machine.command(["timeout", "60", "python3", LOAD.name, f"--engine={name}"])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdin and running.stdout
+        assert running.stdout.readline() == "copying\n"
+        function.pull()
+        try:
+            time.sleep(TIMEOUT_MS / 500)  # some copies meet it
+            said, _ = running.communicate(timeout=60)  # which also ends the load
+        finally:
+            function.set_faults()
+    found = json.loads(said)
+    assert is_harmless(found)
+    assert {"ok"} < set(found["load"]["ended"]) <= {"ok", "ETIMEDOUT", "EIO", "ENODEV"}
+    rebind(machine, driver)
+    assert load(machine, f"--engine={name}", "--count=64")["load"]["ended"] == {"ok": 64}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_function_is_unplugged_and_plugged_in_under_load(machine: Machine, driver: str) -> None:
+    """Surprise removal, and a new function in the same slot: the same ring goes on with that."""
+    name = channels(machine, driver)[0]
+    slot = f"pci{DRIVERS.index(driver)}"
+    with subprocess.Popen(
+        machine.command(["timeout", "120", "python3", "-c", REPLUGGED, name]),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdin and running.stdout
+        assert running.stdout.readline() == "ok\n"
+        machine.unplug(slot)
+        print("gone", file=running.stdin, flush=True)
+        assert set(running.stdout.readline().split()) <= {"ok", "ETIMEDOUT", "EIO", "ENODEV"}
+        assert name not in machine.run(["cat", "/sys/class/misc/pcie_nymph/engines"]).stdout
+        machine.plug(slot)
+        wait_for(lambda: name in machine.run(["cat", "/sys/class/misc/pcie_nymph/engines"]).stdout)
+        said, _ = running.communicate("back\n", timeout=60)
+    assert said == f"{name}\n"
+
+
+def test_topology_shows_functions_and_channels(machine: Machine) -> None:
+    """As on a board: ids, drivers, and the channels that are engines."""
+    said = json.loads(machine.run(["python3", "-m", "pynymph", "topology", "--json"]).stdout)
+    assert [(each["id"], each["kind"], each["driver"], each["dma_channels"]) for each in said] == [
+        ("11f8:4000", "peripheral", "switchtec_dma", channels(machine, "switchtec_dma")),
+        ("10b5:87d0", "peripheral", "plx_dma", channels(machine, "plx_dma")),
+    ]
 
 
 OUT_OF_ORDER = """

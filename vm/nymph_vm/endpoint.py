@@ -28,7 +28,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
-from nymph_vm.faults import Board, Fault
+from nymph_vm.faults import Board, Fault, deliver
 from nymph_vm.host import HarnessError, start
 
 ID, VERSION = 0x48504D4E, 1
@@ -206,7 +206,7 @@ class Worker:
             elif target is None:
                 status = BAD_DST
             else:
-                self._copy(source, target, kind, chance)
+                deliver(source, target, kind, chance)
         self._complete(number, status, 0 if status else length, kind, chance)
         if flags & INTERRUPT and kind != "no-interrupt":
             os.eventfd_write(self._vector, 1)
@@ -223,20 +223,6 @@ class Worker:
         elif kind == "garbage-ring":
             assert self._done is not None
             self._done[chance.randrange(len(self._done))] = chance.getrandbits(32)
-
-    @staticmethod
-    def _copy(source: memoryview, target: memoryview, kind: str, chance: Random) -> None:
-        length = len(source)
-        if kind == "short":
-            written = chance.randrange(length)
-            target[:written] = source[:written]
-        elif kind == "misplaced":
-            off = 1 + chance.randrange(min(length, 64))
-            target[off:] = source[: length - off]
-        elif kind != "skipped":
-            target[:] = source
-        if kind == "flip":
-            target[chance.randrange(length)] ^= 1 << chance.randrange(8)
 
     def _complete(self, number: int, status: int, done: int, kind: str, chance: Random) -> None:
         if kind == "lost":

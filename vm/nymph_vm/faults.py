@@ -10,7 +10,7 @@ import mmap
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 KINDS = {
     "flip": "one bit of the payload is flipped",
@@ -87,6 +87,26 @@ class Fault:
         return chance if chance.random() < self.rate else None
 
 
+def with_faults(*faults: Fault) -> dict[str, Any]:
+    """What Function.ask() has a model of nymph_vm.devices obey: these faults from now on, and no others."""
+    return {"faults": [asdict(fault) for fault in faults]}
+
+
+def deliver(source: memoryview, target: memoryview, kind: str, chance: random.Random) -> None:
+    """Copy as a device does that has a fault of this kind, which may be of another matter, or "" for none."""
+    length = len(source)
+    if kind == "short" and length:
+        written = chance.randrange(length)
+        target[:written] = source[:written]
+    elif kind == "misplaced" and length:
+        off = 1 + chance.randrange(min(length, 64))
+        target[off:] = source[: length - off]
+    elif kind != "skipped":
+        target[:] = source
+    if kind == "flip" and length:
+        target[chance.randrange(length)] ^= 1 << chance.randrange(8)
+
+
 class Board:
     """The faults there are, and how often each struck: in memory that all processes of the device share."""
 
@@ -108,6 +128,12 @@ class Board:
         self._words[2 : _TEXT // 4] = memoryview(bytes(_TEXT - 8)).cast("I")
         self._words[1] = len(text)
         self._words[0] += 1
+
+    def obey(self, request: Any) -> dict[str, Any]:
+        """Set the faults of with_faults(...), if it is that; tell how often each kind struck."""
+        if "faults" in request:
+            self.set([self._fault(**each) for each in request["faults"]])
+        return {"injected": self.injected()}
 
     def injected(self) -> dict[str, int]:
         """How often each kind struck since set()."""

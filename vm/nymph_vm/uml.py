@@ -59,7 +59,12 @@ class Uml:
         """
         self._kernel, self._disk = kernel, disk
         self._folder, self._size, self._append = folder, size, append
-        self._slots, self._faults, self._specs = slots, faults, pci
+        self._faults = faults
+        self._specs = {f"pci{number}": spec for number, spec in enumerate(pci)}
+        # Functions are where they come in the command line, one behind the other.
+        self._addresses = {
+            name: f"0000:00:{number:02x}.0" for number, name in enumerate([*slots.buses, *self._specs])
+        }
         self.endpoints: dict[str, Endpoint] = {}  # plugged in, by name: ep0, ep1, ...
         self.functions: dict[str, Function] = {}  # those of the endpoints, then pci0, pci1, ...
         self.process: subprocess.Popen[bytes] | None = None
@@ -67,10 +72,8 @@ class Uml:
 
     def start(self) -> None:
         """Start the PCI functions, and it."""
-        for name in self._slots.buses:
-            self._start_endpoint(name)
-        for number, spec in enumerate(self._specs):
-            self._start_function(f"pci{number}", spec)
+        for name in self._addresses:
+            self._start_slot(name)
         self.agent, agent = socket.socketpair()
         self._link, link = socket.socketpair()
         self._relay = Relay(self._link.fileno(), most=LINE)
@@ -115,6 +118,12 @@ class Uml:
         library = build.library(Path(__file__).with_name("vhost.c"))
         self.functions[name] = Function(self._folder, f"{name}-pci", spec, library, arguments)
 
+    def _start_slot(self, name: str) -> None:
+        if name in self._specs:
+            self._start_function(name, self._specs[name])
+        else:
+            self._start_endpoint(name)
+
     def _start_endpoint(self, name: str) -> None:
         endpoint = Endpoint(
             self._folder, name, ram=None, ram_map=[], channels=CHANNELS, card_size=NATIVE_CARD_SIZE,
@@ -145,24 +154,25 @@ class Uml:
         return self._relay.forward(port, preferred)
 
     def unplug(self, name: str, run: Callable[[Sequence[str]], object]) -> None:
-        """Take an endpoint out of its slot, whatever it and its driver are doing. Raises HarnessError.
+        """Take a function out of its slot, whatever it and its driver are doing. Raises HarnessError.
 
         run: runs a command in the guest. It has the kernel remove the function, as a slot's driver would.
         """
-        if name not in self.endpoints:
-            there = ", ".join(self.endpoints) or "none"
+        if name not in self.functions:
+            there = ", ".join(self.functions) or "none"
             raise HarnessError(f"no endpoint {name} is plugged in; those that are: {there}")
         self.functions[name].pull()
-        run(["sh", "-c", f"echo 1 > /sys/bus/pci/devices/0000:{self._slots.buses[name]}/remove"])
+        run(["sh", "-c", f"echo 1 > /sys/bus/pci/devices/{self._addresses[name]}/remove"])
         self.functions.pop(name).leave()
-        self.endpoints.pop(name).close()
+        if name in self.endpoints:
+            self.endpoints.pop(name).close()
 
     def plug(self, name: str) -> None:
-        """Put an endpoint, a new one, into a slot that unplug() emptied. Raises HarnessError."""
-        if name not in self._slots.buses or name in self.endpoints:
-            empty = ", ".join(self._slots.buses.keys() - self.endpoints.keys()) or "none"
+        """Put a function, a new one, into a slot that unplug() emptied. Raises HarnessError."""
+        if name not in self._addresses or name in self.functions:
+            empty = ", ".join(self._addresses.keys() - self.functions.keys()) or "none"
             raise HarnessError(f"no slot of an endpoint {name} is empty; those that are: {empty}")
-        self._start_endpoint(name)
+        self._start_slot(name)
         said = self.ask(f"config virtio_uml.device={self.functions[name].socket}:{VIRTIO_ID}")
         if said:
             raise HarnessError(f"the guest's kernel does not take {name}: {said}")

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from nymph_vm.devices import plx, switchtec
-from nymph_vm.devices.switchtec import CONFIGURATIONS, CONTROL_PAGES, STATUSES, SwitchtecFault, with_faults
+from nymph_vm.devices.plx import PlxFault
+from nymph_vm.devices.switchtec import CONFIGURATIONS, CONTROL_PAGES, STATUSES, SwitchtecFault
+from nymph_vm.faults import with_faults
 from nymph_vm.pci import Device, DmaError
 
 BASE = 0x600000
@@ -216,3 +218,30 @@ def test_plx_says_that_it_paused_and_starts_again() -> None:
     device.write(0, plx.CONTROL, 4, plx.PAUSE | plx.EVENTS)
     assert device.read(0, plx.CONTROL, 4) == plx.PAUSE | plx.PAUSED
     assert device.run(0) == 16 | plx.SUCCESS
+
+
+@pytest.mark.parametrize("kind", plx.KINDS)
+def test_plx_goes_wrong_once_as_told_and_works_again(kind: str) -> None:
+    """Behind a stop: once the driver paused the channel, as it does to stop it."""
+    device = Plx()
+    device.memory[0x2000:0x2010] = bytes(range(1, 17))
+    device.asked(with_faults(PlxFault(kind, count=1)))
+    outcome, arrived = device.run(0), bytes(device.memory[0x3000:0x3010])
+    assert device.asked({}) == {"injected": {kind: 1}}
+    if kind in plx.OUTCOMES:
+        assert outcome == plx.OUTCOMES[kind]
+    elif kind == "lost" or kind in plx.STOPS:
+        assert outcome & plx.VALID
+    else:
+        assert outcome == 16 | plx.SUCCESS
+    assert (arrived == bytes(range(1, 17))) == (kind in ("lost", "no-interrupt", "slow"))
+    # The interrupt that tells of no descriptor is off.
+    assert (device.raised == []) == (kind == "no-interrupt" or kind in plx.STOPS)
+    control = device.read(0, plx.CONTROL, 2)
+    if kind in plx.STOPS:
+        assert bool(control & plx.START) == (kind == "stall")
+        assert control & plx.EVENTS == plx.STOPS[kind]
+    device.write(0, plx.CONTROL, 2, plx.PAUSE | plx.EVENTS)
+    device.write(0, plx.NEXT, 4, SQ)
+    assert device.run(0) == 16 | plx.SUCCESS
+    assert device.memory[0x3000:0x3010] == bytes(range(1, 17))

@@ -16,13 +16,12 @@ The data sheet of the function is not public. Where each part of this model come
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from random import Random
 from struct import Struct
 from threading import Lock
 from typing import Any
 
-from nymph_vm.faults import Board, Fault
+from nymph_vm.faults import Board, Fault, deliver
 from nymph_vm.pci import Device, DmaError, Kept
 
 # BAR 0: the function's registers, then a page for each channel, then 128 bytes for each channel.
@@ -95,7 +94,7 @@ KINDS = {
 NO_FAULT = "", Random()
 
 BURST = 32  # completions that one interrupt tells of, at most
-TURN = 64  # entries of a channel before it is the next one's turn
+TURN = 64  # entries of a channel before it is the next one's turn; one at a time if there are faults
 SLOW_S = 0.02
 
 
@@ -139,10 +138,8 @@ class Switchtec(Device):
             channel.write(at, size, value)
 
     def asked(self, request: Any) -> Any:
-        """Set faults, if there are some in {"faults": [...]}; tell how often each kind struck."""
-        if "faults" in request:
-            self.faults.set([SwitchtecFault(**each) for each in request["faults"]])
-        return {"injected": self.faults.injected(), "bytes": [each.moved for each in self.channels]}
+        """Set the faults of with_faults(...), if it is that; tell how often each kind struck."""
+        return {**self.faults.obey(request), "bytes": [each.moved for each in self.channels]}
 
     def _channel(self, offset: int) -> tuple["Channel | None", int]:
         """Whose register it is; the configuration's are behind those of the control page."""
@@ -234,8 +231,8 @@ class Channel:
 
     def _run(self) -> None:
         """Work on entries until there are none, or for a turn. The function's thread runs it."""
-        for _ in range(TURN):
-            with self._lock:
+        with self._lock:
+            for _ in range(1 if self._function.faults.faults() else TURN):
                 self._running = self._is_ready()
                 if not self._running:
                     if self._late:
@@ -301,13 +298,7 @@ class Channel:
             return UNSUPPORTED
         if kind == "slow":
             time.sleep(SLOW_S)
-        if kind == "short" and size:
-            arrived = chance.randrange(size)
-            to[:arrived] = from_[:arrived]
-        elif kind != "skipped":
-            to[:] = from_
-        if kind == "flip" and size:
-            to[chance.randrange(size)] ^= 1 << chance.randrange(8)
+        deliver(from_, to, kind, chance)
         self.moved += size
         return 0
 
@@ -336,8 +327,3 @@ class Channel:
     def _tell(self) -> None:
         self._untold = 0
         self._function.interrupt(self._index)
-
-
-def with_faults(*faults: SwitchtecFault) -> dict[str, Any]:
-    """What Function.ask() has the model obey: these faults from now on, and no others."""
-    return {"faults": [asdict(fault) for fault in faults]}
