@@ -654,18 +654,38 @@ def tagged_memory() -> Iterator[Callable[[int, int], Memory]]:
     assert libc.prctl(PR_SET_TAGGED_ADDR_CTRL, 0, 0, 0, 0) == 0
 
 
+def through_pipe(address: int, length: int, data: bytes | None = None) -> bytes:
+    """Have the kernel write to an address, or read it.
+
+    QEMU 7.2 sends SIGSEGV for a pair of 16-byte registers at an odd multiple of 16, where tags are right: to
+    memcpy() of libc, too.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    reader, writer = os.pipe()
+    try:
+        if data is not None:
+            assert os.write(writer, data) == length
+            assert libc.read(reader, ctypes.c_void_p(address), ctypes.c_size_t(length)) == length
+            return data
+        assert libc.write(writer, ctypes.c_void_p(address), ctypes.c_size_t(length)) == length
+        return os.read(reader, length)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_wrong_mte_tag_is_efault(context: Context, tagged_memory: Callable[[int, int], Memory]) -> None:
     """MTE: an address with the right tag is good for every flag and executor, one with another is EFAULT."""
     length = 2 * PAGE
     src, dst = tagged_memory(length, 5), tagged_memory(length, 9)
     good = src.address | 5 << 56, dst.address | 9 << 56
     data = os.urandom(length)
-    ctypes.memmove(good[0], data, length)
+    through_pipe(good[0], length, data)
     for sync in (0, abi.COMPLETE_SYNC):
         for flags in FLAGS.values():
-            ctypes.memset(good[1], POISON, length)
+            through_pipe(good[1], length, bytes([POISON]) * length)
             assert context.run(abi.copy(*good, length, flags | sync)).status == 0
-            assert ctypes.string_at(good[1], length) == data
+            assert through_pipe(good[1], length) == data
     assert context.run(abi.compare(*good, length)).status == 0
     bad = abi.copy(src.address | 6 << 56, good[1], length, abi.COMPLETE_SYNC)
     assert context.run(bad).status == -errno.EFAULT
