@@ -164,7 +164,7 @@ arm64: .venv/arm64 ## the guest tests on arm64, the board's architecture, with N
 	$(NYMPH_VM) lint --arch arm64
 	.venv/bin/pytest --arch arm64 --append pcie_nymph.blake3=neon tests/vm/test_blake3_variants.py \
 		tests/vm/test_vm_guest.py tests/vm/test_legacy_client.py tests/vm/test_guest_suite.py \
-		tests/vm/test_leftovers.py tests/vm/test_endpoint.py
+		tests/vm/test_leftovers.py tests/vm/test_endpoint.py tests/vm/test_mte.py
 	.venv/bin/pytest --arch arm64 --append pcie_nymph.blake3=portable \
 		tests/vm/test_blake3_variants.py::test_asked_variant_is_chosen tests/vm/test_guest_suite.py
 	.venv/bin/pytest --arch arm64 --kernel debug-6.1 --append pcie_nymph.blake3=neon \

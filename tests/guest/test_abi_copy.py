@@ -637,7 +637,7 @@ def tagged_memory() -> Iterator[Callable[[int, int], Memory]]:
     libc = ctypes.CDLL(None)
     libc.getauxval.restype = ctypes.c_ulong
     if os.uname().machine != "aarch64" or not libc.getauxval(AT_HWCAP2) & HWCAP2_MTE:
-        pytest.skip("needs arm64 with MTE: pytest --arch arm64, of a machine with mte=on")
+        pytest.skip("needs arm64 with MTE: tests/vm/test_mte.py")
     checked = PR_TAGGED_ADDR_ENABLE | PR_MTE_TCF_SYNC | PR_MTE_ALL_TAGS
     assert libc.prctl(PR_SET_TAGGED_ADDR_CTRL, checked, 0, 0, 0) == 0
     code = Memory(PAGE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
