@@ -657,8 +657,8 @@ def tagged_memory() -> Iterator[Callable[[int, int], Memory]]:
 def through_pipe(address: int, length: int, data: bytes | None = None) -> bytes:
     """Have the kernel write to an address, or read it.
 
-    QEMU 7.2 sends SIGSEGV for a pair of 16-byte registers at an odd multiple of 16, where tags are right: to
-    memcpy() of libc, too.
+    In a guest of QEMU 7.2, libc's memcpy() of 32 bytes and more gets SIGSEGV if they are not at a multiple
+    of 32, though all tags are right.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     reader, writer = os.pipe()
