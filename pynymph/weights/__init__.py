@@ -10,7 +10,7 @@ that span 16 MiB each, which locate a fault. The GPU hashes tensors in its memor
 """
 
 from pynymph.weights.checker import Checker, Comparison
-from pynymph.weights.loaders import LOADERS, load, loaded
+from pynymph.weights.loaders import LOADERS, load, loaded, loaded_model
 from pynymph.weights.making import file_digest, manifest
 from pynymph.weights.manifests import (
     FORMAT,
@@ -58,6 +58,7 @@ __all__ = [
     "file_digest",
     "load",
     "loaded",
+    "loaded_model",
     "manifest",
     "match",
     "read_header",
