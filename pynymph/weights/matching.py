@@ -8,6 +8,7 @@ tensors are many.
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import sys
@@ -315,10 +316,13 @@ class _Forms:
     def __init__(self, model: Any, live: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
         self.model, self.live, self.wanted = model, live, wanted
         self.revert = _conversion_of(model)
+        self.turned = _Turned.of(model) if self.revert is not None else None
         self.packed = dict(getattr(model, "packed_modules_mapping", None) or {})
         self.why: dict[str, str] = {}
         self.targets: dict[str, set[str]] = defaultdict(set)
         """By name in the files: live tensors of which it consists, if there are several."""
+        self.together: dict[str, set[str]] = defaultdict(set)
+        """By name in transformers' conversion: live tensors that can only be converted back together."""
         self.by_suffix: dict[str, list[str]] = defaultdict(list)
         for name in wanted:
             parts = name.split(".")
@@ -334,10 +338,22 @@ class _Forms:
             except Exception as error:  # what a conversion raises that needs other tensors, too
                 reverted = {}
                 self.why[name] = f"transformers can't convert it back: {error}"
+                if name not in self.wanted:
+                    self.together[_converted_with(self.model, name)].add(name)
+                    return []
             found = {self._known(key): each for key, each in reverted.items()}
+            if self.turned is not None and not all(self._fits(key, each) for key, each in found.items()):
+                turned = self.revert(self.turned, {name: tensor})
+                turned = {self._known(key): each for key, each in turned.items()}
+                if all(self._fits(key, each) for key, each in turned.items()):
+                    found = turned
             if all(self._fits(key, each) for key, each in found.items()):
                 if found and sum(each.numel() for each in found.values()) == tensor.numel():
                     return [_Part(key, each.detach(), (name,)) for key, each in found.items()]
+                if found:
+                    self.why[name] = (
+                        f"transformers makes {', '.join(found)} of it with other numbers of elements"
+                    )
             elif len(found) == 1 and found.keys() <= self.wanted.keys() and name not in self.wanted:
                 self.targets[next(iter(found))].add(name)
                 return []
@@ -392,6 +408,22 @@ class _Forms:
                 self.why |= dict.fromkeys(names, f"it does not make {target} of the files")
                 continue
             yield [_Part(target, made.detach(), tuple(sorted(names)))]
+        for names in self.together.values():
+            if len(names) == 1:  # of() tried that
+                continue
+            assert self.revert is not None
+            try:
+                reverted = self.revert(self.model, {name: self.live[name] for name in names})
+            except Exception as error:
+                self.why |= dict.fromkeys(names, f"transformers can't convert it back: {error}")
+                continue
+            found = {self._known(key): each for key, each in reverted.items()}
+            whole = sum(each.numel() for each in found.values()) == sum(self.live[n].numel() for n in names)
+            if not whole or not all(self._fits(key, each) for key, each in found.items()):
+                self.why |= dict.fromkeys(names, f"it does not make {', '.join(found)} of the files")
+                continue
+            live = tuple(sorted(names))
+            yield [_Part(key, each.detach(), live) for key, each in found.items()]
 
 
 def _conversion_of(model: Any) -> Any:
@@ -404,6 +436,44 @@ def _conversion_of(model: Any) -> Any:
     except ImportError:  # before transformers 5 the tensors are in the files as they are in the model
         return None
     return revert_weight_conversion
+
+
+def _converted_with(model: Any, name: str) -> str:
+    """Return what all live tensors have in common that transformers converts back together with this one."""
+    from transformers.core_model_loading import WeightConverter, apply_converters
+
+    reversals = [
+        each.reverse_transform() for each in reversed(getattr(model, "_weight_conversions", None) or [])
+    ]
+    return str(apply_converters(name, [each for each in reversals if isinstance(each, WeightConverter)])[0])
+
+
+class _Turned:
+    """Stand for a model of transformers whose files have some tensors transposed, as their shapes tell.
+
+    Transpose with `check_dims` looks at the file's shape on loading. Its reversal looks at that of the model,
+    and so transposes nothing.
+    """
+
+    def __init__(self, model: Any, conversions: list[Any]) -> None:
+        self._model, self._weight_conversions = model, conversions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    @classmethod
+    def of(cls, model: Any) -> _Turned | None:
+        """Return what stands for the model, or None if no conversion depends on shapes."""
+        conversions = []
+        found = False
+        for each in getattr(model, "_weight_conversions", None) or ():
+            if any(getattr(operation, "check_dims", False) for operation in getattr(each, "operations", ())):
+                each, found = copy.deepcopy(each), True
+                for operation in each.operations:
+                    if getattr(operation, "check_dims", False):
+                        operation.check_dims = False
+            conversions.append(each)
+        return cls(model, conversions) if found else None
 
 
 def _tied(live: Mapping[str, Any]) -> list[tuple[str, ...]]:
