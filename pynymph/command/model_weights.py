@@ -183,6 +183,7 @@ def match(
             "missing": found.missing,
             "computed": found.computed,
             "cast": found.of("cast"),
+            "dequantized": found.of("dequantized"),
         }
         print_json({"ok": found.ok, **asdict(found), **listed})
     else:
@@ -201,8 +202,7 @@ def _origins(found: models.Match, quiet: bool, against: str) -> None:
             shown = origin.how
             if origin.sources and origin.sources != (name,):
                 shown += f", {', '.join(origin.sources)}"
-            if origin.proof == "cast":
-                shown += ", after a cast"
+            shown += {"cast": ", after a cast", "dequantized": ", dequantized"}.get(origin.proof, "")
         if not quiet:
             click.echo(f"{name}: {shown}")
     for wrong in found.wrong:
@@ -216,8 +216,9 @@ def _origins(found: models.Match, quiet: bool, against: str) -> None:
     verdict = f"as the {against} {says}" if found.ok else f"NOT what the {against} {says}"
     where = "by the CPU" if found.where == "cpu" else f"in the memory of {found.where}"
     click.echo(
-        f"{verdict}: {proofs['bytes']} tensors proven, {proofs['cast']} after a cast, {proofs['']} not, "
-        f"{proofs['computed']} computed, {len(found.missing)} missing, digests {where}, {found.seconds:.3g} s"
+        f"{verdict}: {proofs['bytes']} tensors proven, {proofs['cast']} after a cast, "
+        f"{proofs['dequantized']} dequantized, {proofs['']} not, {proofs['computed']} computed, "
+        f"{len(found.missing)} missing, digests {where}, {found.seconds:.3g} s"
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from blake3 import blake3
 
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, inner_tensors, parts_of
+from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, parts_of
 from pynymph.weights.manifests import File, Manifest, Progress, Report, Tensor, WeightsError, Wrong
 from pynymph.weights.safetensors_files import Mapped, places_of, shards
+from pynymph.weights.wrappers import inner_tensors
 
 
 def manifest(

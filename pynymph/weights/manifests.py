@@ -80,6 +80,8 @@ class Report:
     is made of."""
     cast: list[str] = field(default_factory=list)
     """Names of a model's tensors that were proven after a cast."""
+    dequantized: list[str] = field(default_factory=list)
+    """Names of a model's tensors that were proven to be the files' numbers times their scales."""
     unproven: dict[str, str] = field(default_factory=dict)
     """By name of a model's tensor that could not be proven: why."""
     computed: list[str] = field(default_factory=list)

@@ -10,11 +10,12 @@ from typing import Any
 
 from pynymph import digest
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, bytes_of, device_of, inner_tensors
+from pynymph.weights.live import Bytes, bytes_of, device_of
 from pynymph.weights.making import compare
 from pynymph.weights.manifests import Manifest, Progress, Report, WeightsError, Wrong
 from pynymph.weights.matching import match
 from pynymph.weights.safetensors_files import Mapped, shards
+from pynymph.weights.wrappers import inner_tensors
 
 
 def verify(
@@ -79,6 +80,7 @@ def _model(
         missing=found.missing,
         renamed={name: live[0] for name, live in found.holders.items() if live and name not in live},
         cast=found.of("cast"),
+        dequantized=found.of("dequantized"),
         unproven=found.unproven,
         computed=found.computed,
     )

@@ -65,7 +65,7 @@ def test_every_tensor_of_a_built_model_is_told_with_its_proof(folder: Path) -> N
     *lines, last = done.stdout.splitlines()
     assert lines == ["weight: same name", "bias: same name", "steps: computed, no file has it"]
     assert last.startswith(
-        "as the files say: 2 tensors proven, 0 after a cast, 0 not, 1 computed, 0 missing, digests by the CPU"
+        "as the files say: 2 tensors proven, 0 after a cast, 0 dequantized, 0 not, 1 computed, 0 missing,"
     )
     assert match("model", "--build", "built:model", "--quiet", cwd=folder).stdout.count("\n") == 1
     cast = match("model", "--build", "built:cast", cwd=folder)
@@ -82,7 +82,7 @@ def test_a_model_that_is_not_proven_ends_the_command_with_1(folder: Path) -> Non
         1,
         ["bias: differs in bytes 0 to 12", "bias: not proven, its bytes differ from the files"],
     )
-    assert last.startswith("NOT what the files say: 1 tensors proven, 0 after a cast, 1 not,")
+    assert last.startswith("NOT what the files say: 1 tensors proven, 0 after a cast, 0 dequantized, 1 not,")
     done = match("model", "--build", "built:larger", "--json", cwd=folder)
     found = json.loads(done.stdout)
     assert done.returncode == 1 and not found["ok"] and set(found["unproven"]) == {"gate.weight", "gate.bias"}
@@ -114,7 +114,7 @@ def test_transformers_loads_the_class_that_the_configuration_names(tmp_path: Pat
     tiny_models.make(transformers, "LLaVA").save_pretrained(tmp_path)
     done = match(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "64 tensors proven, 0 after a cast, 0 not, 3 computed, 0 missing" in done.stdout
+    assert "64 tensors proven, 0 after a cast, 0 dequantized, 0 not, 3 computed, 0 missing" in done.stdout
     assert "lm_head.weight: other name, language_model.lm_head.weight\n" in done.stdout
     assert "0 tensors proven, 64 after a cast" in match(tmp_path, "--dtype", "bfloat16").stdout
     refused(match(tmp_path, "--dtype", "nothing"), 2, "no dtype 'nothing'")
