@@ -50,7 +50,11 @@ def weights() -> None:
 @click.option("-o", "--output", metavar="FILE", help="Where to write it (default: MODEL.weights.json).")
 @json_option
 def manifest(model: str, output: str | None, as_json: bool) -> None:
-    """Make the manifest of a model's files. MODEL is a safetensors file, or a folder of them."""
+    """Make the manifest of a model's files.
+
+    MODEL is a file or a folder of safetensors, GGUF, torch.save or torch.distributed.checkpoint; or a file of
+    ONNX or npz.
+    """
     began = time.monotonic()
     with _bar() as progress:
         made = models.manifest(model, progress=progress)
@@ -97,7 +101,7 @@ def verify(
 ) -> None:
     """Verify a model's files against a manifest or a signature.
 
-    MODEL is a safetensors file, or a folder of them; with --signature, any file or folder.
+    MODEL is that of a manifest; with --signature, any file or folder.
     """
     _one_of(manifest, signature, key, ca)
     if signature is not None:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from blake3 import blake3
@@ -15,7 +16,8 @@ from blake3 import blake3
 from pynymph.errors import ArgumentError
 from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, parts_of
 from pynymph.weights.manifests import File, Manifest, Progress, Report, Tensor, WeightsError, Wrong
-from pynymph.weights.safetensors_files import Mapped, places_of, shards
+from pynymph.weights.safetensors_files import places_of
+from pynymph.weights.sources import opened
 from pynymph.weights.wrappers import inner_tensors
 
 
@@ -28,7 +30,8 @@ def manifest(
     """Make the manifest of a model.
 
     Args:
-        source: a safetensors file, a folder of them, or tensors by name on GPUs or the CPU (a state_dict).
+        source: files of safetensors, GGUF, torch.save(), npz, ONNX, or torch.distributed.checkpoint, or a
+            folder of them; or tensors by name on GPUs or the CPU (a state_dict). The suffix tells the format.
         saved_as: files that the tensors were saved to; their bytes are compared with the tensors.
         progress: callback with the bytes done and all bytes.
 
@@ -36,7 +39,7 @@ def manifest(
         A Manifest.
 
     Raises:
-        NymphError: a file can't be read, or there is no GPU.
+        NymphError: a file can't be read, its library is not installed (ENOSYS), or there is no GPU.
         ArgumentError: EINVAL, a file is damaged, two files have one name, or a value is no tensor.
         WeightsError: EBADMSG, the saved bytes differ from the tensors.
     """
@@ -47,7 +50,7 @@ def manifest(
         if saved_as is not None:
             saved = {
                 name: Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
-                for file in map(Mapped, shards(saved_as))
+                for file in opened(saved_as)
                 for name, span in file.spans.items()
             }
             # Tensors that share memory are saved once, under any one of their names.
@@ -58,20 +61,28 @@ def manifest(
     if saved_as is not None:
         raise ArgumentError(errno.EINVAL, "saved_as is for tensors, and source is files; leave out saved_as")
     result = Manifest()
-    files = [Mapped(path) for path in shards(source)]
-    found: dict[str, Bytes] = {}
-    where: dict[str, str] = {}
+    files = opened(source)
     for file in files:
-        header = bytes(file.header)
-        result.files[file.name] = File(file.nbytes, len(header), blake3(header).digest(), header)
-        for name, span in file.spans.items():
-            if name in found:
-                message = f"{name} stands in both {where[name]} and {file.name}; give files of one model"
-                raise ArgumentError(errno.EINVAL, message)
-            found[name] = Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
-            where[name] = file.name
-    made = digests_of(found, nodes=True, progress=progress)
-    result.tensors = {n: Tensor(b.dtype, b.shape, b.nbytes, *made[n], where[n]) for n, b in found.items()}
+        if file.header:
+            header = bytes(file.header)
+            text = header if file.kind == "safetensors" else b""
+            result.files[file.name] = File(file.nbytes, len(header), blake3(header).digest(), text)
+        for name in file.spans:
+            if name in result.tensors:
+                message = f"{name} stands in both {result.tensors[name].file} and {file.name}"
+                raise ArgumentError(errno.EINVAL, f"{message}; give files of one model")
+            span = file.spans[name]
+            result.tensors[name] = Tensor(span.dtype, span.shape, span.end - span.begin, b"", b"", file.name)
+    total, done = result.nbytes, 0
+    for file in files:
+        for name, span in file.spans.items():  # one at a time: a library may have to read it
+            tensor = result.tensors[name]
+            each = Bytes(span.dtype, span.shape, tensor.nbytes, host=file.bytes_of(name))
+            root, nodes = digests_of({name: each}, nodes=True)[name]
+            result.tensors[name] = replace(tensor, digest=root, nodes=nodes)
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total)
     return result
 
 

@@ -42,14 +42,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class File:
-    """Describe a safetensors file in a manifest, beside its tensors."""
+    """Describe a file of safetensors or GGUF in a manifest, beside its tensors."""
 
     nbytes: int
     header_nbytes: int
-    """Bytes of the header, with the 8 bytes of its length."""
+    """Bytes of the header, before the tensors."""
     header_digest: bytes
     header: bytes = b""
-    """The header itself, for file_digest(); empty if the manifest does not have it."""
+    """The header itself, for file_digest(); empty for GGUF, or if the manifest does not have it."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from pynymph.weights.live import (
     transient_buffers,
 )
 from pynymph.weights.manifests import Manifest, Progress, Tensor, Wrong
-from pynymph.weights.safetensors_files import Mapped, shards
+from pynymph.weights.sources import opened
 from pynymph.weights.wrappers import CONTEXT, Shard, inner_tensors, is_wrapper, shard_of
 
 _TOGETHER = 256 << 20
@@ -151,7 +151,7 @@ def match(
 
     Args:
         model: a torch module, or tensors by name.
-        files: a safetensors file, or a folder of them; None, with a manifest, proves no casts and no slices.
+        files: files, as for manifest(); None, with a manifest, proves no casts and no slices.
         manifest: a Manifest that the files have to agree with, or the path of one. Without one, the CPU makes
             that of the files.
         progress: callback with the bytes of live tensors done, and all bytes.
@@ -184,7 +184,7 @@ class _Matching:
         self, model: Any, wanted: Manifest, files: str | os.PathLike[str] | None, progress: Progress | None
     ) -> None:
         self.manifest, self.wanted = wanted, wanted.tensors
-        mapped = [] if files is None else [Mapped(path) for path in shards(files)]
+        mapped = [] if files is None else opened(files)
         self.files = {name: file for file in mapped for name in file.spans}
         self.progress = progress
         self.transient: set[str] = set()

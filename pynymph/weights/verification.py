@@ -14,7 +14,7 @@ from pynymph.weights.live import Bytes, bytes_of, device_of
 from pynymph.weights.making import compare
 from pynymph.weights.manifests import Manifest, Progress, Report, WeightsError, Wrong
 from pynymph.weights.matching import match
-from pynymph.weights.safetensors_files import Mapped, shards
+from pynymph.weights.sources import opened
 from pynymph.weights.wrappers import inner_tensors
 
 
@@ -31,7 +31,7 @@ def verify(
     matched as match() does it: nothing unmatched counts as proven, and buffers that no file has are listed.
 
     Args:
-        source: a torch module; or tensors by name; or a safetensors file, or a folder of them.
+        source: a torch module; or tensors by name; or files, as for manifest().
         manifest: a Manifest, or the path of one.
         files: for a torch module, the files of the manifest: proves tensors that were cast on loading.
         progress: callback with the bytes done and all bytes.
@@ -53,7 +53,7 @@ def verify(
         found = {name: bytes_of(name, tensor) for name, tensor in inner_tensors(source.items())}
         places = sorted({device_of(each) for each in found.values()})
         return compare(wanted, found, " and ".join(places) or "cpu", progress)
-    mapped = [Mapped(path) for path in shards(source)]
+    mapped = opened(source)
     found = {
         name: Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
         for file in mapped

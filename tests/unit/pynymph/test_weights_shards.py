@@ -13,7 +13,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 pytest.importorskip("torch.distributed.tensor")
 
 RANK = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -73,6 +73,8 @@ except weights.WeightsError as error:
 ring = torch.distributed._functional_collectives.all_gather_tensor(torch.ones(2) * (rank + 1), 0, mesh)
 print("waits", [type(ring).__name__, weights.manifest({"w": ring}).tensors["w"].digest.hex()])
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # else torch's threads sometimes call std::terminate() at the end of the interpreter
 """
 
 
