@@ -43,14 +43,16 @@ class Bytes:
     device: Any = None
 
 
-def transient_buffers(model: Any) -> set[str]:
+def _modules_of(model: Any) -> list[tuple[str, Any]]:
+    """Return a torch module and those in it, under all of their names, each with what goes before a name."""
+    named = model.named_modules(remove_duplicate=False)
+    return [(f"{path}." if path else "", module) for path, module in named]
+
+
+def transient_buffers(model: Any, modules: list[tuple[str, Any]] | None = None) -> set[str]:
     """Return the names of a torch module's buffers that its state_dict does not have."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return {
-        name
-        for name, _ in model.named_buffers(remove_duplicate=False)
-        if name.rpartition(".")[2] in modules[name.rpartition(".")[0]]._non_persistent_buffers_set
-    }
+    found = _modules_of(model) if modules is None else modules
+    return {prefix + name for prefix, module in found for name in module._non_persistent_buffers_set}
 
 
 def state_of(model: Any) -> Iterator[tuple[str, Bytes]]:
@@ -76,22 +78,24 @@ def _state_of(model: Any) -> Iterator[tuple[str, Any]]:
     for name, each in model.named_parameters():
         if not getattr(each, "_skip_weight_check", False):
             yield name, each
-    transient = transient_buffers(model)
+    modules = _modules_of(model)
+    transient = transient_buffers(model, modules)
     for name, each in model.named_buffers():
         if name not in transient and not getattr(each, "_skip_weight_check", False):
             yield name, each
-    yield from saved_beside(model)
+    yield from saved_beside(model, modules)
 
 
-def saved_beside(model: Any) -> Iterator[tuple[str, Any]]:
+def saved_beside(model: Any, modules: list[tuple[str, Any]] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield tensors that modules save and that are no parameters or buffers, such as bitsandbytes' scales."""
     import torch
 
     plain = torch.nn.Module._save_to_state_dict
-    for path, module in model.named_modules():
-        if type(module)._save_to_state_dict is plain:
+    seen = set()
+    for prefix, module in _modules_of(model) if modules is None else modules:
+        if type(module)._save_to_state_dict is plain or id(module) in seen:
             continue
-        prefix = f"{path}." if path else ""
+        seen.add(id(module))
         saved: dict[str, Any] = {}
         module._save_to_state_dict(saved, prefix, True)  # of this module alone, and without hooks
         known = {prefix + name for name in (*module._parameters, *module._buffers)}
