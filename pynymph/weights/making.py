@@ -8,7 +8,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from blake3 import blake3
@@ -17,7 +16,7 @@ from pynymph.errors import ArgumentError
 from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, parts_of
 from pynymph.weights.manifests import File, Manifest, Progress, Report, Tensor, WeightsError, Wrong
 from pynymph.weights.safetensors_files import places_of
-from pynymph.weights.sources import opened
+from pynymph.weights.sources import opened, tensors_of
 from pynymph.weights.wrappers import inner_tensors
 
 
@@ -67,23 +66,35 @@ def manifest(
             header = bytes(file.header)
             text = header if file.kind == "safetensors" else b""
             result.files[file.name] = File(file.nbytes, len(header), blake3(header).digest(), text)
-        for name in file.spans:
-            if name in result.tensors:
-                message = f"{name} stands in both {result.tensors[name].file} and {file.name}"
-                raise ArgumentError(errno.EINVAL, f"{message}; give files of one model")
-            span = file.spans[name]
-            result.tensors[name] = Tensor(span.dtype, span.shape, span.end - span.begin, b"", b"", file.name)
-    total, done = result.nbytes, 0
-    for file in files:
-        for name, span in file.spans.items():  # one at a time: a library may have to read it
-            tensor = result.tensors[name]
-            each = Bytes(span.dtype, span.shape, tensor.nbytes, host=file.bytes_of(name))
-            root, nodes = digests_of({name: each}, nodes=True)[name]
-            result.tensors[name] = replace(tensor, digest=root, nodes=nodes)
-            done += tensor.nbytes
-            if progress is not None:
-                progress(done, total)
+    where = tensors_of(files)
+    made = digests_of_files(where, nodes=True, progress=progress)
+    for name, file in where.items():
+        span = file.spans[name]
+        nbytes = span.end - span.begin
+        result.tensors[name] = Tensor(span.dtype, span.shape, nbytes, *made[name], file.name)
     return result
+
+
+def read(file: Any, name: str) -> Bytes:
+    """Read a tensor of a file."""
+    span = file.spans[name]
+    return Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
+
+
+def digests_of_files(
+    where: Mapping[str, Any], *, nodes: bool, progress: Progress | None
+) -> dict[str, tuple[bytes, bytes]]:
+    """Make digests of tensors of files, one at a time: a library may have to read them."""
+    total = sum(file.spans[name].end - file.spans[name].begin for name, file in where.items())
+    done = 0
+    made: dict[str, tuple[bytes, bytes]] = {}
+    for name, file in where.items():
+        each = read(file, name)
+        made |= digests_of({name: each}, nodes=nodes)
+        done += each.nbytes
+        if progress is not None:
+            progress(done, total)
+    return made
 
 
 def compare(
@@ -92,10 +103,24 @@ def compare(
     where: str,
     progress: Progress | None,
     wrong: Iterable[Wrong] = (),
+    files: Mapping[str, Any] | None = None,
 ) -> Report:
+    """Compare tensors, or those of files, with a manifest.
+
+    Args:
+        wanted: the manifest.
+        found: by name: the tensors; of files, without their bytes.
+        where: devices that make the digests.
+        progress: as for verify().
+        wrong: what is known to be wrong.
+        files: by name: the file that has the tensor, if they are in files.
+    """
     began = time.monotonic()
     report = Report(where, wrong=list(wrong))
-    made = digests_of(found, nodes=False, progress=progress)
+    if files is None:
+        made = digests_of(found, nodes=False, progress=progress)
+    else:
+        made = digests_of_files(files, nodes=False, progress=progress)
     spare = {name for name in found if name not in wanted.tensors}
     by_digest = {(found[name].nbytes, made[name][0]): name for name in sorted(spare, reverse=True)}
     for name, tensor in wanted.tensors.items():
@@ -113,7 +138,8 @@ def compare(
             is_now, should = f"{live.dtype} {list(live.shape)}", f"{tensor.dtype} {list(tensor.shape)}"
             report.wrong.append(Wrong(name, f"is {is_now} instead of {should}"))
         elif made[name][0] != tensor.digest:
-            report.wrong.append(Wrong(name, "differs", differing_in(live, tensor)))
+            here = live if files is None else read(files[name], name)
+            report.wrong.append(Wrong(name, "differs", differing_in(here, tensor)))
     report.unexpected = sorted(spare)
     report.seconds = time.monotonic() - began
     if not report.ok:

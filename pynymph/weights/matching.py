@@ -35,7 +35,7 @@ from pynymph.weights.live import (
     transient_buffers,
 )
 from pynymph.weights.manifests import Manifest, Progress, Tensor, Wrong
-from pynymph.weights.sources import opened
+from pynymph.weights.sources import opened, tensors_of
 from pynymph.weights.wrappers import CONTEXT, Shard, inner_tensors, is_wrapper, shard_of
 
 _TOGETHER = 256 << 20
@@ -146,12 +146,14 @@ def match(
     Names belong together if they are equal, or differ by a prefix; if the conversion mapping of transformers
     says so of its models; or if `packed_modules_mapping` does, which vLLM's and SGLang's models have.
     A tensor that was cast is proven by the cast of the file's tensor, 32 MiB at a time on the device of the
-    live one. A DTensor, as of FSDP2 or tensor parallelism, is proven to be a slice of the file's tensor, and
-    the parts of other wrapper tensors are those that torchao writes to files.
+    live one, and one that was dequantized from FP8 blocks or MXFP4 by numbers times scales. A DTensor, as of
+    FSDP2 or tensor parallelism, is proven to be a slice of the file's tensor. The parts of other wrapper
+    tensors are those that torchao writes to files.
 
     Args:
         model: a torch module, or tensors by name.
-        files: files, as for manifest(); None, with a manifest, proves no casts and no slices.
+        files: files, as for manifest(); None, with a manifest, proves nothing that was
+            cast, dequantized or cut.
         manifest: a Manifest that the files have to agree with, or the path of one. Without one, the CPU makes
             that of the files.
         progress: callback with the bytes of live tensors done, and all bytes.
@@ -185,7 +187,7 @@ class _Matching:
     ) -> None:
         self.manifest, self.wanted = wanted, wanted.tensors
         mapped = [] if files is None else opened(files)
-        self.files = {name: file for file in mapped for name in file.spans}
+        self.files = tensors_of(mapped)
         self.progress = progress
         self.transient: set[str] = set()
         if isinstance(model, Mapping):

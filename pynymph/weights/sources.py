@@ -48,6 +48,9 @@ class Read(File):
             self._read()
         except NymphError:
             raise
+        except MemoryError as error:
+            message = f"{path} does not fit into memory; free some, or give smaller files"
+            raise NymphError(errno.ENOMEM, message) from error
         except OSError as error:
             why = error.strerror or str(error)
             raise NymphError(error.errno or errno.EIO, f"{path} can't be read: {why}") from error
@@ -311,6 +314,22 @@ def opened(path: str | os.PathLike[str]) -> list[File]:
         return [Dcp(folder)]
     _index(folder, found[kinds[0]])
     return [_BY_SUFFIX[each.suffix](each) for each in found[kinds[0]]]
+
+
+def tensors_of(files: list[File]) -> dict[str, File]:
+    """Return by name of a tensor: the file that has it.
+
+    Raises:
+        ArgumentError: EINVAL, two files have a tensor of one name: a loader may take any of them.
+    """
+    found: dict[str, File] = {}
+    for file in files:
+        for name in file.spans:
+            if name in found:
+                message = f"{name} stands in both {found[name].name} and {file.name}; give files of one model"
+                raise ArgumentError(errno.EINVAL, message)
+            found[name] = file
+    return found
 
 
 def _index(folder: Path, files: list[Path]) -> None:

@@ -14,7 +14,7 @@ from pynymph.weights.live import Bytes, bytes_of, device_of
 from pynymph.weights.making import compare
 from pynymph.weights.manifests import Manifest, Progress, Report, WeightsError, Wrong
 from pynymph.weights.matching import match
-from pynymph.weights.sources import opened
+from pynymph.weights.sources import opened, tensors_of
 from pynymph.weights.wrappers import inner_tensors
 
 
@@ -33,7 +33,8 @@ def verify(
     Args:
         source: a torch module; or tensors by name; or files, as for manifest().
         manifest: a Manifest, or the path of one.
-        files: for a torch module, the files of the manifest: proves tensors that were cast on loading.
+        files: for a torch module, the files of the manifest: proves tensors that were cast or dequantized on
+            loading, and shards.
         progress: callback with the bytes done and all bytes.
 
     Returns:
@@ -54,17 +55,15 @@ def verify(
         places = sorted({device_of(each) for each in found.values()})
         return compare(wanted, found, " and ".join(places) or "cpu", progress)
     mapped = opened(source)
-    found = {
-        name: Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
-        for file in mapped
-        for name, span in file.spans.items()
-    }
+    where = tensors_of(mapped)
+    spans = {name: file.spans[name] for name, file in where.items()}
+    found = {name: Bytes(each.dtype, each.shape, each.end - each.begin) for name, each in spans.items()}
     headers = []
     for file in mapped:
         expected = wanted.files.get(file.name)
         if expected is not None and digest.payload(file.header) != expected.header_digest:
             headers.append(Wrong(file.name, "its header differs"))
-    return compare(wanted, found, "cpu", progress, headers)
+    return compare(wanted, found, "cpu", progress, headers, where)
 
 
 def _model(

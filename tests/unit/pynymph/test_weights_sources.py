@@ -13,11 +13,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from blake3 import blake3
 from pynymph_command import refused, run
 
+import pynymph
 from pynymph import weights
 from pynymph.errors import ArgumentError, NymphError
 from pynymph.weights.gguf_files import TYPES
@@ -69,6 +71,8 @@ def test_gguf_has_dtypes_shapes_and_bytes(tmp_path: Path) -> None:
         "scalar": ("I64", (), blake3(RAW[:8]).digest()),
     }
     assert weights.verify(path, weights.Manifest.parse(made.json())).ok
+    schema = Path(pynymph.__file__).with_name("weights.schema.json")
+    jsonschema.validate(json.loads(made.json()), json.loads(schema.read_text()))
     path.write_bytes(gguf(TENSORS, KEYS.replace(struct.pack("<f", 10000.0), struct.pack("<f", 10001.0)), 4))
     with pytest.raises(weights.WeightsError, match=r"a\.gguf: its header differs"):
         weights.verify(path, made)
@@ -146,6 +150,20 @@ def test_damaged_gguf_is_one_error(tmp_path: Path) -> None:
         path.write_bytes(raw + bytes(64))
         with pytest.raises(ArgumentError, match=words):
             weights.manifest(path)
+
+
+def test_a_name_in_two_files_is_no_model(tmp_path: Path) -> None:
+    """A loader may take either, and one of them may be wrong."""
+    one = {"a": (0, (5,), RAW[:20])}
+    (tmp_path / "1.gguf").write_bytes(gguf(one))
+    made = weights.manifest(tmp_path)
+    (tmp_path / "0.gguf").write_bytes(gguf({"a": (0, (5,), RAW[20:40])}))
+    with pytest.raises(ArgumentError, match=r"a stands in both 0\.gguf and 1\.gguf; give files of one"):
+        weights.manifest(tmp_path)
+    with pytest.raises(ArgumentError, match="a stands in both"):
+        weights.verify(tmp_path, made)
+    with pytest.raises(ArgumentError, match="a stands in both"):
+        weights.match({}, tmp_path, made)
 
 
 def test_the_command_takes_gguf(tmp_path: Path) -> None:
