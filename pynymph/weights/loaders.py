@@ -95,7 +95,7 @@ def loaded_model(
         raise ArgumentError(errno.EINVAL, message)
     function = _function(build) if isinstance(build, str) else build
     config = Path(path) / "config.json"
-    named = _architecture(config) if function is None else ""
+    named, quantized = _architecture(config) if function is None else ("", False)
     torch = _installed("torch")
     cast = "auto" if dtype == "auto" else getattr(torch, dtype, None)
     if cast != "auto" and not isinstance(cast, torch.dtype):
@@ -113,14 +113,20 @@ def loaded_model(
             raise ArgumentError(errno.EINVAL, message)
 
         def function(path: str) -> Any:
-            return kind.from_pretrained(path, dtype=cast, local_files_only=True)
+            # Quantized models can't be moved later. This needs accelerate.
+            placed = {"device_map": {"": device}} if quantized else {}
+            return kind.from_pretrained(path, dtype=cast, local_files_only=True, **placed)
 
     try:
         model = function(str(path))
         if not isinstance(model, torch.nn.Module):
             message = f"build returned a {type(model).__qualname__}; return a torch module"
             raise ArgumentError(errno.EINVAL, message)
-        return model.eval().to(to)
+        model.eval()
+        tensors = (*model.parameters(), *model.buffers())
+        if all(each.device.type == to.type and to.index in (None, each.device.index) for each in tensors):
+            return model
+        return model.to(to)
     except ArgumentError:
         raise
     except Exception as error:
@@ -140,16 +146,18 @@ def _first(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__qualname__)
 
 
-def _architecture(config: Path) -> str:
-    """Return the name of the class that config.json names."""
+def _architecture(config: Path) -> tuple[str, bool]:
+    """Return the name of the class that config.json names, and whether the model is quantized."""
+    named, whole = None, {}
     try:
-        named = json.loads(read_file(config))["architectures"][0]
+        whole = json.loads(read_file(config))
+        named = whole["architectures"][0]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        named = None
+        pass
     if not isinstance(named, str):
         message = f'{config} names no class under "architectures"; give the folder of a model, or build'
         raise ArgumentError(errno.EINVAL, message)
-    return named
+    return named, "quantization_config" in whole
 
 
 def _function(name: str) -> Callable[[str], Any]:

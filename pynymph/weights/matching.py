@@ -206,8 +206,9 @@ class _Matching:
         for name, each in named.items():
             shard = shard_of(each)
             if shard is not None and not is_wrapper(shard.local):
-                self.shards[name] = shard
                 self.live[name] = shard.local
+                if not shard.whole:
+                    self.shards[name] = shard
             else:
                 self.live |= inner_tensors([(name, each)])
                 if is_wrapper(each):
@@ -487,8 +488,7 @@ class _Forms:
             return []
         if known not in self.wanted:
             return []
-        whole = all(each == (0, size) for each, size in zip(shard.slices, shard.shape, strict=True))
-        return [_Part(known, shard.local.detach(), (name,), None if whole else shard.slices)]
+        return [_Part(known, shard.local.detach(), (name,), shard.slices)]
 
     def _renamed(self, name: str, shape: tuple[int, ...], dtype: Any) -> str | None:
         """Return the name in the files of a live tensor that is only renamed, or None if it is converted."""

@@ -34,6 +34,11 @@ class Shard:
     why: str = ""
     """Why it is none."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether this process has all of it."""
+        return self.slices == tuple((0, size) for size in self.shape)
+
 
 def is_wrapper(tensor: Any) -> bool:
     return hasattr(type(tensor), "__tensor_flatten__")

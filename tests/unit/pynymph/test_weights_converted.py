@@ -207,3 +207,40 @@ def test_a_tensor_that_the_files_lack_is_not_proven(tmp_path: Path) -> None:
         found = weights.match(model, tmp_path)
         assert not found.ok and found.unproven, lost
         assert not set(found.unproven) & set(found.of("bytes"))
+
+
+def test_a_shard_is_proven_if_its_tensor_is_only_renamed(tmp_path: Path) -> None:
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    dtensors = pytest.importorskip("torch.distributed.tensor")
+    dist = torch.distributed
+    model = load(tmp_path, save(tmp_path))
+    dist.init_process_group("fake", store=fake.FakeStore(), rank=1, world_size=2)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+        for name, at in {
+            "norm.weight": 1,
+            "router.weight": 0,
+            "q_proj.weight": 0,
+            "experts.gate_up": 1,
+        }.items():
+            each = model.get_parameter(name).detach()
+            here = each.chunk(2, at)[1].contiguous()
+            made = dtensors.DTensor.from_local(
+                here, mesh, [dtensors.Shard(at)], run_check=False, shape=each.shape, stride=each.stride()
+            )
+            path, _, last = name.rpartition(".")
+            model.get_submodule(path)._parameters[last] = torch.nn.Parameter(made)
+        replicated = dtensors.DTensor.from_local(
+            model.experts["down"].detach(), mesh, [dtensors.Replicate()], run_check=False
+        )
+        model.experts._parameters["down"] = torch.nn.Parameter(replicated)
+        found = weights.match(model, tmp_path)
+    finally:
+        dist.destroy_process_group()
+    norm = found.origins["norm.weight"]
+    assert (norm.how, norm.proof, norm.sources) == ("shard", "bytes", ("final_norm.weight",))
+    assert (norm.slices, norm.ranges) == (((0, 1), (4, 8)), ((16, 32),))
+    assert found.origins["experts.down"].how == "merged" and found.origins["experts.down"].proof == "bytes"
+    for name in ("router.weight", "q_proj.weight", "experts.gate_up"):
+        assert found.unproven[name] == "it is a part of what transformers converted", name
+    assert not found.ok and "gate.weight" in found.missing

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+from pynymph_command import run
 
 import pynymph
 from pynymph import weights
@@ -202,6 +203,10 @@ def test_bitsandbytes_is_proven_with_its_quant_state(tmp_path: Path, double: boo
     name = "model.layers.0.mlp.up_proj.weight"
     for part in ("absmax", "quant_map", "quant_state.bitsandbytes__nf4"):
         assert found.origins[f"{name}.{part}"].proof == "bytes"
+    done = run("weights", "match", tmp_path / "quantized", "--device", "cpu", "--quiet")
+    assert done.returncode == 0 and " 0 not, " in done.stdout, (
+        done.stderr
+    )  # it can't be moved once it is loaded
     checker = weights.Checker(live)
     checker.snapshot()
     state = live.model.layers[0].mlp.up_proj.weight.quant_state
@@ -251,6 +256,15 @@ def test_compressed_tensors_are_proven_under_their_names(tmp_path: Path) -> None
     assert live.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
     found = weights.match(live, tmp_path)
     assert found.ok, (found.unproven, found.missing, found.wrong)
+    octets = live.model.layers[1].mlp.up_proj.weight_scale.detach().view(-1).view(torch.uint8)
+    octets[0] ^= 1
+    assert list(weights.match(live, tmp_path).unproven) == ["model.layers.1.mlp.up_proj.weight_scale"]
+    config = transformers.CompressedTensorsConfig(run_compressed=False)
+    live = transformers.LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    weight = "model.layers.0.mlp.up_proj.weight"
+    assert live.get_parameter(weight).is_floating_point()
+    found = weights.match(live, tmp_path)
+    assert not found.ok and weight in found.unproven and "model.norm.weight" in found.of("bytes")
 
 
 def configured(folder: Path, **quantization: Any) -> None:
@@ -258,18 +272,18 @@ def configured(folder: Path, **quantization: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
 
 
-def fp8(folder: Path) -> Any:
+def fp8(folder: Path, model: str = "Llama") -> Any:
     """A model whose files are FP8 with a scale for each 16 rows and columns, dequantized on loading."""
     transformers = pytest.importorskip("transformers", minversion="5.0")
-    made = tiny_models.make(transformers, "Llama").bfloat16()
+    made = tiny_models.make(transformers, model).bfloat16()
     made.save_pretrained(folder)
     tensors = safetensors.load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if "_proj" in name]:
+    for name in [name for name in tensors if "_proj.weight" in name or ".experts." in name]:
         tensors[f"{name}_scale_inv"] = 0.1 + torch.rand([size // 16 for size in tensors[name].shape])
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     safetensors.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     configured(folder, quant_method="fp8", weight_block_size=[16, 16], activation_scheme="dynamic")
-    return transformers.LlamaForCausalLM.from_pretrained(folder)
+    return type(made).from_pretrained(folder)
 
 
 def mxfp4(folder: Path) -> Any:
@@ -340,3 +354,20 @@ def test_scales_of_another_grid_prove_nothing(tmp_path: Path) -> None:
         found = weights.match(live, path)
         assert list(found.unproven) == [name.removesuffix("_scale_inv")]
         assert "its scales are F32" in found.wrong[0].problem
+
+
+def test_experts_that_were_dequantized_and_merged_are_not_proven(tmp_path: Path) -> None:
+    kind, classes, arguments = tiny_models.MODELS["Mixtral"]
+    fitting = kind, classes, arguments | {"intermediate_size": 48}
+    tiny_models.MODELS["FP8 Mixtral"] = fitting
+    try:
+        live = fp8(tmp_path, "FP8 Mixtral")
+    finally:
+        del tiny_models.MODELS["FP8 Mixtral"]
+    found = weights.match(live, tmp_path)
+    experts = {
+        f"model.layers.{i}.mlp.experts.{part}" for i in (0, 1) for part in ("gate_up_proj", "down_proj")
+    }
+    assert not found.ok and set(found.unproven) == experts
+    assert len(found.of("dequantized")) == 8  # of attention
+    assert any("experts" in name for name in found.missing)
