@@ -17,7 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pynymph.errors import ArgumentError, NymphError
 from pynymph.weights.gguf_files import Gguf
@@ -198,8 +198,19 @@ _DCP_CLASSES = {
 """What the metadata of a checkpoint may name, by module."""
 
 
-class _Restricted(pickle.Unpickler):
+class _Restricted(pickle._Unpickler):
     """Unpickle a checkpoint's metadata. torch unpickles it without limits, and so runs whatever it says."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
+    def _build(self) -> None:
+        if callable(self.stack[-2]):  # which would change a class for all of this process
+            raise ValueError("its metadata changes a class, which no checkpoint does")
+        usual: Callable[[Any], None] = pickle._Unpickler.dispatch[pickle.BUILD[0]]
+        usual(self)
+
+    dispatch[pickle.BUILD[0]] = _build
 
     def find_class(self, module: str, name: str) -> Any:
         import torch

@@ -213,7 +213,11 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("checkpoint/.metadata").write_bytes(dotted)
     with pytest.raises(ArgumentError, match=r"names torch\.distributed\.checkpoint\.metadata\.os\.system"):
         weights.manifest("checkpoint")
-    assert not Path("ran").exists()
+    changes = b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\nN}X\x01\0\0\0xK\x01s\x86b."
+    Path("checkpoint/.metadata").write_bytes(changes)
+    with pytest.raises(ArgumentError, match="its metadata changes a class"):
+        weights.manifest("checkpoint")
+    assert not Path("ran").exists() and not hasattr(torch.distributed.checkpoint.metadata.Metadata, "x")
 
 
 def test_damaged_torch_files_are_one_error(tmp_path: Path) -> None:
