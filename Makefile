@@ -35,7 +35,7 @@ fuzz-blake3: ## every BLAKE3 variant against portable C, for SECONDS=60; it need
 	clang $(SANITIZE) -fsanitize=fuzzer -Ikernel/blake3 -o $(FUZZ)/fuzz tests/fuzz_blake3.c $(FUZZ)/*.o
 	$(FUZZ)/fuzz -max_total_time=$(SECONDS) -max_len=200 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found
 
-READERS := manifest safetensors bundle statement inference elements descriptors
+READERS := manifest safetensors gguf npz bundle certificates statement inference elements descriptors
 
 fuzz-readers: .venv/ready ## what reads files and requests of others, for SECONDS=60 each; it needs atheris (CPython 3.11 to 3.13)
 	.venv/bin/pip install --quiet atheris

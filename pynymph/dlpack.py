@@ -93,6 +93,8 @@ def octets(thing: Any, name: str) -> Buffer:
     if tensor.device_type not in _REACHABLE:
         raise ArgumentError(errno.EINVAL, f"{name} says that it is on the CPU, and its DLPack that it is not")
     length = _length(tensor, flags, name)
+    if length and not tensor.data:  # torch exports tensors that wrap others so, without an error
+        raise ArgumentError(errno.EINVAL, f"{name} shows no memory; give the tensors that it wraps")
     at = (tensor.data or 0) + tensor.byte_offset
     # Nobody takes the tensor out of the capsule, so that it ends with the capsule, which this closure holds.
     memory = ffi.gc(ffi.cast("char *", at), lambda _, capsule=capsule: None) if length else ffi.new("char[1]")

@@ -75,8 +75,10 @@ _TESTS = "it runs other tests"
 _ROOT = "it changes the machine as root"
 _GPU = "it needs an NVIDIA GPU and a model; tests/gpu/test_weights.py makes the same calls"
 _LIVE = "it needs a model of yours; tests/unit/pynymph/test_weights_live.py makes the same calls"
+_ACTORS = "it needs actors of yours; tests/unit/pynymph/test_weights_actors.py makes the same calls"
 _MATCH = "it needs a model of yours; tests/unit/pynymph/test_weights_match.py makes the same calls"
 _FILES = "it needs a model; tests/unit/pynymph/test_weights.py runs the same command on a small one"
+_COMMAND = "it needs a model of yours; tests/unit/pynymph/test_command_weights.py runs the same command"
 _UNIT = "tests/service runs a machine that vm/nymph_vm/guest/install made so"
 _NATIVE = "it needs a native guest's kernel; make native runs the like"
 
@@ -116,8 +118,10 @@ NOT_RUN = {
     ("docs/how-to/weights.md", "from pynymph import signatures"): _GPU,
     ("docs/how-to/weights.md", "report = weights.verify("): _MATCH,
     ("docs/how-to/weights.md", "found = weights.match("): _MATCH,
+    ("docs/how-to/weights.md", "pynymph weights match"): _COMMAND,
     ("docs/how-to/weights.md", "checker = weights.Checker("): _LIVE,
     ("docs/how-to/weights.md", "report = weights.compare_ranks("): _LIVE,
+    ("docs/how-to/weights.md", "report = weights.compare_actors("): _ACTORS,
     ("docs/how-to/weights.md", "with weights.watch("): _LIVE,
     ("docs/how-to/weights.md", "class Check:"): "it needs vLLM and a model",
     ("docs/tutorial.md", "make setup"): _MAKE,

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
@@ -47,7 +50,11 @@ def weights() -> None:
 @click.option("-o", "--output", metavar="FILE", help="Where to write it (default: MODEL.weights.json).")
 @json_option
 def manifest(model: str, output: str | None, as_json: bool) -> None:
-    """Make the manifest of a model's files. MODEL is a safetensors file, or a folder of them."""
+    """Make the manifest of a model's files.
+
+    MODEL is a file or a folder of safetensors, GGUF, torch.save or torch.distributed.checkpoint; or a file of
+    ONNX or npz.
+    """
     began = time.monotonic()
     with _bar() as progress:
         made = models.manifest(model, progress=progress)
@@ -94,7 +101,7 @@ def verify(
 ) -> None:
     """Verify a model's files against a manifest or a signature.
 
-    MODEL is a safetensors file, or a folder of them; with --signature, any file or folder.
+    MODEL is that of a manifest; with --signature, any file or folder.
     """
     _one_of(manifest, signature, key, ca)
     if signature is not None:
@@ -148,6 +155,75 @@ def load(
         return models.Report(where, len(expected.tensors), expected.nbytes)
 
     _report(as_json, run)
+
+
+@weights.command()
+@click.argument("model")
+@click.argument("manifest", required=False)
+@click.option(
+    "--build", metavar="MODULE:FUNCTION", help="Your function to load MODEL (default: transformers)."
+)
+@click.option("--dtype", default="auto", help="To which transformers casts (default: that of the files).")
+@click.option("--device", default="cuda:0", help="As torch names it (default: cuda:0).")
+@click.option("--quiet", is_flag=True, help="Print no tensors that are proven or computed.")
+@json_option
+def match(
+    model: str, manifest: str | None, build: str | None, dtype: str, device: str, quiet: bool, as_json: bool
+) -> None:
+    """Load a model, and tell where each tensor of it comes from, and what proves it.
+
+    MODEL is the folder of a model that transformers loads, with safetensors files. They have to agree with
+    MANIFEST, if it is given.
+    """
+    wanted = None if manifest is None else models.Manifest.load(manifest)
+    if build is not None:
+        sys.path.insert(0, os.getcwd())  # of which `python -m pynymph` alone would import
+    made = models.loaded_model(model, device=device, dtype=dtype, build=build)
+    with _bar() as progress:
+        found = models.match(made, model, wanted, progress=progress)
+    if as_json:
+        listed = {
+            "unproven": found.unproven,
+            "missing": found.missing,
+            "computed": found.computed,
+            "cast": found.of("cast"),
+            "dequantized": found.of("dequantized"),
+        }
+        print_json({"ok": found.ok, **asdict(found), **listed})
+    else:
+        _origins(found, quiet, "files" if manifest is None else "manifest")
+    click.get_current_context().exit(0 if found.ok else DIFFERS)
+
+
+def _origins(found: models.Match, quiet: bool, against: str) -> None:
+    """Print where the tensors come from, then what is wrong, then a line of all."""
+    for name, origin in found.origins.items():
+        if origin.how == "computed":
+            shown = "computed, no file has it"
+        elif not origin.proof:
+            continue
+        else:
+            shown = origin.how
+            if origin.sources and origin.sources != (name,):
+                shown += f", {', '.join(origin.sources)}"
+            shown += {"cast": ", after a cast", "dequantized": ", dequantized"}.get(origin.proof, "")
+        if not quiet:
+            click.echo(f"{name}: {shown}")
+    for wrong in found.wrong:
+        click.echo(f"{wrong.name}: {wrong.problem}{models.spans(wrong.ranges)}")
+    for name in found.missing:
+        click.echo(f"{name}: missing, no tensor of the model is made of it")
+    for name, why in found.unproven.items():
+        click.echo(f"{name}: not proven, {why}")
+    proofs = Counter("computed" if each.how == "computed" else each.proof for each in found.origins.values())
+    says = "say" if against == "files" else "says"
+    verdict = f"as the {against} {says}" if found.ok else f"NOT what the {against} {says}"
+    where = "by the CPU" if found.where == "cpu" else f"in the memory of {found.where}"
+    click.echo(
+        f"{verdict}: {proofs['bytes']} tensors proven, {proofs['cast']} after a cast, "
+        f"{proofs['dequantized']} dequantized, {proofs['']} not, {proofs['computed']} computed, "
+        f"{len(found.missing)} missing, digests {where}, {found.seconds:.3g} s"
+    )
 
 
 def _report(as_json: bool, run: Callable[[models.Progress], models.Report]) -> None:

@@ -9,8 +9,9 @@ A manifest has the dtype, the shape and the BLAKE3 digest of each tensor, and th
 that span 16 MiB each, which locate a fault. The GPU hashes tensors in its memory, and the CPU all others.
 """
 
+from pynymph.weights.actors import compare_actors
 from pynymph.weights.checker import Checker, Comparison
-from pynymph.weights.loaders import LOADERS, load, loaded
+from pynymph.weights.loaders import LOADERS, load, loaded, loaded_model
 from pynymph.weights.making import file_digest, manifest
 from pynymph.weights.manifests import (
     FORMAT,
@@ -54,10 +55,12 @@ __all__ = [
     "Watch",
     "WeightsError",
     "Wrong",
+    "compare_actors",
     "compare_ranks",
     "file_digest",
     "load",
     "loaded",
+    "loaded_model",
     "manifest",
     "match",
     "read_header",

@@ -46,7 +46,8 @@ class Checker:
 
     Digests are BLAKE3 of a tensor's bytes in C order, made by the device that has them. Keys have the form
     `dp=0/pp=0/tp=0/ep=0:name`, so that those of all ranks can be in one dict. Parameters and persistent
-    buffers are checked, except those with the mark `_skip_weight_check`.
+    buffers are checked, except those with the mark `_skip_weight_check`, and what modules save beside them,
+    such as the scales of bitsandbytes. A wrapper tensor is checked by its inner tensors and its context.
 
     Args:
         model: a torch module, or tensors by name.

@@ -16,6 +16,7 @@ from typing import Any
 from pynymph import digest
 from pynymph.errors import ArgumentError
 from pynymph.weights.manifests import LEVEL, NODE_BYTES, Progress, Tensor
+from pynymph.weights.wrappers import inner_tensors, is_wrapper
 
 _PART = 64 << 20
 """Bytes of a tensor that are in host memory at once if the CPU hashes it."""
@@ -42,24 +43,16 @@ class Bytes:
     device: Any = None
 
 
-def inner_tensors(tensors: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield tensors by name. A wrapper tensor, such as torchao's, yields its parts under longer names."""
-    for name, tensor in tensors:
-        if hasattr(type(tensor), "__tensor_flatten__"):
-            parts, _ = tensor.__tensor_flatten__()
-            yield from inner_tensors((f"{name}.{part}", getattr(tensor, part)) for part in parts)
-        else:
-            yield name, tensor
+def _modules_of(model: Any) -> list[tuple[str, Any]]:
+    """Return a torch module and those in it, under all of their names, each with what goes before a name."""
+    named = model.named_modules(remove_duplicate=False)
+    return [(f"{path}." if path else "", module) for path, module in named]
 
 
-def transient_buffers(model: Any) -> set[str]:
+def transient_buffers(model: Any, modules: list[tuple[str, Any]] | None = None) -> set[str]:
     """Return the names of a torch module's buffers that its state_dict does not have."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return {
-        name
-        for name, _ in model.named_buffers(remove_duplicate=False)
-        if name.rpartition(".")[2] in modules[name.rpartition(".")[0]]._non_persistent_buffers_set
-    }
+    found = _modules_of(model) if modules is None else modules
+    return {prefix + name for prefix, module in found for name in module._non_persistent_buffers_set}
 
 
 def state_of(model: Any) -> Iterator[tuple[str, Bytes]]:
@@ -67,15 +60,15 @@ def state_of(model: Any) -> Iterator[tuple[str, Bytes]]:
 
     Args:
         model: a torch module: its parameters and persistent buffers, each once, less those with the mark
-            `_skip_weight_check`. Or tensors by name.
+            `_skip_weight_check`, and what its modules save beside them. Or tensors by name.
     """
     for name, each in inner_tensors(_state_of(model)):
         yield name, bytes_of(name, each)
 
 
 def state_tensors(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what state_of() yields, as tensors."""
-    yield from inner_tensors(_state_of(model))
+    """Yield what state_of() yields, as tensors, without the contexts of wrapper tensors."""
+    yield from inner_tensors(_state_of(model), contexts=False)
 
 
 def _state_of(model: Any) -> Iterator[tuple[str, Any]]:
@@ -85,15 +78,39 @@ def _state_of(model: Any) -> Iterator[tuple[str, Any]]:
     for name, each in model.named_parameters():
         if not getattr(each, "_skip_weight_check", False):
             yield name, each
-    transient = transient_buffers(model)
+    modules = _modules_of(model)
+    transient = transient_buffers(model, modules)
     for name, each in model.named_buffers():
         if name not in transient and not getattr(each, "_skip_weight_check", False):
             yield name, each
+    yield from saved_beside(model, modules)
+
+
+def saved_beside(model: Any, modules: list[tuple[str, Any]] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield tensors that modules save and that are no parameters or buffers, such as bitsandbytes' scales."""
+    import torch
+
+    plain = torch.nn.Module._save_to_state_dict
+    seen = set()
+    for prefix, module in _modules_of(model) if modules is None else modules:
+        if type(module)._save_to_state_dict is plain or id(module) in seen:
+            continue
+        seen.add(id(module))
+        saved: dict[str, Any] = {}
+        module._save_to_state_dict(saved, prefix, True)  # of this module alone, and without hooks
+        known = {prefix + name for name in (*module._parameters, *module._buffers)}
+        for name, each in saved.items():
+            if name not in known and isinstance(each, torch.Tensor):
+                yield name, each
 
 
 def bytes_of(name: str, tensor: Any) -> Bytes:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
+        if is_wrapper(tensor):  # whose pointer is 0
+            raise ArgumentError(
+                errno.EINVAL, f"{name} is made of other tensors; give those that it is made of"
+            )
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise ArgumentError(
                 errno.EINVAL, f"{name} is sparse or quantized; give the tensors that it is made of"

@@ -13,9 +13,11 @@ from typing import Any
 from blake3 import blake3
 
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, inner_tensors, parts_of
+from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, parts_of
 from pynymph.weights.manifests import File, Manifest, Progress, Report, Tensor, WeightsError, Wrong
-from pynymph.weights.safetensors_files import Mapped, places_of, shards
+from pynymph.weights.safetensors_files import places_of
+from pynymph.weights.sources import opened, tensors_of
+from pynymph.weights.wrappers import inner_tensors
 
 
 def manifest(
@@ -27,7 +29,8 @@ def manifest(
     """Make the manifest of a model.
 
     Args:
-        source: a safetensors file, a folder of them, or tensors by name on GPUs or the CPU (a state_dict).
+        source: files of safetensors, GGUF, torch.save(), npz, ONNX, or torch.distributed.checkpoint, or a
+            folder of them; or tensors by name on GPUs or the CPU (a state_dict). The suffix tells the format.
         saved_as: files that the tensors were saved to; their bytes are compared with the tensors.
         progress: callback with the bytes done and all bytes.
 
@@ -35,7 +38,7 @@ def manifest(
         A Manifest.
 
     Raises:
-        NymphError: a file can't be read, or there is no GPU.
+        NymphError: a file can't be read, its library is not installed (ENOSYS), or there is no GPU.
         ArgumentError: EINVAL, a file is damaged, two files have one name, or a value is no tensor.
         WeightsError: EBADMSG, the saved bytes differ from the tensors.
     """
@@ -46,7 +49,7 @@ def manifest(
         if saved_as is not None:
             saved = {
                 name: Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
-                for file in map(Mapped, shards(saved_as))
+                for file in opened(saved_as)
                 for name, span in file.spans.items()
             }
             # Tensors that share memory are saved once, under any one of their names.
@@ -57,21 +60,41 @@ def manifest(
     if saved_as is not None:
         raise ArgumentError(errno.EINVAL, "saved_as is for tensors, and source is files; leave out saved_as")
     result = Manifest()
-    files = [Mapped(path) for path in shards(source)]
-    found: dict[str, Bytes] = {}
-    where: dict[str, str] = {}
+    files = opened(source)
     for file in files:
-        header = bytes(file.header)
-        result.files[file.name] = File(file.nbytes, len(header), blake3(header).digest(), header)
-        for name, span in file.spans.items():
-            if name in found:
-                message = f"{name} stands in both {where[name]} and {file.name}; give files of one model"
-                raise ArgumentError(errno.EINVAL, message)
-            found[name] = Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
-            where[name] = file.name
-    made = digests_of(found, nodes=True, progress=progress)
-    result.tensors = {n: Tensor(b.dtype, b.shape, b.nbytes, *made[n], where[n]) for n, b in found.items()}
+        if file.header:
+            header = bytes(file.header)
+            text = header if file.kind == "safetensors" else b""
+            result.files[file.name] = File(file.nbytes, len(header), blake3(header).digest(), text)
+    where = tensors_of(files)
+    made = digests_of_files(where, nodes=True, progress=progress)
+    for name, file in where.items():
+        span = file.spans[name]
+        nbytes = span.end - span.begin
+        result.tensors[name] = Tensor(span.dtype, span.shape, nbytes, *made[name], file.name)
     return result
+
+
+def read(file: Any, name: str) -> Bytes:
+    """Read a tensor of a file."""
+    span = file.spans[name]
+    return Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
+
+
+def digests_of_files(
+    where: Mapping[str, Any], *, nodes: bool, progress: Progress | None
+) -> dict[str, tuple[bytes, bytes]]:
+    """Make digests of tensors of files, one at a time: a library may have to read them."""
+    total = sum(file.spans[name].end - file.spans[name].begin for name, file in where.items())
+    done = 0
+    made: dict[str, tuple[bytes, bytes]] = {}
+    for name, file in where.items():
+        each = read(file, name)
+        made |= digests_of({name: each}, nodes=nodes)
+        done += each.nbytes
+        if progress is not None:
+            progress(done, total)
+    return made
 
 
 def compare(
@@ -80,10 +103,24 @@ def compare(
     where: str,
     progress: Progress | None,
     wrong: Iterable[Wrong] = (),
+    files: Mapping[str, Any] | None = None,
 ) -> Report:
+    """Compare tensors, or those of files, with a manifest.
+
+    Args:
+        wanted: the manifest.
+        found: by name: the tensors; of files, without their bytes.
+        where: devices that make the digests.
+        progress: as for verify().
+        wrong: what is known to be wrong.
+        files: by name: the file that has the tensor, if they are in files.
+    """
     began = time.monotonic()
     report = Report(where, wrong=list(wrong))
-    made = digests_of(found, nodes=False, progress=progress)
+    if files is None:
+        made = digests_of(found, nodes=False, progress=progress)
+    else:
+        made = digests_of_files(files, nodes=False, progress=progress)
     spare = {name for name in found if name not in wanted.tensors}
     by_digest = {(found[name].nbytes, made[name][0]): name for name in sorted(spare, reverse=True)}
     for name, tensor in wanted.tensors.items():
@@ -101,7 +138,8 @@ def compare(
             is_now, should = f"{live.dtype} {list(live.shape)}", f"{tensor.dtype} {list(tensor.shape)}"
             report.wrong.append(Wrong(name, f"is {is_now} instead of {should}"))
         elif made[name][0] != tensor.digest:
-            report.wrong.append(Wrong(name, "differs", differing_in(live, tensor)))
+            here = live if files is None else read(files[name], name)
+            report.wrong.append(Wrong(name, "differs", differing_in(here, tensor)))
     report.unexpected = sorted(spare)
     report.seconds = time.monotonic() - began
     if not report.ok:

@@ -42,14 +42,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class File:
-    """Describe a safetensors file in a manifest, beside its tensors."""
+    """Describe a file of safetensors or GGUF in a manifest, beside its tensors."""
 
     nbytes: int
     header_nbytes: int
-    """Bytes of the header, with the 8 bytes of its length."""
+    """Bytes of the header, before the tensors."""
     header_digest: bytes
     header: bytes = b""
-    """The header itself, for file_digest(); empty if the manifest does not have it."""
+    """The header itself, for file_digest(); empty for GGUF, or if the manifest does not have it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Report:
     is made of."""
     cast: list[str] = field(default_factory=list)
     """Names of a model's tensors that were proven after a cast."""
+    dequantized: list[str] = field(default_factory=list)
+    """Names of a model's tensors that were proven to be the files' numbers times their scales."""
     unproven: dict[str, str] = field(default_factory=dict)
     """By name of a model's tensor that could not be proven: why."""
     computed: list[str] = field(default_factory=list)

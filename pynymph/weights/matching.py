@@ -8,7 +8,10 @@ tensors are many.
 
 from __future__ import annotations
 
+import copy
 import errno
+import json
+import math
 import os
 import sys
 import time
@@ -20,24 +23,28 @@ from typing import Any
 from blake3 import blake3
 
 from pynymph.errors import ArgumentError
-from pynymph.weights import making
+from pynymph.weights import dequantized, making
 from pynymph.weights.live import (
     Bytes,
     bytes_of,
     device_of,
     differing_in,
     digests_of,
-    inner_tensors,
+    saved_beside,
     torch_dtype,
     transient_buffers,
 )
 from pynymph.weights.manifests import Manifest, Progress, Tensor, Wrong
-from pynymph.weights.safetensors_files import Mapped, shards
+from pynymph.weights.sources import opened, tensors_of
+from pynymph.weights.wrappers import CONTEXT, Shard, inner_tensors, is_wrapper, shard_of
 
 _TOGETHER = 256 << 20
 """Bytes of tensors that may be copied at once to bring them into the form of the files."""
 _PIECE = 32 << 20
 """Bytes of a file's tensor that are cast at once."""
+
+_QUANTIZED = (("", "_scale_inv"), ("_blocks", "_scales"))
+"""What is behind the name of a tensor for its numbers and its scales in files of FP8, and of MXFP4."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,19 @@ class Origin:
 
     how: str
     """"same name"; "other name"; "merged" of several; "split" off a larger one; "converted", if its bytes are
-    in another order than in the files; "tied" to another live tensor; "computed", a buffer that no file has;
-    or "unknown"."""
+    in another order than in the files; "tied" to another live tensor; a "shard", a slice of a tensor of the
+    files; the "context" of a wrapper tensor; "computed", a buffer that no file has; or "unknown"."""
     proof: str
-    """"bytes", if it has the bytes of the files; "cast", if it has them after a cast; else ""."""
+    """"bytes", if it has the bytes of the files; "cast", if it has them after a cast; "dequantized", if
+    its numbers times their scales make it; else ""."""
     nbytes: int
     sources: tuple[str, ...] = ()
     """Tensors of the files; for a tied tensor, those of the tensor that it is tied to."""
     ranges: tuple[tuple[int, int], ...] = ()
-    """For a merged tensor: the ranges of its bytes, (first, end), that its sources are, if they are such."""
+    """For a merged tensor: the ranges of its bytes, (first, end), that its sources are, if they are such. For
+    a shard: the range of bytes that it is of its source, if it is one."""
+    slices: tuple[tuple[int, int], ...] = ()
+    """For a shard, by dimension: what it is of its source, (first, end)."""
     why: str = ""
     """Why there is no proof."""
 
@@ -74,7 +85,7 @@ class Match:
     seconds: float = 0.0
 
     def of(self, proof: str) -> list[str]:
-        """Return the names of live tensors with this proof: "bytes", "cast", or "" for none."""
+        """Return the names of live tensors with this proof: one of Origin.proof, "" for none."""
         return [name for name, origin in self.origins.items() if origin.proof == proof]
 
     @property
@@ -105,6 +116,10 @@ class _Part:
     source: str
     tensor: Any
     live: tuple[str, ...]
+    slices: tuple[tuple[int, int], ...] | None = None
+    """By dimension: what it is of the file's tensor, if it is not the whole."""
+    scales: str = ""
+    """Name of the file's tensor of scales, if it was dequantized."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,7 @@ class _Verdict:
     range: tuple[int, int] | None
     proof: str
     why: str
+    slices: tuple[tuple[int, int], ...] | None = None
 
 
 def match(
@@ -130,11 +146,14 @@ def match(
     Names belong together if they are equal, or differ by a prefix; if the conversion mapping of transformers
     says so of its models; or if `packed_modules_mapping` does, which vLLM's and SGLang's models have.
     A tensor that was cast is proven by the cast of the file's tensor, 32 MiB at a time on the device of the
-    live one.
+    live one, and one that was dequantized from FP8 blocks or MXFP4 by numbers times scales. A DTensor, as of
+    FSDP2 or tensor parallelism, is proven to be a slice of the file's tensor. The parts of other wrapper
+    tensors are those that torchao writes to files.
 
     Args:
         model: a torch module, or tensors by name.
-        files: a safetensors file, or a folder of them; None, with a manifest, proves no casts.
+        files: files, as for manifest(); None, with a manifest, proves nothing that was
+            cast, dequantized or cut.
         manifest: a Manifest that the files have to agree with, or the path of one. Without one, the CPU makes
             that of the files.
         progress: callback with the bytes of live tensors done, and all bytes.
@@ -166,9 +185,9 @@ class _Matching:
     def __init__(
         self, model: Any, wanted: Manifest, files: str | os.PathLike[str] | None, progress: Progress | None
     ) -> None:
-        self.wanted = wanted.tensors
-        mapped = [] if files is None else [Mapped(path) for path in shards(files)]
-        self.files = {name: file for file in mapped for name in file.spans}
+        self.manifest, self.wanted = wanted, wanted.tensors
+        mapped = [] if files is None else opened(files)
+        self.files = tensors_of(mapped)
         self.progress = progress
         self.transient: set[str] = set()
         if isinstance(model, Mapping):
@@ -179,10 +198,24 @@ class _Matching:
                 **dict(model.named_buffers(remove_duplicate=False)),
             }
             self.transient = transient_buffers(model)
-        self.live = dict(inner_tensors(named.items()))
+            named = {**dict(saved_beside(model)), **named}
+        self.live: dict[str, Any] = {}
+        self.shards: dict[str, Shard] = {}
+        self.wrappers: dict[str, Any] = {}
+        """By name of the context of a wrapper tensor: that tensor."""
+        for name, each in named.items():
+            shard = shard_of(each)
+            if shard is not None and not is_wrapper(shard.local):
+                self.live[name] = shard.local
+                if not shard.whole:
+                    self.shards[name] = shard
+            else:
+                self.live |= inner_tensors([(name, each)])
+                if is_wrapper(each):
+                    self.wrappers[f"{name}.{CONTEXT}"] = each
         self.tied = _tied(self.live)
         self.total, self.done = sum(_nbytes(self.live[names[0]]) for names in self.tied), 0
-        self.forms = _Forms(model, self.live, self.wanted)
+        self.forms = _Forms(model, self.live, self.wanted, self.shards)
         self.waiting: list[_Part] = []
         self.copied = 0
         self.verdicts: dict[str, list[_Verdict]] = defaultdict(list)
@@ -193,6 +226,10 @@ class _Matching:
     def run(self) -> Match:
         for names in self.tied:
             for name in names:
+                if name in self.wrappers and name not in self.wanted:
+                    why = _context_differs(name, self.wrappers[name], self.manifest)
+                    self.verdicts[name].append(_Verdict("", (name,), None, "" if why else "bytes", why))
+                    continue
                 for part in self.forms.of(name):
                     self._add(part)
         for group in self.forms.joint():
@@ -222,8 +259,9 @@ class _Matching:
             proof, why = self._compare(part, each, file, made[str(i)][0])
             for name in part.live:
                 place = _range(self.live[name], part.tensor)
-                self.verdicts[name].append(_Verdict(part.source, part.live, place, proof, why))
-            self.result.holders[part.source] += part.live
+                self.verdicts[name].append(_Verdict(part.source, part.live, place, proof, why, part.slices))
+            for source in filter(None, (part.source, part.scales)):
+                self.result.holders[source] += part.live
             self.done += each.nbytes
             if self.progress is not None:
                 self.progress(min(self.done, self.total), self.total)
@@ -231,29 +269,72 @@ class _Matching:
     def _compare(self, part: _Part, each: Bytes, file: Tensor, made: bytes) -> tuple[str, str]:
         """Returns the proof, or why there is none."""
         shown = f"differs, as {part.live[0]}" if part.live != (part.source,) else "differs"
-        if each.shape != file.shape:
+        if part.scales:
+            return self._compare_dequantized(part, each, file, shown)
+        floats = "F" in each.dtype and "F" in file.dtype and torch_dtype(file.dtype) is not None
+        if "F4" in (each.dtype, file.dtype) and (part.slices is not None or each.dtype != file.dtype):
+            return "", "it is a cast or a part of a tensor with two elements in a byte"
+        if part.slices is not None:
+            whole = self.shards[part.live[0]].shape
+            if whole != file.shape:
+                problem = f"is of {each.dtype} {list(whole)} instead of {file.dtype} {list(file.shape)}"
+            elif each.dtype == file.dtype or floats:
+                return self._compare_with_file(part, each, file, f"{shown}, in the part that is here")
+            else:
+                problem = f"is {each.dtype} instead of {file.dtype}"
+        elif each.shape != file.shape:
             problem = f"is {each.dtype} {list(each.shape)} instead of {file.dtype} {list(file.shape)}"
         elif each.dtype == file.dtype:
             if made == file.digest:
                 return "bytes", ""
             self.result.wrong.append(Wrong(part.source, shown, differing_in(each, file)))
             return "", "its bytes differ from the files"
-        elif "F" in each.dtype and "F" in file.dtype and torch_dtype(file.dtype) is not None:
-            if not self.files:
-                return "", f"it is {each.dtype}, perhaps a cast of {file.dtype}; give the files to find out"
-            ranges = self._differ_after_cast(part, file)
-            if not ranges:
-                return "cast", ""
-            problem = f"{shown}, after a cast of {file.dtype} to {each.dtype},"
-            self.result.wrong.append(Wrong(part.source, problem, ranges))
-            return "", "its bytes differ from the files, after a cast"
+        elif floats:
+            return self._compare_with_file(part, each, file, shown)
         else:
             problem = f"is {each.dtype} instead of {file.dtype}"
         self.result.wrong.append(Wrong(part.source, problem))
         return "", problem
 
-    def _differ_after_cast(self, part: _Part, file: Tensor) -> tuple[tuple[int, int], ...]:
-        """Cast the file's tensor on the device of the live one. Returns the live bytes that differ."""
+    def _compare_with_file(self, part: _Part, each: Bytes, file: Tensor, shown: str) -> tuple[str, str]:
+        """Compare with the bytes of the file, where a digest is not enough. Returns as _compare() does."""
+        cast = each.dtype != file.dtype
+        what = f"{each.dtype}, perhaps a cast of {file.dtype}" if cast else f"a part of {part.source}"
+        if not self.files:
+            return "", f"it is {what}; give the files to find out"
+        ranges = self._differ_from_file(part, file)
+        if not ranges:
+            return "cast" if cast else "bytes", ""
+        after = f", after a cast of {file.dtype} to {each.dtype}" if cast else ""
+        self.result.wrong.append(Wrong(part.source, f"{shown}{after}," if after else shown, ranges))
+        return "", f"its bytes differ from the files{', after a cast' if cast else ''}"
+
+    def _compare_dequantized(self, part: _Part, each: Bytes, file: Tensor, shown: str) -> tuple[str, str]:
+        scales = self.wanted[part.scales]
+        if problem := dequantized.mismatch(each.shape, file, scales):
+            self.result.wrong.append(Wrong(part.source, problem))
+            return "", problem
+        if not self.files:
+            return (
+                "",
+                f"it is {each.dtype}, perhaps made of {file.dtype} and scales; give the files to find out",
+            )
+        if missing := [name for name in (part.source, part.scales) if name not in self.files]:
+            message = f"{missing[0]} is not in the files; give the files of the manifest"
+            raise ArgumentError(errno.EINVAL, message)
+        raw, raw_scales = (self.files[name].bytes_of(name) for name in (part.source, part.scales))
+        pieces = dequantized.Pieces(file, scales, raw, raw_scales, part.tensor.detach())
+        ranges = tuple(pieces.differing())
+        if not pieces.right:
+            message = f"{part.source} or its scales in the files differ from the manifest"
+            raise ArgumentError(errno.EINVAL, f"{message}; give the files of the manifest")
+        if not ranges:
+            return "dequantized", ""
+        self.result.wrong.append(Wrong(part.source, f"{shown}, dequantized to {each.dtype},", ranges))
+        return "", "its bytes differ from the files, dequantized"
+
+    def _differ_from_file(self, part: _Part, file: Tensor) -> tuple[tuple[int, int], ...]:
+        """Cut and cast the file's tensor, on the device of the live one. Returns live bytes that differ."""
         import torch
 
         if part.source not in self.files:
@@ -261,16 +342,31 @@ class _Matching:
             raise ArgumentError(errno.EINVAL, message)
         raw, dtype = self.files[part.source].bytes_of(part.source), torch_dtype(file.dtype)
         hasher = blake3(max_threads=blake3.AUTO)
-        live = part.tensor.detach().reshape(-1)
+        live = part.tensor.detach()
+        if part.slices is None or not live.ndim:
+            shape: tuple[int, ...] = (len(raw) // dtype.itemsize,)
+            slices: tuple[tuple[int, int], ...] = ((0, shape[0]),)
+            live = live.reshape(-1)
+        else:
+            shape, slices = file.shape, part.slices
+        row = len(raw) // shape[0] if shape[0] else 0
+        (begin, end), inner = slices[0], tuple(slice(*each) for each in slices[1:])
+        live_row = _nbytes(live) // len(live) if len(live) else 0
         ranges: list[tuple[int, int]] = []
-        for begin in range(0, len(raw), _PIECE):
-            piece = bytearray(raw[begin : begin + _PIECE])  # what is hashed is what is cast
+        rows = max(1, _PIECE // max(1, row))
+        for first in range(0, shape[0] if row else 0, rows):
+            last = min(first + rows, shape[0])
+            piece = bytearray(raw[first * row : last * row])  # what is hashed is what is compared
             hasher.update(piece)
-            cast = torch.frombuffer(piece, dtype=dtype).to(live.device).to(live.dtype)
-            first = begin // dtype.itemsize
-            here = live[first : first + len(cast)]
-            if not torch.equal(cast.view(torch.uint8), here.view(torch.uint8)):
-                ranges.append((first * live.element_size(), (first + len(cast)) * live.element_size()))
+            low, high = max(first, begin), min(last, end)
+            if low >= high or not live.numel():
+                continue
+            whole = torch.frombuffer(piece, dtype=dtype).reshape(last - first, *shape[1:])
+            cut = whole[(slice(low - first, high - first), *inner)]
+            cast = cut.to(live.device).to(live.dtype).reshape(-1)
+            here = live[low - begin : high - begin].reshape(-1)
+            if not torch.equal(_octets(cast), _octets(here)):
+                ranges.append(((low - begin) * live_row, (high - begin) * live_row))
         if hasher.digest() != file.digest:
             message = f"{part.source} in the files differs from the manifest; give the files of the manifest"
             raise ArgumentError(errno.EINVAL, message)
@@ -289,11 +385,16 @@ class _Matching:
                 why = self.forms.why.get(name, "no tensor of the files has its name")
                 self.result.origins[name] = Origin(how, "", nbytes, why=why)
                 continue
-            sources = tuple(each.source for each in verdicts)
+            sources = tuple(each.source for each in verdicts if each.source)
             ranges = tuple(each.range for each in verdicts if each.range is not None)
             whole = len(ranges) == len(verdicts)
-            if not of[name]:
+            slices = verdicts[0].slices
+            if name in self.wrappers and not sources:
+                how = "context"
+            elif not of[name]:
                 how = "tied"
+            elif slices is not None:
+                how = "shard"
             elif any(len(each.live) > 1 for each in verdicts):
                 how = "split" if len(verdicts) == 1 else "converted"
             elif len(verdicts) > 1:
@@ -302,23 +403,36 @@ class _Matching:
                 how = "converted"
             else:
                 how = "same name" if sources == (name,) else "other name"
-            cast = any(each.proof == "cast" for each in verdicts)
-            proof = "" if failed else "cast" if cast else "bytes"
+            proofs = {each.proof for each in verdicts}
+            proof = "" if failed else next((p for p in ("dequantized", "cast") if p in proofs), "bytes")
             shown = ranges if whole and how == "merged" else ()
+            if slices is not None:
+                shown = _range_of_slices(slices, self.wanted[sources[0]])
             why = failed[0] if failed else ""
-            self.result.origins[name] = Origin(how, proof, nbytes, sources, shown, why)
+            self.result.origins[name] = Origin(how, proof, nbytes, sources, shown, slices or (), why)
 
 
 class _Forms:
     """Bring live tensors into the form that the files have, by the names of tensors in them."""
 
-    def __init__(self, model: Any, live: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
-        self.model, self.live, self.wanted = model, live, wanted
+    def __init__(
+        self,
+        model: Any,
+        live: Mapping[str, Any],
+        wanted: Mapping[str, Tensor],
+        sharded: Mapping[str, Shard],
+    ) -> None:
+        self.live, self.wanted, self.sharded = live, wanted, sharded
         self.revert = _conversion_of(model)
+        self.model = model if self.revert is None else _reversible(model)
+        self.turned = None if self.revert is None else _turned(self.model)
         self.packed = dict(getattr(model, "packed_modules_mapping", None) or {})
         self.why: dict[str, str] = {}
         self.targets: dict[str, set[str]] = defaultdict(set)
         """By name in the files: live tensors of which it consists, if there are several."""
+        self.together: dict[str, set[str]] = defaultdict(set)
+        """By name in transformers' conversion: live tensors that can only be converted back together."""
+        self.suffixes = [each for each in _QUANTIZED if any(name.endswith(each[1]) for name in wanted)]
         self.by_suffix: dict[str, list[str]] = defaultdict(list)
         for name in wanted:
             parts = name.split(".")
@@ -328,22 +442,84 @@ class _Forms:
     def of(self, name: str) -> list[_Part]:
         """Return the parts of a live tensor that can be told from it alone."""
         tensor = self.live[name]
+        if name in self.sharded:
+            return self._slice(name, self.sharded[name])
+        if quantized := self._quantized(name, tensor):
+            return quantized
+        raised = False
         if self.revert is not None:
             try:
                 reverted = self.revert(self.model, {name: tensor})
             except Exception as error:  # what a conversion raises that needs other tensors, too
                 reverted = {}
                 self.why[name] = f"transformers can't convert it back: {error}"
+                raised = True
             found = {self._known(key): each for key, each in reverted.items()}
+            if self.turned is not None and not all(self._fits(key, each) for key, each in found.items()):
+                turned = self.revert(self.turned, {name: tensor})
+                turned = {self._known(key): each for key, each in turned.items()}
+                if all(self._fits(key, each) for key, each in turned.items()):
+                    found = turned
             if all(self._fits(key, each) for key, each in found.items()):
                 if found and sum(each.numel() for each in found.values()) == tensor.numel():
                     return [_Part(key, each.detach(), (name,)) for key, each in found.items()]
+                if found:
+                    self.why[name] = (
+                        f"transformers makes {', '.join(found)} of it with other numbers of elements"
+                    )
             elif len(found) == 1 and found.keys() <= self.wanted.keys() and name not in self.wanted:
                 self.targets[next(iter(found))].add(name)
                 return []
-        if (known := self._known(name)) in self.wanted:
-            return [_Part(known, tensor.detach(), (name,))]
-        return self._unpacked(name, tensor)
+        for each in (name, _as_torchao_saves(name)):
+            if (known := self._known(each)) in self.wanted:
+                return [_Part(known, tensor.detach(), (name,))]
+        parts = self._unpacked(name, tensor)
+        if raised and not parts:
+            self.together[_converted_with(self.model, name)].add(name)
+        return parts
+
+    def _slice(self, name: str, shard: Shard) -> list[_Part]:
+        """Return a shard as a part of the file's tensor that has its name, or is renamed and no more."""
+        if shard.slices is None:
+            self.why[name] = shard.why
+            return []
+        known = self._renamed(name, shard.shape, shard.local.dtype)
+        if known is None:
+            return []
+        if known not in self.wanted:
+            return []
+        return [_Part(known, shard.local.detach(), (name,), shard.slices)]
+
+    def _renamed(self, name: str, shape: tuple[int, ...], dtype: Any) -> str | None:
+        """Return the name in the files of a live tensor that is only renamed, or None if it is converted."""
+        if self.revert is None:
+            return self._known(name)
+        import torch
+
+        stands = torch.empty(shape, dtype=dtype, device="meta")
+        try:
+            (renamed, made), *others = self.revert(self.model, {name: stands}).items()
+        except Exception as error:  # what a conversion raises that needs other tensors, too
+            self.why[name] = f"transformers can't convert it back: {error}"
+            return None
+        if others or made is not stands:
+            self.why[name] = "it is a part of what transformers converted"
+            return None
+        return self._known(renamed)
+
+    def _quantized(self, name: str, tensor: Any) -> list[_Part]:
+        """Return the numbers and scales of which a tensor was dequantized: FP8 in blocks, and MXFP4."""
+        if not tensor.is_floating_point():
+            return []
+        for numbers, scales in self.suffixes:
+            known = self._renamed(f"{name}{numbers}", tuple(tensor.shape), tensor.dtype)
+            if known is None or known not in self.wanted:
+                continue
+            beside = f"{known.removesuffix(numbers)}{scales}"
+            right = numbers or self.wanted[known].dtype.startswith("F8_")
+            if right and beside in self.wanted and tensor.element_size() > 1:
+                return [_Part(known, tensor.detach(), (name,), scales=beside)]
+        return []
 
     def _fits(self, name: str, tensor: Any) -> bool:
         return name in self.wanted and tuple(tensor.shape) == self.wanted[name].shape
@@ -392,6 +568,22 @@ class _Forms:
                 self.why |= dict.fromkeys(names, f"it does not make {target} of the files")
                 continue
             yield [_Part(target, made.detach(), tuple(sorted(names)))]
+        for names in self.together.values():
+            if len(names) == 1:  # of() tried that
+                continue
+            assert self.revert is not None
+            try:
+                reverted = self.revert(self.model, {name: self.live[name] for name in names})
+            except Exception as error:
+                self.why |= dict.fromkeys(names, f"transformers can't convert it back: {error}")
+                continue
+            found = {self._known(key): each for key, each in reverted.items()}
+            whole = sum(each.numel() for each in found.values()) == sum(self.live[n].numel() for n in names)
+            if not whole or not all(self._fits(key, each) for key, each in found.items()):
+                self.why |= dict.fromkeys(names, f"it does not make {', '.join(found)} of the files")
+                continue
+            live = tuple(sorted(names))
+            yield [_Part(key, each.detach(), live) for key, each in found.items()]
 
 
 def _conversion_of(model: Any) -> Any:
@@ -404,6 +596,125 @@ def _conversion_of(model: Any) -> Any:
     except ImportError:  # before transformers 5 the tensors are in the files as they are in the model
         return None
     return revert_weight_conversion
+
+
+def _as_torchao_saves(name: str) -> str:
+    """Return the name in files of torchao for a part of a wrapper tensor, such as "weight.qdata"."""
+    path, _, part = name.rpartition(".")
+    module, _, leaf = path.rpartition(".")
+    return f"{module}._{leaf}_{part}" if module else f"_{leaf}_{part}" if leaf else name
+
+
+def _context_differs(name: str, wrapper: Any, manifest: Manifest) -> str:
+    """Compare a wrapper tensor's context with the metadata that torchao wrote to the files.
+
+    Returns:
+        "" if they are the same, or why that is not proven.
+    """
+    wanted = name.removesuffix(f".{CONTEXT}")
+    saved: dict[str, str] = {}
+    for file in manifest.files.values():
+        try:
+            saved |= json.loads(file.header[8:] or b"{}").get("__metadata__") or {}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return "the header of the files has no metadata that can be read"
+    found = [wanted] if wanted in saved else [key for key in saved if _same_but_prefix(key, wanted)]
+    if len(found) != 1:
+        return "the files say nothing of the fields of this wrapper tensor"
+    try:
+        from torchao.prototype.safetensors.safetensors_utils import TensorSubclassAttributeJSONEncoder
+    except ImportError:
+        return "the installed torchao does not tell how it writes the fields of this wrapper tensor"
+    try:
+        here = json.loads(json.dumps(wrapper, cls=TensorSubclassAttributeJSONEncoder))
+        there = json.loads(saved[found[0]])
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"the fields of this wrapper tensor can't be compared: {error}"
+    for each in (here, there):
+        if isinstance(each, dict) and isinstance(each.get("_tensor_data_names"), list):
+            each["_tensor_data_names"].sort(key=str)  # no two writings have them in one order
+    return "" if here == there else "the fields of this wrapper tensor differ from those in the files"
+
+
+def _same_but_prefix(one: str, other: str) -> bool:
+    return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
+
+
+def _octets(flat: Any) -> Any:
+    """View a flat tensor as bytes."""
+    import torch
+
+    if flat.stride() != (1,):  # a lone element may say so, and can't be viewed as bytes
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
+
+
+def _range_of_slices(slices: tuple[tuple[int, int], ...], whole: Tensor) -> tuple[tuple[int, int], ...]:
+    """Return the range of bytes that a slice is of a file's tensor, or nothing if it is none."""
+    if not math.prod(whole.shape):
+        return ()
+    item = whole.nbytes // math.prod(whole.shape)
+    at, nbytes, whole_inside = 0, item, True
+    for (begin, end), size in zip(reversed(slices), reversed(whole.shape), strict=True):
+        if not whole_inside and end - begin != 1:
+            return ()
+        at += begin * item
+        if whole_inside:
+            nbytes = (end - begin) * item
+            whole_inside = (begin, end) == (0, size)
+        item *= size
+    return ((at, at + nbytes),)
+
+
+def _converted_with(model: Any, name: str) -> str:
+    """Return what all live tensors have in common that transformers converts back together with this one."""
+    from transformers.core_model_loading import WeightConverter, apply_converters
+
+    reversals = [
+        each.reverse_transform() for each in reversed(getattr(model, "_weight_conversions", None) or [])
+    ]
+    return str(apply_converters(name, [each for each in reversals if isinstance(each, WeightConverter)])[0])
+
+
+class _Stand:
+    """Stand for a model of transformers with other conversions than the model has."""
+
+    def __init__(self, model: Any, conversions: list[Any]) -> None:
+        self._model, self._weight_conversions = model, conversions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _reversible(model: Any) -> Any:
+    """Return the model, or what stands for it without conversions that have no reversal."""
+    conversions = list(getattr(model, "_weight_conversions", None) or ())
+    kept = []
+    for each in conversions:
+        try:
+            each.reverse_transform()
+        except NotImplementedError:
+            continue
+        kept.append(each)
+    return model if len(kept) == len(conversions) else _Stand(model, kept)
+
+
+def _turned(model: Any) -> _Stand | None:
+    """Return what stands for a model whose files have tensors transposed, or None if shapes decide nothing.
+
+    Transpose with `check_dims` looks at the file's shape on loading. Its reversal looks at that of the model,
+    and so transposes nothing.
+    """
+    conversions = []
+    found = False
+    for each in getattr(model, "_weight_conversions", None) or ():
+        if any(getattr(operation, "check_dims", False) for operation in getattr(each, "operations", ())):
+            each, found = copy.deepcopy(each), True
+            for operation in each.operations:
+                if getattr(operation, "check_dims", False):
+                    operation.check_dims = False
+        conversions.append(each)
+    return _Stand(model, conversions) if found else None
 
 
 def _tied(live: Mapping[str, Any]) -> list[tuple[str, ...]]:

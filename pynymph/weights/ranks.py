@@ -7,6 +7,7 @@ import errno
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pynymph import digest
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, digests_as_found, nodes_of, state_of
+from pynymph.weights.live import digests_as_found, nodes_of, state_of
 from pynymph.weights.manifests import LEVEL
 
 
@@ -34,10 +35,13 @@ class RankDifference:
 
 @dataclass(frozen=True)
 class RanksReport:
-    """Keep the result of compare_ranks(). It is the same on all ranks, except for `seconds`."""
+    """Keep the result of compare_ranks() or compare_actors().
+
+    That of compare_ranks() is the same on all ranks, except for `seconds`.
+    """
 
     ranks: tuple[int, ...]
-    """All ranks of the group, as numbered in the default group."""
+    """All ranks of the group, as numbered in the default group; or the places of the actors."""
     tensors: int
     nbytes: int
     seconds: float
@@ -81,7 +85,7 @@ def compare_ranks(model: Any, group: Any = None) -> RanksReport:
     live, made = digests_as_found(state_of(model))
     layout = json.dumps([[name, each.dtype, each.shape] for name, each in sorted(live.items())])
     layouts = _exchange(len(live).to_bytes(8, "little") + blake3(layout.encode()).digest(), group)
-    _same_layout(ranks, layouts)
+    same_layout(ranks, layouts, "ranks", lambda layout: int.from_bytes(layout[:8], "little"))
     names = sorted(live)
     # by rank, tensor and byte
     all_digests = np.frombuffer(
@@ -95,7 +99,7 @@ def compare_ranks(model: Any, group: Any = None) -> RanksReport:
         at = 0
         for name, tree in trees.items():
             of_ranks = [nodes[at : at + len(tree)] for nodes in everywhere]
-            differences.append(_difference(name, live[name], ranks, of_ranks))
+            differences.append(difference(name, live[name].nbytes, ranks, of_ranks))
             at += len(tree)
     nbytes = sum(each.nbytes for each in live.values())
     return RanksReport(ranks, len(names), nbytes, time.monotonic() - began, tuple(differences))
@@ -113,25 +117,36 @@ def _exchange(mine: bytes, group: Any) -> list[bytes]:
     return [bytes(row.numpy().data) for row in to.cpu()]
 
 
-def _same_layout(ranks: tuple[int, ...], layouts: list[bytes]) -> None:
-    usual, _ = Counter(layouts).most_common(1)[0]
+def same_layout(
+    ranks: tuple[int, ...], layouts: list[Any], who: str, count: Callable[[Any], int] = len
+) -> None:
+    """Raise ArgumentError if some have other tensors than most.
+
+    Args:
+        ranks: numbers of those that are compared.
+        layouts: what they say of their tensors, in the same order.
+        who: what they are, for the message.
+        count: a function that tells how many tensors a layout has.
+    """
+    usual = max(layouts, key=layouts.count)
     others = [rank for rank, layout in zip(ranks, layouts, strict=True) if layout != usual]
     if others:
-        counts = {int.from_bytes(layout[:8], "little") for layout in layouts}
+        counts = {count(layout) for layout in layouts}
         numbers = f" ({' and '.join(map(str, sorted(counts)))} tensors)" if len(counts) > 1 else ""
         raise ArgumentError(
             errno.EINVAL,
-            f"ranks {others} have other names, dtypes or shapes than the others{numbers}; give a group whose "
-            "ranks hold the same slice of the model",
+            f"{who} {others} have other names, dtypes or shapes than the others{numbers}; give {who} that "
+            "hold the same slice of the model",
         )
 
 
-def _difference(name: str, live: Bytes, ranks: tuple[int, ...], nodes: list[bytes]) -> RankDifference:
+def difference(name: str, nbytes: int, ranks: tuple[int, ...], nodes: list[bytes]) -> RankDifference:
+    """Say which ranks differ from most in a tensor, and where."""
     usual, count = Counter(nodes).most_common(1)[0]
     agree = count * 2 > len(ranks)
     against = usual if agree else nodes[0]
     ranges = {
-        rank: tuple(digest.differing(here, against, LEVEL, live.nbytes))
+        rank: tuple(digest.differing(here, against, LEVEL, nbytes))
         for rank, here in zip(ranks, nodes, strict=True)
         if here != against
     }

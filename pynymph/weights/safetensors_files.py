@@ -35,10 +35,8 @@ class Place:
     end: int
 
 
-def damaged(name: str, why: str) -> ArgumentError:
-    return ArgumentError(
-        errno.EINVAL, f"{name} is no safetensors file, or damaged: {why}; get the file again"
-    )
+def damaged(name: str, why: str, kind: str = "safetensors") -> ArgumentError:
+    return ArgumentError(errno.EINVAL, f"{name} is no {kind} file, or damaged: {why}; get the file again")
 
 
 def places_of(file: str, header: bytes) -> dict[str, Place]:
@@ -86,37 +84,54 @@ def _is_of_shape(place: Place, bits: int) -> bool:
     return found == wanted
 
 
-class Mapped:
-    """Map a safetensors file, and check its header."""
+class File:
+    """Map a file of tensors. A subclass reads its header.
 
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
+    Args:
+        path: path of the file.
+        kind: what it should be, for errors.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.name, self.kind = path.name, kind
         try:
             with path.open("rb") as file:
                 self.nbytes = os.fstat(file.fileno()).st_size
                 if self.nbytes < 8:
-                    raise self._damaged(f"it has {self.nbytes} bytes")
+                    raise self.damaged(f"it has {self.nbytes} bytes")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             if isinstance(error, NymphError):
                 raise
             raise NymphError(error.errno or errno.EIO, f"{path} can't be read: {error.strerror}") from error
         self.view = memoryview(self._map)
+        self.header = self.view[:0]
+        """The first bytes of the file, before the tensors."""
+        self.spans: dict[str, Place] = {}
+        """By name of a tensor: where it is, counted from the end of the header."""
+
+    def damaged(self, why: str) -> ArgumentError:
+        return damaged(self.name, why, self.kind)
+
+    def bytes_of(self, name: str) -> Any:
+        """Return the bytes of a tensor in C order."""
+        span = self.spans[name]
+        return self.view[len(self.header) + span.begin : len(self.header) + span.end]
+
+
+class Mapped(File):
+    """Map a safetensors file, and check its header."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "safetensors")
         length = int.from_bytes(self.view[:8], "little")
         if length > min(_MOST_HEADER, self.nbytes - 8):
-            raise self._damaged(f"its header would have {length} bytes")
+            raise self.damaged(f"its header would have {length} bytes")
         self.header = self.view[: 8 + length]
         self.spans = places_of(self.name, bytes(self.header))
         at = max((span.end for span in self.spans.values()), default=0)
         if at != self.nbytes - len(self.header):
-            raise self._damaged(f"its tensors have {at} bytes instead of {self.nbytes - len(self.header)}")
-
-    def _damaged(self, why: str) -> ArgumentError:
-        return damaged(self.name, why)
-
-    def bytes_of(self, name: str) -> memoryview:
-        span = self.spans[name]
-        return self.view[len(self.header) + span.begin : len(self.header) + span.end]
+            raise self.damaged(f"its tensors have {at} bytes instead of {self.nbytes - len(self.header)}")
 
 
 def read_header(path: str | os.PathLike[str]) -> bytes:

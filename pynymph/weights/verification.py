@@ -10,11 +10,12 @@ from typing import Any
 
 from pynymph import digest
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, bytes_of, device_of, inner_tensors
+from pynymph.weights.live import Bytes, bytes_of, device_of
 from pynymph.weights.making import compare
 from pynymph.weights.manifests import Manifest, Progress, Report, WeightsError, Wrong
 from pynymph.weights.matching import match
-from pynymph.weights.safetensors_files import Mapped, shards
+from pynymph.weights.sources import opened, tensors_of
+from pynymph.weights.wrappers import inner_tensors
 
 
 def verify(
@@ -30,9 +31,10 @@ def verify(
     matched as match() does it: nothing unmatched counts as proven, and buffers that no file has are listed.
 
     Args:
-        source: a torch module; or tensors by name; or a safetensors file, or a folder of them.
+        source: a torch module; or tensors by name; or files, as for manifest().
         manifest: a Manifest, or the path of one.
-        files: for a torch module, the files of the manifest: proves tensors that were cast on loading.
+        files: for a torch module, the files of the manifest: proves tensors that were cast or dequantized on
+            loading, and shards.
         progress: callback with the bytes done and all bytes.
 
     Returns:
@@ -52,18 +54,16 @@ def verify(
         found = {name: bytes_of(name, tensor) for name, tensor in inner_tensors(source.items())}
         places = sorted({device_of(each) for each in found.values()})
         return compare(wanted, found, " and ".join(places) or "cpu", progress)
-    mapped = [Mapped(path) for path in shards(source)]
-    found = {
-        name: Bytes(span.dtype, span.shape, span.end - span.begin, host=file.bytes_of(name))
-        for file in mapped
-        for name, span in file.spans.items()
-    }
+    mapped = opened(source)
+    where = tensors_of(mapped)
+    spans = {name: file.spans[name] for name, file in where.items()}
+    found = {name: Bytes(each.dtype, each.shape, each.end - each.begin) for name, each in spans.items()}
     headers = []
     for file in mapped:
         expected = wanted.files.get(file.name)
         if expected is not None and digest.payload(file.header) != expected.header_digest:
             headers.append(Wrong(file.name, "its header differs"))
-    return compare(wanted, found, "cpu", progress, headers)
+    return compare(wanted, found, "cpu", progress, headers, where)
 
 
 def _model(
@@ -79,6 +79,7 @@ def _model(
         missing=found.missing,
         renamed={name: live[0] for name, live in found.holders.items() if live and name not in live},
         cast=found.of("cast"),
+        dequantized=found.of("dequantized"),
         unproven=found.unproven,
         computed=found.computed,
     )

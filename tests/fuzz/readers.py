@@ -5,12 +5,23 @@ Whatever the bytes are, a reader takes them or raises the error that its users k
 """
 
 import contextlib
+import io
+import json
 import os
 import random
+import struct
 import sys
+import tempfile
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 if __name__ == "__main__":
     import atheris
@@ -32,6 +43,8 @@ with instrumented:
 
     from pynymph import signatures, weights
     from pynymph.errors import NymphError
+    from pynymph.weights.gguf_files import Gguf
+    from pynymph.weights.sources import Npz
 
 _FILE = os.memfd_create("read")
 _PATH = f"/proc/self/fd/{_FILE}"
@@ -53,9 +66,24 @@ def safetensors(data: bytes) -> None:
     weights.read_header(_file(len(data[8:]).to_bytes(8, "little") + data[8:]))
 
 
+def gguf(data: bytes) -> None:
+    """The header of a GGUF file."""
+    Gguf(Path(_file(data)))
+
+
+def npz(data: bytes) -> None:
+    """The members of an npz file."""
+    Npz(Path(_file(data)))
+
+
 def bundle(data: bytes) -> None:
-    """A signature's file, as far as no key is needed."""
-    signatures.read(_file(data), key="/dev/null")
+    """A signature's file, by somebody whose key is known."""
+    signatures.read(_file(data), key=_KEYS / "public.pem")
+
+
+def certificates(data: bytes) -> None:
+    """A signature's file, by somebody whose certificate descends from a known root."""
+    signatures.read(_file(data), ca=_KEYS / "root.pem")
 
 
 def statement(data: bytes) -> None:
@@ -125,7 +153,10 @@ class _Board:
 READERS: dict[str, tuple[Callable[[bytes], None], tuple[type[Exception], ...]]] = {
     "manifest": (manifest, (NymphError,)),
     "safetensors": (safetensors, (NymphError,)),
+    "gguf": (gguf, (NymphError,)),
+    "npz": (npz, (NymphError,)),
     "bundle": (bundle, (NymphError,)),
+    "certificates": (certificates, (NymphError,)),
     "statement": (statement, (NymphError,)),
     "inference": (inference, (Refused, BadInput)),
     "elements": (elements, (BadInput,)),
@@ -134,6 +165,52 @@ READERS: dict[str, tuple[Callable[[bytes], None], tuple[type[Exception], ...]]] 
 
 _TENSOR = '{"dtype":"U8","shape":[2],"nbytes":2,"digest":"%s"}' % ("0" * 64)
 _RESOURCE = '{"name":"a","algorithm":"sha256","digest":"%s"}' % ("0" * 64)
+
+_FOLDER = tempfile.TemporaryDirectory()
+_KEYS = Path(_FOLDER.name)
+"""Keys and certificates, always the same; a model of one file, and its signatures."""
+
+
+def _signed(name: str, chain: str | None = None) -> bytes:
+    """Sign a model, and return the signature's file."""
+    issuer, private = (ec.derive_private_key(number, ec.SECP256R1()) for number in (7, 11))
+    pem, public = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (_KEYS / "key.pem").write_bytes(private.private_bytes(pem, *plain))
+    (_KEYS / "public.pem").write_bytes(private.public_key().public_bytes(pem, public))
+    root, begin = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "root")]), datetime(2026, 1, 1)
+    for file, key, subject in (("root", issuer, root), ("chain", private, x509.Name([]))):
+        ca = file == "root"
+        made = x509.CertificateBuilder(
+            root, subject, key.public_key(), 7, begin, begin + timedelta(days=3650)
+        )
+        made = made.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        usage = x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False)
+        signed = made.add_extension(usage, critical=True).sign(issuer, hashes.SHA256())
+        (_KEYS / f"{file}.pem").write_bytes(signed.public_bytes(pem))
+    (_KEYS / "model").write_bytes(b"weights")
+    chained = None if chain is None else _KEYS / chain
+    signatures.sign(_KEYS / "model", _KEYS / name, key=_KEYS / "key.pem", certificates=chained)
+    return (_KEYS / name).read_bytes()
+
+
+def _gguf() -> bytes:
+    """A GGUF file of a key with a string, one with an array of strings, and two tensors."""
+    text = struct.pack("<Q1s", 1, b"k")
+    header = b"GGUF" + struct.pack("<IQQ", 3, 2, 2) + text + struct.pack("<I", 8) + text
+    header += text + struct.pack("<IIQ", 9, 8, 2) + text + text
+    for name, kind, at in ((b"t", 0, 0), (b"u", 2, 32)):
+        header += struct.pack("<Q1sIQIQ", 1, name, 1, 32 if kind else 8, kind, at)
+    return header + bytes(-len(header) % 32 + 64)
+
+
+def _npz() -> bytes:
+    """An npz file of two arrays."""
+    made = io.BytesIO()
+    np.savez(made, a=np.arange(3), b=np.zeros((0, 2), ">f4", "F"))
+    return made.getvalue()
+
+
 SEEDS: dict[str, list[bytes]] = {
     "manifest": [
         f'{{"format":"pynymph.weights","version":1,"node_bytes":16777216,"files":{{"a":{{"nbytes":9,"header":'
@@ -142,11 +219,10 @@ SEEDS: dict[str, list[bytes]] = {
     "safetensors": [
         b'\0\0\0\0\0\0\0\0{"__metadata__":{"a":"b"},"t":{"dtype":"U8","shape":[0,2],"data_offsets":[0,0]}}'
     ],
-    "bundle": [
-        b'{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"publicKey":{"hint":'
-        b'"x"}},"dsseEnvelope":{"payloadType":"application/vnd.in-toto+json","payload":"e30=","signatures":'
-        b'[{"sig":"AA=="}]}}'
-    ],
+    "gguf": [_gguf()],
+    "npz": [_npz()],
+    "bundle": [_signed("by-key.sig")],
+    "certificates": [_signed("by-certificate.sig", "chain.pem")],
     "statement": [
         f'{{"_type":"https://in-toto.io/Statement/v1","predicateType":"https://model_signing/signature/v1.0",'
         f'"subject":[{{"name":"m","digest":{{"sha256":"{sha256(bytes(32)).hexdigest()}"}}}}],"predicate":{{"resources":[{_RESOURCE}],'
@@ -170,12 +246,61 @@ def read(name: str, data: bytes) -> None:
         reader(data)
 
 
+JSON = {"manifest": 0, "safetensors": 8, "bundle": 0, "certificates": 0, "statement": 0}
+"""Readers of JSON, and how many bytes are before it. Bytes that are changed at random are seldom JSON."""
+_ODD = [None, True, -1, 0, 2**64, 1e300, "", "\ud800", "0" * 64, "g" * 64, [], {}, [[]], {"": None}]
+
+
+def changed(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one part of it changed, taken away, or there once more."""
+    if isinstance(value, str) and value and rng.random() < 0.5:
+        at = rng.randrange(len(value))
+        return value[:at] + rng.choice("09afAZ+/=. ") + value[at + rng.randrange(2) :]
+    if not isinstance(value, (dict, list)) or not value or rng.random() < 0.2:
+        return rng.choice(_ODD)
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key, how = rng.choice(keys), rng.random()
+    if isinstance(value, dict):
+        made: Any = dict(value)
+        if how < 0.1:
+            del made[key]
+        elif how < 0.2:
+            made[f"{key}{rng.randrange(3)}"] = made[key]
+        else:
+            made[key] = changed(made[key], rng)
+        return made
+    if how < 0.1:
+        return value[:key] + value[key + 1 :]
+    if how < 0.2:
+        return [*value, value[key]]
+    return [changed(each, rng) if i == key else each for i, each in enumerate(value)]
+
+
+def mutate(name: str, data: bytes, most: int, seed: int) -> bytes:
+    """Change what a reader gets, and keep JSON what it is, most times."""
+    rng, at = random.Random(seed), JSON[name]
+    if rng.random() < 0.8:
+        with contextlib.suppress(ValueError, RecursionError):
+            found = data[:at] + json.dumps(changed(json.loads(data[at:]), rng)).encode()
+            if len(found) <= most:
+                return found
+    return bytes(atheris.Mutate(data, most))
+
+
 def main() -> None:
     """Run libFuzzer."""
     if len(sys.argv) < 2 or sys.argv[1] not in READERS:
         sys.exit(f"usage: {sys.argv[0]} READER [LIBFUZZER OPTION]...; READER is one of {', '.join(READERS)}")
     name = sys.argv.pop(1)
-    atheris.Setup(sys.argv, lambda data: read(name, data))
+    for folder in filter(
+        os.path.isdir, sys.argv[1:]
+    ):  # the corpus: libFuzzer goes on from what it finds there
+        for i, seed in enumerate(SEEDS[name]):
+            (Path(folder) / f"seed-{i}").write_bytes(seed)
+    options: dict[str, Any] = {}
+    if name in JSON:
+        options["custom_mutator"] = lambda data, most, seed: mutate(name, data, most, seed)
+    atheris.Setup(sys.argv, lambda data: read(name, data), **options)
     atheris.Fuzz()
 
 

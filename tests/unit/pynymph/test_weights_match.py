@@ -190,7 +190,7 @@ def test_the_table_says_what_is_proven_of_an_architecture(name: str, tmp_path: P
     assert row(transformers, name, tmp_path) in page.splitlines()
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "DINOv2 SwiGLU", "LLaVA", "T5"])
+@pytest.mark.parametrize("name", ["Mixtral", "DINOv2 SwiGLU", "LLaVA", "T5", "ERNIE 4.5 VL MoE"])
 def test_a_flipped_bit_in_any_tensor_of_a_transformers_model_is_found(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", minversion="5.0")
     made = tiny_models.make(transformers, name)

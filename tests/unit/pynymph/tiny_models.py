@@ -53,6 +53,11 @@ DEEPSEEK = {
     },
     **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
 }
+NO_HEAD = {key: TEXT[key] for key in TEXT if key != "head_dim"}
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0}
+DEEP_VISION = {
+    **{"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 8},
+}
 GPT = {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64}
 
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -90,6 +95,32 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GPT-OSS": ("GptOssConfig", "GptOssForCausalLM", {**TEXT, **MOE}),
     "PhiMoE": ("PhimoeConfig", "PhimoeForCausalLM", {**TEXT, **MOE}),
     "DeepSeek-V3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", DEEPSEEK),
+    "GLM 4 MoE": (
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        {**TEXT, **MOE, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    ),
+    "MiniMax M2": ("MiniMaxM2Config", "MiniMaxM2ForCausalLM", {**TEXT, **MOE}),
+    "Inkling 2": (
+        "Inkling2TextConfig",
+        "Inkling2ForCausalLM",
+        {
+            **{key: TEXT[key] for key in TEXT if key != "intermediate_size"},
+            **{"unpadded_vocab_size": 90, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
+            **{"swa_head_dim": 8, "d_rel": 4, "rel_extent": 8, "moe_intermediate_size": 24},
+            **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_layers_per_attn_res_block": 1},
+        },
+    ),
+    "Jamba": (
+        "JambaConfig",
+        "JambaForCausalLM",
+        {
+            **NO_HEAD,
+            **{"num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+            **{"expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4},
+            **{"use_mamba_kernels": False},
+        },
+    ),
     "Mamba": (
         "MambaConfig",
         "MambaForCausalLM",
@@ -131,6 +162,32 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "text_config": {**TEXT, "model_type": "llama"},
             "vision_config": {**VISION, "model_type": "clip_vision_model"},
             "image_token_index": 98,
+        },
+    ),
+    "Qwen3-VL-MoE": (
+        "Qwen3VLMoeConfig",
+        "Qwen3VLMoeForConditionalGeneration",
+        {
+            "text_config": {**TEXT, **MOE, "rope_parameters": {**SECTIONS, "mrope_section": [2, 1, 1]}},
+            "vision_config": {
+                **DEEP_VISION,
+                **{"out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+            },
+            **{"image_token_id": 97, "video_token_id": 96},
+            **{"vision_start_token_id": 95, "vision_end_token_id": 94},
+        },
+    ),
+    "ERNIE 4.5 VL MoE": (
+        "Ernie4_5_VLMoeConfig",
+        "Ernie4_5_VLMoeForConditionalGeneration",
+        {
+            "text_config": {
+                **NO_HEAD,
+                **{"moe_intermediate_size": [24, 16], "moe_num_experts": 4, "moe_k": 2},
+                **{"moe_num_shared_experts": 1, "rope_parameters": {**SECTIONS, "mrope_section": [1, 1, 2]}},
+            },
+            "vision_config": DEEP_VISION,
+            **{"image_token_id": 97, "video_token_id": 96},
         },
     ),
     "Gemma 3 VLM": (
