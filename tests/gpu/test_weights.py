@@ -116,7 +116,7 @@ def test_module_parameters_and_wrapper_tensors_are_verified() -> None:
             raise NotImplementedError
 
     wrapped = Wrapper(torch.ones(4, dtype=torch.int8, device="cuda"), torch.ones(1, device="cuda"))
-    assert list(weights.manifest({"w": wrapped}).tensors) == ["w.data_", "w.scale"]
+    assert list(weights.manifest({"w": wrapped}).tensors) == ["w.data_", "w.scale", "w.__context__"]
 
 
 def test_command_loads_and_verifies(model: Path, manifest: weights.Manifest, tmp_path: Path) -> None:
