@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""Guests that boot a clean system as its packages left it: with its own kernel, initramfs and systemd.
+
+Nothing of the harness is in it but two things: the disk is read-only, so its initramfs puts a RAM disk
+over it; and a unit runs the check that QEMU hands in, when the system has booted.
+"""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import clean_root
+from nymph_vm import accel, kernels
+from nymph_vm.arch import AMD64
+from nymph_vm.host import HarnessError, call, start, tool
+
+SECONDS = 900  # emulated, most of it is nymphd's start
+MEMORY = 3 << 30
+PACKAGES = ["linux-image-amd64", "initramfs-tools", "zstd", "systemd-sysv", "udev"]
+# The last of what a root's script does.
+FINISH = """
+cd /etc/initramfs-tools
+printf '%s\\n' overlay squashfs >> modules
+cat > scripts/init-bottom/overlay << 'END'
+#!/bin/sh
+[ "$1" = prereqs ] && exit 0
+set -e
+mkdir -p /run/over
+mount -t tmpfs over /run/over
+mkdir /run/over/lower /run/over/upper /run/over/work
+mount -n -o move "$rootmnt" /run/over/lower
+mount -t overlay -o lowerdir=/run/over/lower,upperdir=/run/over/upper,workdir=/run/over/work over "$rootmnt"
+END
+chmod 755 scripts/init-bottom/overlay
+update-initramfs -u
+cat > /usr/local/sbin/check << 'END'
+#!/bin/sh
+modprobe qemu_fw_cfg
+bash -ex /sys/firmware/qemu_fw_cfg/by_name/opt/check/raw
+echo "exit status $?"
+sync
+systemctl poweroff --force
+END
+chmod 755 /usr/local/sbin/check
+cat > /etc/systemd/system/check.service << 'END'
+[Unit]
+After=multi-user.target
+[Service]
+ExecStart=/usr/local/sbin/check
+StandardOutput=file:/dev/virtio-ports/check
+StandardError=inherit
+Environment=LC_ALL=C.UTF-8
+[Install]
+WantedBy=multi-user.target
+END
+systemctl enable check.service
+cp /boot/vmlinuz-* /root/results/vmlinuz
+cp /boot/initrd.img-* /root/results/initrd
+cp -r /var/lib/dkms/mok.* /root/results
+rm -rf /usr/local/bin/* /root/[!r]* /etc/fstab
+"""
+
+
+@dataclass(frozen=True)
+class System:
+    """A system that can be booted."""
+
+    folder: Path
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk.squashfs"
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / "vmlinuz"
+
+    @property
+    def initramfs(self) -> Path:
+        return self.folder / "initrd"
+
+    @property
+    def certificate(self) -> Path:
+        """DER: of the key that DKMS signs modules with there."""
+        return self.folder / "mok.pub"
+
+
+def make(release: str, packages: list[str], script: str, given: dict[Path, str], folder: Path) -> System:
+    """Run a script in a clean system with a kernel, as clean_root.run(), and make a disk of it."""
+    system = System(folder)
+    made = folder / "root.tar"
+    clean_root.run(release, [*packages, *PACKAGES], f"{script}\n{FINISH}", given, folder, keep=made)
+    system.disk.unlink(missing_ok=True)
+    with made.open("rb") as file:
+        pack = ["sqfstar", "-comp", "lz4", "-quiet", "-no-progress", system.disk]
+        call(pack, "packing a disk", stdin=file)
+    made.unlink()
+    return system
+
+
+def check(system: System, script: str, append: str = "", firmware: tuple[str, ...] = ()) -> str:
+    """Boot it, run a check as root once it is up, and power it off.
+
+    Args:
+        system: is not changed
+        script: for bash, and is echoed
+        append: for the kernel's command line
+        firmware: more options of QEMU
+
+    Returns:
+        What the script wrote.
+
+    Raises HarnessError with the last of that and of the console.
+    """
+    run = system.folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    (run / "check").write_text(script)
+    said, console = run / "said.txt", run / "console.txt"
+    used = accel.choose(kernels.prepare(kernels.DEFAULT))
+    options = {
+        "accel": used,
+        "cpu": "host" if used == "kvm" else AMD64.cpu,
+        "machine": "q35",
+        "smp": "2",
+        "m": f"{MEMORY >> 20}M",
+        "display": "none",
+        "kernel": system.kernel,
+        "initrd": system.initramfs,
+        "append": f"console=ttyS0 root=/dev/vda ro quiet oops=panic panic=-1 net.ifnames=0 {append}",
+        "serial": f"file:{console}",
+        "fw_cfg": f"name=opt/check,file={run / 'check'}",
+        "blockdev": f"driver=file,node-name=disk,filename={system.disk},read-only=on",
+    }
+    command = [tool(AMD64.qemu), "-nodefaults", "-no-reboot", *firmware]
+    for name, value in options.items():
+        command += [f"-{name}", str(value)]
+    command += [
+        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+        *("-chardev", f"file,id=check,path={said}", "-device", "virtserialport,chardev=check,name=check"),
+    ]  # fmt: skip
+    with (run / "qemu.txt").open("w") as log:
+        qemu = start(command, stdout=log, stderr=log)
+    try:
+        qemu.wait(SECONDS)
+        ended = f"QEMU ended with status {qemu.returncode}"
+    except subprocess.TimeoutExpired:
+        ended = f"QEMU did not end in {SECONDS} s"
+    finally:
+        qemu.kill()
+        qemu.wait()
+    output = said.read_text(errors="replace") if said.exists() else ""
+    if not output.endswith("exit status 0\n"):
+        last = "\n".join(
+            line
+            for path in (run / "qemu.txt", console, said)
+            if path.exists()
+            for line in (f"-- {path}", *path.read_text(errors="replace").splitlines()[-40:])
+        )
+        raise HarnessError(f"the check failed, and {ended}:\n{last}")
+    return output
