@@ -9,7 +9,16 @@ from nymph_vm.host import CHECKOUT
 
 DIST = CHECKOUT / "dist/packages"
 # What packages need, but for themselves: so that what they leave behind can be told from what these bring.
-NEEDED = ["dkms", "python3-cffi-backend", "python3-click", "python3-rich", "systemd", "zlib1g", "libstdc++6"]
+NEEDED = [
+    "dkms",
+    "python3-cffi-backend",
+    "python3-click",
+    "python3-rich",
+    "systemd",
+    "openssl",
+    "zlib1g",
+    "libstdc++6",
+]
 HEADERS = "linux-headers-amd64"
 
 
