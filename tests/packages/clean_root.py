@@ -19,7 +19,14 @@ LOGS = CHECKOUT / "dist/packages/logs"
 INSIDE = """\
 chroot "$1" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=someone \
 	LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive"""
-
+# DKMS leaves a `sleep 3` behind, which keeps the terminal that apt gave it: nothing can be unmounted then.
+WAIT = """\
+status=$?
+for attempt in $(seq 20); do
+	ls -l /proc/[0-9]*/root 2> /dev/null | grep -q -F -e "-> $1" || break
+	sleep 0.5
+done
+exit $status"""
 SET_UP = """\
 set -e
 cd /usr/local/bin
@@ -72,7 +79,7 @@ def run(
     hooks.append('chown -R 0:0 "$1/root"; mkdir "$1/root/results"')
     # From the environment: mmdebstrap repeats a hook that failed, behind what that said last.
     environment = os.environ | {"SCRIPT": f"apt-get update --quiet\ncd /root\n{script}"}
-    hooks.append(f'{inside} sh -exc "$SCRIPT" >&2')
+    hooks.append(f'{inside} sh -exc "$SCRIPT" >&2\n{WAIT}')
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         hooks.append(f"sync-out /root/results {shlex.quote(str(results))}")
