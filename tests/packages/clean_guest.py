@@ -17,7 +17,25 @@ from nymph_vm.host import HarnessError, call, start, tool
 
 SECONDS = 900  # emulated, most of it is nymphd's start
 MEMORY = 3 << 30
-PACKAGES = ["linux-image-amd64", "initramfs-tools", "zstd", "systemd-sysv", "udev"]
+PACKAGES = ["linux-image-amd64", "initramfs-tools", "zstd", "systemd-sysv", "udev", "mokutil"]
+CMDLINE = "console=ttyS0 root=/dev/disk/by-id/virtio-root ro quiet oops=panic panic=-1"
+# Of Debian 13: virt-fw-vars is in no release before.
+FIRMWARE = ["ovmf", "python3-virt-firmware", "mtools", "dosfstools", "openssl"]
+FIRMWARE += ["shim-signed", "grub-efi-amd64-signed"]
+SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"  # whose variable it is
+MAKE_FIRMWARE = f"""
+openssl x509 -inform der -in mok.pub -out mok.pem
+cd results
+cp /usr/share/OVMF/OVMF_CODE_4M.secboot.fd code.fd
+virt-fw-vars --input /usr/share/OVMF/OVMF_VARS_4M.ms.fd --output variables.fd --add-mok {SHIM} ../mok.pem
+rm -f boot.img
+mkfs.vfat -C boot.img 262144
+mmd -i boot.img ::EFI ::EFI/BOOT ::EFI/debian
+mcopy -i boot.img /usr/lib/shim/shimx64.efi.signed ::EFI/BOOT/BOOTX64.EFI
+mcopy -i boot.img /usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed ::EFI/BOOT/grubx64.efi
+mcopy -i boot.img ../grub.cfg ::EFI/debian
+mcopy -i boot.img ../vmlinuz ../initrd ::
+"""
 # The last of what a root's script does.
 FINISH = """
 cd /etc/initramfs-tools
@@ -99,14 +117,37 @@ def make(release: str, packages: list[str], script: str, given: dict[Path, str],
     return system
 
 
-def check(system: System, script: str, append: str = "", firmware: tuple[str, ...] = ()) -> str:
+def secure_boot(system: System) -> tuple[str, ...]:
+    """Make firmware with Secure Boot and Debian's boot chain: shim, GRUB, and the system's kernel.
+
+    The firmware knows the keys that it has on machines people buy, and shim knows that of DKMS: the variable
+    is there that MokManager writes when somebody enrols a key.
+
+    Returns:
+        Options of QEMU, for check().
+    """
+    folder = system.folder / "firmware"
+    menu = system.folder / "grub.cfg"
+    menu.write_text(f"linux /vmlinuz {CMDLINE}\ninitrd /initrd\nboot\n")
+    given = {path: "." for path in (menu, system.kernel, system.initramfs, system.certificate)}
+    clean_root.run("trixie", FIRMWARE, MAKE_FIRMWARE, given, folder)
+    code, variables, boot = (folder / name for name in ("code.fd", "variables.fd", "boot.img"))
+    return (
+        *("-machine", "smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"),
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,snapshot=on,file={variables}"),
+        *("-blockdev", f"driver=file,node-name=boot,filename={boot},read-only=on"),
+        *("-device", "virtio-blk-pci,drive=boot,bootindex=0"),
+    )
+
+
+def check(system: System, script: str, firmware: tuple[str, ...] = ()) -> str:
     """Boot it, run a check as root once it is up, and power it off.
 
     Args:
         system: is not changed
         script: for bash, and is echoed
-        append: for the kernel's command line
-        firmware: more options of QEMU
+        firmware: options of QEMU for what boots the kernel, from secure_boot(). None: QEMU itself does.
 
     Returns:
         What the script wrote.
@@ -118,6 +159,9 @@ def check(system: System, script: str, append: str = "", firmware: tuple[str, ..
     run.mkdir()
     (run / "check").write_text(script)
     said, console = run / "said.txt", run / "console.txt"
+    if not firmware:
+        kernel = ("-kernel", system.kernel, "-initrd", system.initramfs, "-append", CMDLINE)
+        firmware = tuple(str(each) for each in kernel)
     used = accel.choose(kernels.prepare(kernels.DEFAULT))
     options = {
         "accel": used,
@@ -126,9 +170,6 @@ def check(system: System, script: str, append: str = "", firmware: tuple[str, ..
         "smp": "2",
         "m": f"{MEMORY >> 20}M",
         "display": "none",
-        "kernel": system.kernel,
-        "initrd": system.initramfs,
-        "append": f"console=ttyS0 root=/dev/vda ro quiet oops=panic panic=-1 net.ifnames=0 {append}",
         "serial": f"file:{console}",
         "fw_cfg": f"name=opt/check,file={run / 'check'}",
         "blockdev": f"driver=file,node-name=disk,filename={system.disk},read-only=on",
@@ -137,7 +178,7 @@ def check(system: System, script: str, append: str = "", firmware: tuple[str, ..
     for name, value in options.items():
         command += [f"-{name}", str(value)]
     command += [
-        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-device", "virtio-blk-pci,drive=disk,serial=root"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
         *("-chardev", f"file,id=check,path={said}", "-device", "virtserialport,chardev=check,name=check"),
     ]  # fmt: skip
