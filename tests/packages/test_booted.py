@@ -52,7 +52,7 @@ for attempt in $(seq 180); do
 	sleep 2
 done
 systemctl status --no-pager nymphd
-test "$(stat -c %U /proc/$(systemctl show -P MainPID nymphd)/fd)" != root
+test "$(stat -c %u /proc/$(systemctl show -P MainPID nymphd))" != 0
 python3 - << 'END'
 import json, ssl, urllib.request
 trust = ssl.create_default_context(cafile="/var/lib/nymphd/certificate.pem")
@@ -83,7 +83,7 @@ $sign sha256 /var/lib/dkms/mok.key /var/lib/dkms/mok.pub unsigned.ko again.ko
 for each in unsigned other; do
 	! insmod $each.ko 2> refused || exit 1
 	cat refused
-	grep -E 'Key was rejected by service|Operation not permitted' refused
+	grep 'Key was rejected by service' refused
 	! test -e /dev/pcie_nymph || exit 1
 done
 # Of the same file, so the signature made the difference.
