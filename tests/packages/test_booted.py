@@ -46,18 +46,27 @@ cat refused
 test $status = 3
 grep 'group nymph' refused
 """
-SERVE = """
+SERVING = """
 for attempt in $(seq 180); do
 	systemctl is-active nymphd && break
 	sleep 2
 done
+"""
+SERVE = f"""{SERVING}
 systemctl status --no-pager nymphd
 test "$(stat -c %u /proc/$(systemctl show -P MainPID nymphd))" != 0
 python3 - << 'END'
-import json, ssl, urllib.request
+import ssl, time, urllib.error, urllib.request
 trust = ssl.create_default_context(cafile="/var/lib/nymphd/certificate.pem")
-with urllib.request.urlopen("https://localhost:8443/readyz", context=trust) as answer:
-    print(answer.status, answer.read())
+for attempt in range(120):
+    try:
+        print(urllib.request.urlopen("https://localhost:8443/readyz", context=trust).read())
+        break
+    except urllib.error.HTTPError as error:  # it loads its models
+        print(error)
+        time.sleep(1)
+else:
+    raise SystemExit("nymphd does not get ready")
 END
 journalctl -k -p warning -o cat --no-pager
 """
@@ -90,6 +99,48 @@ done
 insmod again.ko
 test -e /dev/pcie_nymph
 """
+# Until its standard input ends.
+RING = """
+import os, select, sys
+import pynymph
+source, count = os.urandom(1 << 20), 0
+with pynymph.Ring(16) as ring:
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        target = bytearray(len(source))
+        ring.copy(src=source, dst=target, verify=True)
+        assert target == source
+        count += 1
+        print(count, file=open("/tmp/count", "w"))
+"""
+PURGE = """
+cat > /tmp/ring.py << 'END'
+{ring}
+END
+{serving}
+service=$(systemctl show -P MainPID nymphd)
+mkfifo /tmp/more
+su - someone -c 'python3 /tmp/ring.py < /tmp/more' & ring=$!
+exec 3> /tmp/more
+until test -s /tmp/count; do sleep 1; done
+sudo() { "$@"; }
+{purge}
+before=$(cat /tmp/count)
+sleep 5
+test "$(cat /tmp/count)" -gt "$before"
+exec 3>&-
+wait $ring
+! test -e /proc/$service || exit 1
+! test -e /var/lib/nymphd || exit 1
+! test -e /var/lib/private/nymphd || exit 1
+! systemctl cat nymphd || exit 1
+! modinfo pcie_nymph || exit 1
+! find /etc /lib /usr /var -xdev -name '*nymph*' ! -path '/var/lib/apt/*' \
+	! -path '/var/lib/dpkg/*' ! -path '/var/log/*' | grep . || exit 1
+# As documented: until the next boot.
+lsmod | grep -w pcie_nymph
+modprobe -r pcie_nymph
+! test -e /dev/pcie_nymph || exit 1
+"""
 
 
 @pytest.fixture(scope="session", params=clean_root.RELEASES)
@@ -115,3 +166,12 @@ def test_installed_packages_work_after_a_boot(system: clean_guest.System) -> Non
 def test_secure_boot_loads_what_dkms_signed_and_nothing_else(system: clean_guest.System) -> None:
     """With DKMS's key enrolled; a module without a signature, or with that of another key, is refused."""
     print(clean_guest.check(system, SECURE, clean_guest.secure_boot(system)))
+
+
+def test_purge_with_a_ring_open_leaves_the_ring_and_nothing_else(system: clean_guest.System) -> None:
+    """A program goes on with the module that is loaded; the service ends, and all files are gone."""
+    *_, purge = blocks(doc_blocks.INSTALL)
+    script = PURGE
+    for name, text in {"ring": RING, "purge": purge, "serving": SERVING}.items():
+        script = script.replace(f"{{{name}}}", text)
+    print(clean_guest.check(system, script))
