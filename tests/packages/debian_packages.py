@@ -16,6 +16,7 @@ NEEDED = [
     "python3-rich",
     "systemd",
     "openssl",
+    "procps",
     "zlib1g",
     "libstdc++6",
 ]

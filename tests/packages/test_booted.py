@@ -68,6 +68,8 @@ for attempt in range(120):
 else:
     raise SystemExit("nymphd does not get ready")
 END
+systemctl reload nymphd
+systemctl is-active nymphd
 journalctl -k -p warning -o cat --no-pager
 """
 
