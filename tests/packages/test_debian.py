@@ -53,7 +53,7 @@ man -w pynymph 2> /dev/null || test -f /usr/share/man/man1/pynymph.1.gz
 SERVE = """
 systemctl is-enabled nymphd
 systemd-analyze verify nymphd.service
-mkdir /tmp/state
+mkdir -m 700 /tmp/state
 nymphd serve --state-dir=/tmp/state --port=8443 & nymphd=$!
 python3 - << 'END'
 import ssl, time, urllib.request
