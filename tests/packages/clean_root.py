@@ -19,6 +19,12 @@ LOGS = CHECKOUT / "dist/packages/logs"
 INSIDE = """\
 chroot "$1" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=someone \
 	LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive"""
+# Debian's installer writes that file, and mmdebstrap does not.
+BEGIN = """\
+printf '127.0.0.1 localhost\\n' > /etc/hosts
+apt-get update --quiet
+cd /root
+"""
 # DKMS leaves a `sleep 3` behind, which keeps the terminal that apt gave it: nothing can be unmounted then.
 WAIT = """\
 status=$?
@@ -78,7 +84,7 @@ def run(
         hooks += [f'mkdir -p "$1/root/{folder}"', f"copy-in {shlex.quote(str(path))} /root/{folder}"]
     hooks.append('chown -R 0:0 "$1/root"; mkdir "$1/root/results"')
     # From the environment: mmdebstrap repeats a hook that failed, behind what that said last.
-    environment = os.environ | {"SCRIPT": f"apt-get update --quiet\ncd /root\n{script}"}
+    environment = os.environ | {"SCRIPT": f"{BEGIN}{script}"}
     hooks.append(f'{inside} sh -exc "$SCRIPT" >&2\n{WAIT}')
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
