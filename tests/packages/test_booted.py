@@ -140,7 +140,7 @@ wait $ring
 	! -path '/var/lib/dpkg/*' ! -path '/var/log/*' | grep . || exit 1
 # As documented: until the next boot.
 lsmod | grep -w pcie_nymph
-modprobe -r pcie_nymph
+rmmod pcie_nymph
 ! test -e /dev/pcie_nymph || exit 1
 """
 
