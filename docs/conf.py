@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The site of the documentation and its manual pages: `make docs`."""
 
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
 import pynymph
 
 project = "pynymph"
@@ -47,3 +52,23 @@ man_pages = [
     ("man/nymphd", "nymphd", "serve DMA rings, and proof of what they did, over HTTPS", "", 8),
     ("man/pcie_nymph", "pcie_nymph", "DMA rings for user space", "", 4),
 ]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("build-finished", set_tables_ragged)
+
+
+def set_tables_ragged(app: Sphinx, failed: Exception | None) -> None:
+    """Let no column of a manual page's table be justified, and tables be as wide as the page.
+
+    Sphinx makes narrow columns, in which groff finds words that it can neither spread nor break: it warns.
+    """
+    if app.builder.name != "man" or failed:
+        return
+    for page in Path(app.outdir).glob("*.[1-8]"):
+        text = re.sub(r"^\.TS\n(.*;\n)?(l(\|l)*\.)$", _wide, page.read_text(), flags=re.MULTILINE)
+        page.write_text(text.replace("\n.TE\n", "\n.TE\n.ad\n"))
+
+
+def _wide(table: re.Match[str]) -> str:
+    return f".na\n.TS\n{table[1] or ''}{table[2].replace('l', 'lx')}"

@@ -134,7 +134,8 @@ def _device(findings: list[Finding]) -> dict[str, Any]:
         if _installed(release):
             findings.append(Finding("module pcie_nymph is not loaded", "sudo modprobe pcie_nymph"))
         else:
-            fix = "build and load it: docs/how-to/board.md; or try --engine model, which needs no driver"
+            fix = f"install pynymph-dkms and linux-headers-{release}: docs/how-to/install.md"
+            fix += "; or try --engine model, which needs no driver"
             findings.append(Finding(f"module pcie_nymph is not installed for Linux {release}", fix))
     elif not there:
         fix = f"restart udev: sudo udevadm trigger {DEVICE}; in a container, pass the device on"

@@ -9,16 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 
 from pynymph import digest
 from pynymph.errors import ArgumentError
 from pynymph.weights.live import digests_as_found, nodes_of, state_of
 from pynymph.weights.manifests import LEVEL
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def compare_ranks(model: Any, group: Any = None) -> RanksReport:
             ranks have other names, dtypes or shapes; the message names those ranks.
         NymphError: there is no GPU, or it failed.
     """
+    import numpy as np
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -107,6 +109,7 @@ def compare_ranks(model: Any, group: Any = None) -> RanksReport:
 
 def _exchange(mine: bytes, group: Any) -> list[bytes]:
     """Send the same number of bytes to all ranks. Returns what each rank sent."""
+    import numpy as np
     import torch
     import torch.distributed as dist
 

@@ -6,15 +6,11 @@ from pathlib import Path
 import clean_root
 import doc_blocks
 import pytest
-from nymph_vm.host import CHECKOUT
+from debian_packages import HEADERS, NEEDED, blocks, built
 
 import pynymph
 
 RELEASES = pytest.mark.parametrize("release", clean_root.RELEASES)
-DIST = CHECKOUT / "dist/packages"
-# What packages need, but for themselves: so that what they leave behind can be told from what these bring.
-NEEDED = ["dkms", "python3-cffi-backend", "python3-click", "python3-rich", "systemd", "zlib1g", "libstdc++6"]
-HEADERS = "linux-headers-amd64"
 SNAPSHOT = """
 snapshot() {
 	find / -xdev -type d \\( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /root \\
@@ -25,37 +21,6 @@ snapshot() {
 	cut -d: -f1 /etc/group
 }
 """
-
-
-def blocks(test: str) -> list[str]:
-    return [block.text for block in doc_blocks.run_by(test)]
-
-
-def built(release: str, clone: Path) -> list[Path]:
-    """The packages for that release, of `clone`; built once in a session."""
-    folder = DIST / release
-    if (release, clone) not in _built:
-        for old in folder.glob("*"):
-            old.unlink()
-        build = blocks(doc_blocks.INSTALL)[0]
-        script = f"""
-cd clone
-{build}
-lintian --allow-root --tag-display-limit 0 --fail-on error,warning ../pynymph_*.changes
-mkdir first; mv ../*.deb first
-cp -r . /var/elsewhere; cd /var/elsewhere; umask 027; export TZ=Asia/Tokyo
-dpkg-buildpackage --build=binary --no-sign
-for each in /root/clone/first/*.deb; do
-	case $each in *dbgsym*) ;; *) cmp $each /var/${{each##*/}} ;; esac
-done
-cp /root/clone/first/*.deb /root/results
-"""
-        clean_root.run(release, ["lintian"], script, {clone: "."}, folder)
-        _built.add((release, clone))
-    return sorted(path for path in folder.glob("*.deb") if "dbgsym" not in path.name)
-
-
-_built: set[tuple[str, Path]] = set()
 
 
 @RELEASES
@@ -88,7 +53,7 @@ man -w pynymph 2> /dev/null || test -f /usr/share/man/man1/pynymph.1.gz
 SERVE = """
 systemctl is-enabled nymphd
 systemd-analyze verify nymphd.service
-mkdir /tmp/state
+mkdir -m 700 /tmp/state
 nymphd serve --state-dir=/tmp/state --port=8443 & nymphd=$!
 python3 - << 'END'
 import ssl, time, urllib.request

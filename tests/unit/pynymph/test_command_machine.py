@@ -109,6 +109,7 @@ def test_info_without_the_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     status, found = info()
     assert (status, found["ok"], found["engines"]) == (1, False, [])
     assert "is not installed for Linux" in wrong(found)[0]
+    assert f"pynymph-dkms and linux-headers-{os.uname().release}" in found["findings"][0]["fix"]
     monkeypatch.setattr(machine, "_installed", lambda release: True)
     assert info()[1]["findings"][0] == {
         "what": "module pcie_nymph is not loaded", "fix": "sudo modprobe pcie_nymph", "wrong": True,
