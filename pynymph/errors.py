@@ -85,11 +85,12 @@ def error(number: int, message: str, completion: Completion | None = None) -> Ny
 
 
 def refused(number: int, hints: Hints) -> NymphError:
-    """Make the error of a request that the driver refused with `number`, an errno."""
+    """Make the error of a request that the driver, or its model, refused with `number`, an errno."""
     known = {
         errno.EPERM: FORKED,
         errno.EINVAL: "there is no ring; call reset() to set it up again",
         errno.ENOMEM: "the kernel has no memory for this; free memory, or try again later",
+        errno.ENOSYS: "the model needs /proc and process_vm_readv(); mount /proc, and allow the call",
     }
     return error(number, (known | hints).get(number, os.strerror(number)))
 

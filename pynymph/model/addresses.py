@@ -28,6 +28,14 @@ def fail(number: int) -> NoReturn:
     raise OSError(number, os.strerror(number))
 
 
+def _of_this_process(name: str) -> str:
+    """Read a file in /proc/self. ENOSYS, which the driver never says, is for machines that lack it."""
+    try:
+        return Path("/proc/self", name).read_text(errors="surrogateescape")
+    except OSError:
+        fail(errno.ENOSYS)
+
+
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
@@ -51,8 +59,8 @@ def _transfer(call: Any, local: int, at: int, length: int) -> int:
         remote = (_Iovec * len(starts))(*(_Iovec(a, b - a) for a, b in zip(starts, ends, strict=True)))
         here = _Iovec(local + done, end - at - done)
         moved = call(os.getpid(), ctypes.byref(here), 1, remote, len(starts), 0)
-        if moved < 0 and (number := ctypes.get_errno()) != errno.EFAULT:  # no CROSS_MEMORY_ATTACH, say
-            raise OSError(number, f"the model cannot do without {call.__name__}(): {os.strerror(number)}")
+        if moved < 0 and ctypes.get_errno() != errno.EFAULT:  # no CROSS_MEMORY_ATTACH, say
+            fail(errno.ENOSYS)
         done += max(moved, 0)
         if moved < here.length:
             break
@@ -75,7 +83,7 @@ def store(at: int, data: bytes) -> int:
 def _is_written_back(device: str) -> bool:
     """Whether the file system of that device has a disk behind it."""
     major, minor = (int(part, 16) for part in device.split(":"))
-    mounts = Path("/proc/self/mountinfo").read_text()
+    mounts = _of_this_process("mountinfo")
     found = re.search(rf"^\d+ \d+ {major}:{minor} .* - (\S+) ", mounts, re.MULTILINE)
     return found is not None and found[1] not in ("tmpfs", "devtmpfs", "ramfs", "hugetlbfs")
 
@@ -101,7 +109,7 @@ class Process:
     def mappings(self) -> list[str]:
         """The lines of proc_pid_maps(5), by address. There are hundreds, and few are looked at."""
         if self._mappings is None:
-            self._mappings = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+            self._mappings = _of_this_process("maps").splitlines()
         return self._mappings
 
     def check_mapped(self, at: int, length: int, access: str, long_term: bool) -> None:
@@ -135,7 +143,7 @@ class Process:
         return self._lockable_pages
 
     def _find_lockable_pages(self) -> float:
-        status = Path("/proc/self/status").read_text()
+        status = _of_this_process("status")
         found = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
         if found is not None and int(found[1], 16) >> _CAP_IPC_LOCK & 1:
             return math.inf
