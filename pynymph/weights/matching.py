@@ -551,17 +551,23 @@ class _Forms:
             return [_Part(source, part, (name,)) for source, part in zip(sources, split, strict=True)]
         return []
 
+    def _reverted(self, names: Iterable[str]) -> dict[str, Any] | None:
+        """Return what the files have for these live tensors together; None, and why, if it can't be made."""
+        assert self.revert is not None
+        try:
+            reverted = self.revert(self.model, {name: self.live[name] for name in names})
+        except Exception as error:
+            self.why |= dict.fromkeys(names, f"transformers can't convert it back: {error}")
+            return None
+        return {self._known(key): each for key, each in reverted.items()}
+
     def joint(self) -> Iterable[list[_Part]]:
         """Yield the parts that consist of several live tensors, such as a fused one of the files."""
         assert self.revert is not None or not self.targets
         for target, names in self.targets.items():
-            assert self.revert is not None
-            try:
-                reverted = self.revert(self.model, {name: self.live[name] for name in names})
-            except Exception as error:
-                self.why |= dict.fromkeys(names, f"transformers can't convert it back: {error}")
+            found = self._reverted(names)
+            if found is None:
                 continue
-            found = {self._known(key): each for key, each in reverted.items()}
             made = found.get(target)
             whole = made is not None and made.numel() == sum(self.live[name].numel() for name in names)
             if made is None or not whole or not self._fits(target, made):
@@ -571,13 +577,9 @@ class _Forms:
         for names in self.together.values():
             if len(names) == 1:  # of() tried that
                 continue
-            assert self.revert is not None
-            try:
-                reverted = self.revert(self.model, {name: self.live[name] for name in names})
-            except Exception as error:
-                self.why |= dict.fromkeys(names, f"transformers can't convert it back: {error}")
+            found = self._reverted(names)
+            if found is None:
                 continue
-            found = {self._known(key): each for key, each in reverted.items()}
             whole = sum(each.numel() for each in found.values()) == sum(self.live[n].numel() for n in names)
             if not whole or not all(self._fits(key, each) for key, each in found.items()):
                 self.why |= dict.fromkeys(names, f"it does not make {', '.join(found)} of the files")

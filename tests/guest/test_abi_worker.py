@@ -228,50 +228,60 @@ def test_worker_obeys_protection_keys_of_the_submitter(context: Context) -> None
 # --- it ends with its process -----------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def process_that_ended(end: str, function: Callable[[], None]) -> Iterator[None]:
+    """Have another process run a function and end: by exit, a kill, or exec of a program that goes on."""
+    reader, writer = os.pipe()
+
+    def inside() -> None:
+        function()
+        os.write(writer, b"x")
+        if end == "exec":
+            os.execv("/bin/sleep", ["sleep", str(10 * LONG)])
+        if end == "kill":
+            signal.pause()
+
+    child = Child(inside)
+    os.read(reader, 1)
+    if end == "kill":
+        child.kill()
+    elif end == "exit":
+        assert child.wait() == 0
+    yield
+    if end == "exec":
+        child.kill()
+    os.close(reader)
+    os.close(writer)
+
+
 @abi.needs_root  # for more locked memory than an ordinary user has
 @pytest.mark.parametrize("end", ["exit", "kill", "exec"])
 def test_nothing_is_copied_for_a_dead_process(end: str) -> None:
     """Though its files live on in another, and though it had two rings."""
-    reader, writer = os.pipe()
     before = count("pinned_pages")
+    memory = Memory(32 * MIB)  # mapped to the child's end
     with Context() as first, Context() as second:
-        memory = Memory(32 * MIB)  # mapped to the child's end
 
         def inside() -> None:
             for context in (first, second):
                 context.setup(512, engine=b"cpu")
                 context.register(memory)
                 work_for_long(context, memory)
-            os.write(writer, b"x")
-            if end == "exec":
-                os.execv("/bin/sleep", ["sleep", str(10 * LONG)])
-            if end == "kill":
-                signal.pause()
 
-        child = Child(inside)
-        os.read(reader, 1)
-        if end == "kill":
-            child.kill()
-        elif end == "exit":
-            assert child.wait() == 0
-        for context in (first, second):
-            until(lambda context=context: context.fdinfo()["active"] == "0", "its entries are canceled")
-            assert bytes_of(context) < 512 * 16 * MIB
-        until(lambda: count("pinned_pages") == before, "its memory is given back")
-        for context in (first, second):
-            with abi.fails(errno.EPERM):
-                context.status()
-        if end == "exec":
-            child.kill()
-    os.close(reader)
-    os.close(writer)
+        with process_that_ended(end, inside):
+            for context in (first, second):
+                until(lambda context=context: context.fdinfo()["active"] == "0", "its entries are canceled")
+                assert bytes_of(context) < 512 * 16 * MIB
+            until(lambda: count("pinned_pages") == before, "its memory is given back")
+            for context in (first, second):
+                with abi.fails(errno.EPERM):
+                    context.status()
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["idle", "paused"])
 @pytest.mark.parametrize("end", ["exit", "kill", "exec"])
 def test_idle_ring_ends_with_its_process(end: str, paused: bool) -> None:
     """What it took is given back, though its file lives on in another and nothing is left to run."""
-    reader, writer = os.pipe()
     before = count("pinned_pages"), count("rings")
     memory = Memory(MIB)
     with Context() as context:
@@ -281,25 +291,11 @@ def test_idle_ring_ends_with_its_process(end: str, paused: bool) -> None:
             context.register(memory)
             if paused:
                 context.enter([abi.nop(1)])
-            os.write(writer, b"x")
-            if end == "exec":
-                os.execv("/bin/sleep", ["sleep", str(10 * LONG)])
-            if end == "kill":
-                signal.pause()
 
-        child = Child(inside)
-        os.read(reader, 1)
-        if end == "kill":
-            child.kill()
-        elif end == "exit":
-            assert child.wait() == 0
-        until(lambda: (count("pinned_pages"), count("rings")) == before, "its memory is given back")
-        with abi.fails(errno.EPERM):
-            context.status()
-        if end == "exec":
-            child.kill()
-    os.close(reader)
-    os.close(writer)
+        with process_that_ended(end, inside):
+            until(lambda: (count("pinned_pages"), count("rings")) == before, "its memory is given back")
+            with abi.fails(errno.EPERM):
+                context.status()
 
 
 @abi.needs_root
