@@ -72,17 +72,70 @@ static struct nymph_slot *nymph_batch_slot(struct nymph_ring *ring, u32 i)
 	return &ring->slots[nymph_fifo_at(&ring->active, i)];
 }
 
-/* Tells whether entry @i, from tail on, can run with all entries before it. */
-static bool nymph_batch_takes(struct nymph_ring *ring, u32 i)
+/**
+ * struct nymph_span - where one side of all entries of a batch lies
+ * @region: memory of all, or NULL if they are in several regions
+ * @start: lowest offset
+ * @end: the end of the highest one
+ */
+struct nymph_span {
+	const struct nymph_region *region;
+	u64 start;
+	u64 end;
+};
+
+static struct nymph_span nymph_span_of(const struct nymph_operand *o, u64 len)
+{
+	return (struct nymph_span) { o->region, o->at, o->at + len };
+}
+
+static void nymph_span_add(struct nymph_span *span, const struct nymph_span *add)
+{
+	if (span->region != add->region)
+		span->region = NULL;
+	span->start = min(span->start, add->start);
+	span->end = max(span->end, add->end);
+}
+
+/* Tells whether a span cannot overlap with memory of one entry. */
+static bool nymph_span_misses(const struct nymph_span *span,
+			      const struct nymph_span *one)
+{
+	return span->region && (span->region != one->region ||
+				span->end <= one->start ||
+				one->end <= span->start);
+}
+
+/*
+ * Tells whether entry @i, from tail on, can run with all entries before it. Most
+ * batches go through two buffers from one end to the other: there the spans tell,
+ * and the entries before need no look.
+ */
+static bool nymph_batch_takes(struct nymph_ring *ring, u32 i,
+			      struct nymph_span *srcs, struct nymph_span *dsts)
 {
 	const struct nymph_slot *slot = nymph_batch_slot(ring, i);
+	struct nymph_span src, dst;
 	u32 k;
 
 	if (!nymph_slot_can_batch(ring, slot))
 		return false;
-	for (k = 0; k < i; k++)
-		if (nymph_slots_conflict(nymph_batch_slot(ring, k), slot))
-			return false;
+	/* a FILL has no source: its span is empty, in no region */
+	src = nymph_span_of(&slot->src, slot->src.used ? slot->entry.length : 0);
+	dst = nymph_span_of(&slot->dst, slot->entry.length);
+	if (!i) {
+		*srcs = src;
+		*dsts = dst;
+		return true;
+	}
+	if (!nymph_span_misses(dsts, &dst) || !nymph_span_misses(dsts, &src) ||
+	    !nymph_span_misses(srcs, &dst))
+		for (k = 0; k < i; k++)
+			if (nymph_slots_conflict(nymph_batch_slot(ring, k),
+						 slot))
+				return false;
+	nymph_span_add(srcs, &src);
+	nymph_span_add(dsts, &dst);
 	return true;
 }
 
@@ -97,6 +150,7 @@ static unsigned int nymph_batch_count(struct nymph_ring *ring)
 {
 	/* pairs with nymph_fifo_push(): so many slots are filled */
 	u32 i, active = smp_load_acquire(&ring->active.count);
+	struct nymph_span srcs, dsts;
 	size_t left = NYMPH_CHUNK;
 
 	active = min_t(u32, active, NYMPH_MAX_MOVES);
@@ -105,7 +159,7 @@ static unsigned int nymph_batch_count(struct nymph_ring *ring)
 	for (i = 0; i < active; i++) {
 		struct nymph_slot *slot = nymph_batch_slot(ring, i);
 
-		if (!nymph_batch_takes(ring, i) ||
+		if (!nymph_batch_takes(ring, i, &srcs, &dsts) ||
 		    nymph_batch_room(slot) > left)
 			break;
 		left -= nymph_batch_room(slot);
@@ -150,19 +204,24 @@ static void nymph_batch_hash_side(struct nymph_ring *ring, u32 flags,
 	for (i = 0; i < batch->nr; i++) {
 		const struct nymph_slot *slot = nymph_batch_slot(ring, i);
 		const struct nymph_move *move = &batch->moves[i];
-		void *bytes = ring->bounce->data + batch->room[i];
+		void *room = ring->bounce->data + batch->room[i];
 		const struct nymph_operand *side;
+		const void *bytes = NULL;
 
 		if (!batch->hashed[i] || !(slot->entry.flags & flags))
 			continue;
 		side = source ? move->src : move->dst;
-		/* on the default path what was sent is there still */
-		if (side && !nymph_pin_load(&side->region->pin, side->at, bytes,
-					    slot->entry.length)) {
+		if (side)
+			bytes = nymph_pin_in_place(&side->region->pin, side->at,
+						   slot->entry.length);
+		/* on the default path what was sent is in its room still */
+		if (side && !bytes &&
+		    !nymph_pin_load(&side->region->pin, side->at, room,
+				    slot->entry.length)) {
 			batch->hashed[i] = false;
 			continue;
 		}
-		batch->inputs[k].data = bytes;
+		batch->inputs[k].data = bytes ?: room;
 		batch->inputs[k].len = slot->entry.length;
 		batch->which[k++] = i;
 	}

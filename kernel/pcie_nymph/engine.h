@@ -31,7 +31,8 @@ struct nymph_team;
  * @dst_off: offset into @dst
  * @src: the source, a region; @dst has a region then, too. Or NULL
  * @src_off: offset into @src
- * @bounce: the source, if @src is NULL
+ * @bounce: the source, if @src is NULL; else a buffer that the CPU copies pages
+ *	through, or NULL
  * @bounce_off: offset into @bounce
  * @len: bytes: at most NYMPH_CHUNK; between regions NYMPH_LARGE_CHUNK, times the
  *	number of engines that share the move if it is not hashed. An engine that
@@ -41,7 +42,8 @@ struct nymph_team;
  * @engine: id of the engine that worked on the move last
  * @quarantined: the engine failed and may still write; it keeps references to the
  *	regions or the bounce buffer until it is known to have stopped
- * @hash: hash that takes in what arrives, only for the CPU between pages; or NULL
+ * @src_hash: hash that takes in what is sent, only for the CPU between pages; or NULL
+ * @dst_hash: hash that takes in what arrives, only for the CPU between pages; or NULL
  * @team: CPUs that share the work, only for the CPU between pages; or NULL
  * @overlap: of the first of several moves: work to do while an engine moves bytes,
  *	see nymph_move_overlap(); or NULL
@@ -59,7 +61,8 @@ struct nymph_move {
 	int status;
 	u32 engine;
 	bool quarantined;
-	struct nymph_blake3 *hash;
+	struct nymph_blake3 *src_hash;
+	struct nymph_blake3 *dst_hash;
 	struct nymph_team *team;
 	void (*overlap)(void *arg);
 	void *overlap_arg;

@@ -39,8 +39,8 @@ static int nymph_cpu_move_one(struct nymph_move *move)
 			return -EFAULT;
 	} else if (from) {
 		nymph_pin_copy(&to->pin, move->dst_off, &from->pin,
-			       move->src_off, move->len, move->hash,
-			       move->team);
+			       move->src_off, move->len, move->src_hash,
+			       move->dst_hash, move->bounce, move->team);
 	} else if (to) {
 		if (!nymph_pin_store(&to->pin, move->dst_off,
 				     nymph_move_bounce(move), move->len))

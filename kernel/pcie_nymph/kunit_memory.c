@@ -137,6 +137,7 @@ static void team_test(struct kunit *test)
 	};
 	static const u64 offsets[] = { 0, 77, NYMPH_TEAM_PART };
 	struct nymph_blake3 *b = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
+	struct nymph_blake3 *sent = kunit_kmalloc(test, sizeof(*b), GFP_KERNEL);
 	struct nymph_team *team = nymph_team_create(NUMA_NO_NODE);
 	size_t len = NYMPH_LARGE_CHUNK + NYMPH_TEAM_PART;
 	u8 alone[NYMPH_DIGEST_SIZE], shared[NYMPH_DIGEST_SIZE];
@@ -144,6 +145,7 @@ static void team_test(struct kunit *test)
 	unsigned int o, l;
 
 	KUNIT_ASSERT_NOT_NULL(test, b);
+	KUNIT_ASSERT_NOT_NULL(test, sent);
 	KUNIT_ASSERT_NOT_NULL(test, team);
 	if (num_online_cpus() > 1)
 		KUNIT_EXPECT_EQ(test, nymph_team_share(NYMPH_LARGE_CHUNK), 8U);
@@ -158,15 +160,22 @@ static void team_test(struct kunit *test)
 							      current_user(),
 							      len), 0);
 			nymph_blake3_init(b);
+			nymph_blake3_init(sent);
 			nymph_pin_hash(&src, 0, offsets[o], b, NULL);
+			nymph_pin_hash(&src, 0, offsets[o], sent, NULL);
 			nymph_pin_copy(&dst, offsets[o], &src, offsets[o],
-				       lens[l], b, team);
+				       lens[l], l ? sent : NULL, b,
+				       NULL, team);
 			nymph_blake3_final(b, shared);
 			KUNIT_EXPECT_EQ(test, memcmp(alone, shared,
 						     sizeof(alone)), 0);
+			if (l)
+				nymph_blake3_final(sent, shared);
+			KUNIT_EXPECT_EQ(test, memcmp(alone, shared,
+						     sizeof(alone)), 0);
 			/* what arrived in memory that had only zeros */
-			nymph_pin_copy(&dst, 0, &src, 0, offsets[o], NULL,
-				       team);
+			nymph_pin_copy(&dst, 0, &src, 0, offsets[o], NULL, NULL,
+				       NULL, team);
 			hash_with(&dst, offsets[o], lens[l], b, team, shared);
 			KUNIT_EXPECT_EQ(test, memcmp(alone, shared,
 						     sizeof(alone)), 0);

@@ -27,12 +27,6 @@
  */
 #define NYMPH_CHUNK		(64 * 1024U)
 
-/*
- * The chunk where the CPU does all of the work, so that the bounce buffer stays
- * in its L1 cache.
- */
-#define NYMPH_SMALL_CHUNK	(16 * 1024U)
-
 /* The chunk of memory that is pinned. */
 #define NYMPH_LARGE_CHUNK	(1024 * 1024U)
 
@@ -285,11 +279,15 @@ bool nymph_pin_load(const struct nymph_pin *pin, u64 offset, void *to,
 		    size_t len);
 bool nymph_pin_store(const struct nymph_pin *pin, u64 offset, const void *from,
 		     size_t len);
+const void *nymph_pin_in_place(const struct nymph_pin *pin, u64 offset,
+			       size_t len);
 void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 		    struct nymph_blake3 *hash, struct nymph_team *team);
 void nymph_pin_copy(const struct nymph_pin *dst, u64 dst_off,
 		    const struct nymph_pin *src, u64 src_off, size_t len,
-		    struct nymph_blake3 *hash, struct nymph_team *team);
+		    struct nymph_blake3 *src_hash,
+		    struct nymph_blake3 *dst_hash, struct nymph_bounce *bounce,
+		    struct nymph_team *team);
 bool nymph_pin_copy_dmabuf(const struct nymph_pin *dst, u64 dst_off,
 			   const struct nymph_pin *src, u64 src_off,
 			   size_t len);
@@ -299,6 +297,16 @@ bool nymph_pin_copy_dmabuf(const struct nymph_pin *dst, u64 dst_off,
 /* One part of the work: the smallest input that BLAKE3 hashes at full speed. */
 #define NYMPH_TEAM_PART		(NYMPH_BLAKE3_SUBTREE * 1024U)
 
+/**
+ * struct nymph_part - what a part of the work has of its own
+ * @src_hash: hash of what the part read
+ * @dst_hash: hash of what the part wrote
+ */
+struct nymph_part {
+	struct nymph_blake3 src_hash;
+	struct nymph_blake3 dst_hash;
+};
+
 struct nymph_team *nymph_team_create(int node);
 void nymph_team_free(struct nymph_team *team);
 bool nymph_team_is_allowed(struct pid *process);
@@ -306,8 +314,7 @@ unsigned int nymph_team_share(size_t len);
 void nymph_team_run(struct nymph_team *team,
 		    void (*fn)(void *arg, unsigned int part), void *arg,
 		    unsigned int nr_parts);
-struct nymph_blake3 *nymph_team_hash(struct nymph_team *team,
-				     unsigned int part);
+struct nymph_part *nymph_team_part(struct nymph_team *team, unsigned int i);
 
 /* region.c: memory behind a handle */
 

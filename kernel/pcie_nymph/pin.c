@@ -459,6 +459,26 @@ static void *nymph_kmapped(void *page, u64 offset)
 	return kasan_reset_tag(page) + offset_in_page(offset);
 }
 
+/**
+ * nymph_pin_in_place() - Get the kernel's address of pinned memory
+ * @pin: the memory
+ * @offset: where in it to start
+ * @len: bytes
+ *
+ * Return: the address; NULL if the CPU cannot read all of it there.
+ */
+const void *nymph_pin_in_place(const struct nymph_pin *pin, u64 offset,
+			       size_t len)
+{
+	if (!pin->pages || IS_ENABLED(CONFIG_KMAP_LOCAL))
+		return NULL;
+	offset += pin->offset;
+	if (nymph_neighbours(pin->pages, offset, len) < len)
+		return NULL;
+	return nymph_kmapped(page_address(pin->pages[offset >> PAGE_SHIFT]),
+			     offset);
+}
+
 static void nymph_pages_hash(const struct nymph_pin *pin, u64 offset,
 			     size_t len, struct nymph_blake3 *hash)
 {
@@ -474,9 +494,15 @@ static void nymph_pages_hash(const struct nymph_pin *pin, u64 offset,
 	}
 }
 
+/*
+ * Piece by piece, so that what one pass read or wrote is in a cache for the next one.
+ * With @bounce, what is hashed is what is sent: each byte of the source is read once.
+ */
 static void nymph_pages_copy(const struct nymph_pin *dst, u64 dst_off,
 			     const struct nymph_pin *src, u64 src_off,
-			     size_t len, struct nymph_blake3 *hash)
+			     size_t len, struct nymph_blake3 *src_hash,
+			     struct nymph_blake3 *dst_hash,
+			     struct nymph_bounce *bounce)
 {
 	size_t n, i;
 
@@ -484,21 +510,25 @@ static void nymph_pages_copy(const struct nymph_pin *dst, u64 dst_off,
 	src_off += src->offset;
 	for (; len; len -= n, dst_off += n, src_off += n) {
 		struct page **pages = dst->pages + (dst_off >> PAGE_SHIFT);
-		void *from = kmap_local_page(src->pages[src_off >> PAGE_SHIFT]);
-		void *to = kmap_local_page(*pages);
+		void *from_page = kmap_local_page(src->pages[src_off >> PAGE_SHIFT]);
+		void *to_page = kmap_local_page(*pages);
+		void *from = nymph_kmapped(from_page, src_off);
+		void *to = nymph_kmapped(to_page, dst_off);
 
-		n = nymph_pin_run(dst, dst_off,
-				  nymph_pin_run(src, src_off, len));
-		if (hash)
-			nymph_blake3_update_copy(hash,
-						 nymph_kmapped(to, dst_off),
-						 nymph_kmapped(from, src_off),
-						 n);
+		n = min_t(size_t, len, NYMPH_CHUNK);
+		n = nymph_pin_run(dst, dst_off, nymph_pin_run(src, src_off, n));
+		if (bounce) {
+			nymph_blake3_update_copy(src_hash, bounce->data, from, n);
+			from = bounce->data;
+		} else if (src_hash) {
+			nymph_blake3_update(src_hash, from, n);
+		}
+		if (dst_hash)
+			nymph_blake3_update_copy(dst_hash, to, from, n);
 		else
-			memcpy(nymph_kmapped(to, dst_off),
-			       nymph_kmapped(from, src_off), n);
-		kunmap_local(to);
-		kunmap_local(from);
+			memcpy(to, from, n);
+		kunmap_local(to_page);
+		kunmap_local(from_page);
 		for (i = 0; i < offset_in_page(dst_off) + n; i += PAGE_SIZE)
 			flush_dcache_page(*pages++);
 	}
@@ -511,8 +541,9 @@ static void nymph_pages_copy(const struct nymph_pin *dst, u64 dst_off,
  * @dst_off: where in that it starts
  * @src: memory that has pages
  * @src_off: where in that it starts
- * @hash: what it is added to, or NULL
- * @len: how much was added to that before
+ * @src_hash: what the source is added to, or NULL
+ * @dst_hash: what the destination is added to, or NULL
+ * @len: how much was added to these before
  */
 struct nymph_shared {
 	struct nymph_team *team;
@@ -520,44 +551,55 @@ struct nymph_shared {
 	u64 dst_off;
 	const struct nymph_pin *src;
 	u64 src_off;
-	struct nymph_blake3 *hash;
+	struct nymph_blake3 *src_hash;
+	struct nymph_blake3 *dst_hash;
 	u64 len;
 };
 
 static void nymph_pin_part(void *arg, unsigned int i)
 {
 	const struct nymph_shared *s = arg;
+	struct nymph_part *part = nymph_team_part(s->team, i);
+	struct nymph_blake3 *src_hash = s->src_hash ? &part->src_hash : NULL;
+	struct nymph_blake3 *dst_hash = s->dst_hash ? &part->dst_hash : NULL;
 	u64 at = (u64)i * NYMPH_TEAM_PART;
-	struct nymph_blake3 *hash = NULL;
 
-	if (s->hash) {
-		hash = nymph_team_hash(s->team, i);
-		nymph_blake3_fork(hash, s->hash, s->len + at);
-	}
+	if (src_hash)
+		nymph_blake3_fork(src_hash, s->src_hash, s->len + at);
+	if (dst_hash)
+		nymph_blake3_fork(dst_hash, s->dst_hash, s->len + at);
 	if (s->dst)
 		nymph_pages_copy(s->dst, s->dst_off + at, s->src,
-				 s->src_off + at, NYMPH_TEAM_PART, hash);
+				 s->src_off + at, NYMPH_TEAM_PART, src_hash,
+				 dst_hash, NULL);
 	else
 		nymph_pages_hash(s->src, s->src_off + at, NYMPH_TEAM_PART,
-				 hash);
+				 src_hash);
 }
 
 /* Has a team do its share of @len bytes; returns how many bytes it did. */
 static size_t nymph_pin_share(struct nymph_shared *s, size_t len)
 {
+	struct nymph_blake3 *hash = s->src_hash ?: s->dst_hash;
 	unsigned int i, nr_parts = s->team ? nymph_team_share(len) : 0;
 
 	/* a part of a hash has to start at a multiple of its size */
-	if (s->hash) {
-		s->len = nymph_blake3_len(s->hash);
+	if (hash) {
+		s->len = nymph_blake3_len(hash);
 		if (s->len % NYMPH_TEAM_PART)
 			return 0;
 	}
 	if (!nr_parts)
 		return 0;
 	nymph_team_run(s->team, nymph_pin_part, s, nr_parts);
-	for (i = 0; s->hash && i < nr_parts; i++)
-		nymph_blake3_join(s->hash, nymph_team_hash(s->team, i));
+	for (i = 0; i < nr_parts; i++) {
+		struct nymph_part *part = nymph_team_part(s->team, i);
+
+		if (s->src_hash)
+			nymph_blake3_join(s->src_hash, &part->src_hash);
+		if (s->dst_hash)
+			nymph_blake3_join(s->dst_hash, &part->dst_hash);
+	}
 	return nr_parts * NYMPH_TEAM_PART;
 }
 
@@ -576,7 +618,7 @@ void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 		.team = team,
 		.src = pin,
 		.src_off = offset,
-		.hash = hash,
+		.src_hash = hash,
 	};
 	size_t n;
 
@@ -585,30 +627,38 @@ void nymph_pin_hash(const struct nymph_pin *pin, u64 offset, size_t len,
 }
 
 /**
- * nymph_pin_copy() - Copy pinned memory, and hash what arrives in the same pass
+ * nymph_pin_copy() - Copy pinned memory, and hash both sides in the same pass
  * @dst: where to; it has pages
  * @dst_off: where in it
  * @src: where from; it has pages
  * @src_off: where in it
  * @len: bytes
- * @hash: is updated, if it is not NULL
- * @team: with which the work can be shared, or NULL
+ * @src_hash: is updated with the source, if it is not NULL
+ * @dst_hash: is updated with what arrived, if it is not NULL; as many bytes were
+ *	added to it before as to @src_hash
+ * @bounce: buffer through which the source goes into @src_hash and to @dst, so that
+ *	both get the same bytes even if somebody changes them; or NULL
+ * @team: with which the work can be shared, if there is no @bounce; or NULL
  */
 void nymph_pin_copy(const struct nymph_pin *dst, u64 dst_off,
 		    const struct nymph_pin *src, u64 src_off, size_t len,
-		    struct nymph_blake3 *hash, struct nymph_team *team)
+		    struct nymph_blake3 *src_hash,
+		    struct nymph_blake3 *dst_hash, struct nymph_bounce *bounce,
+		    struct nymph_team *team)
 {
 	struct nymph_shared shared = {
-		.team = team,
+		.team = bounce ? NULL : team,
 		.dst = dst,
 		.dst_off = dst_off,
 		.src = src,
 		.src_off = src_off,
-		.hash = hash,
+		.src_hash = src_hash,
+		.dst_hash = dst_hash,
 	};
 	size_t n = nymph_pin_share(&shared, len);
 
-	nymph_pages_copy(dst, dst_off + n, src, src_off + n, len - n, hash);
+	nymph_pages_copy(dst, dst_off + n, src, src_off + n, len - n, src_hash,
+			 dst_hash, bounce);
 }
 
 /**

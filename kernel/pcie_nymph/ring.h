@@ -103,7 +103,7 @@ struct nymph_slot {
  * @started_ns: time at which the entry was started
  * @done: bytes that reached the destination, or were hashed or found equal
  * @ahead: bytes behind @done that are in the bounce buffer and in @src_hash
- * @checked: bytes of the destination that VERIFY_HASH read back
+ * @checked: bytes of the destination that were read back, if the entry asks for it
  * @blocked_ns: time since when the entry waits for fences of others, or 0
  * @engine: id of the engine that moved the last of the bytes
  * @record_flags: NYMPH_RECORD_*, the digests that are complete

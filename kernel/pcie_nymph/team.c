@@ -46,7 +46,7 @@ struct nymph_helper {
  * @nr_parts: number of parts
  * @next: first part that nobody has begun
  * @helpers: all CPUs but the executor
- * @hashes: one hash for each part
+ * @parts: what each part has of its own
  */
 struct nymph_team {
 	void (*fn)(void *arg, unsigned int part);
@@ -54,7 +54,7 @@ struct nymph_team {
 	unsigned int nr_parts;
 	atomic_t next;
 	struct nymph_helper helpers[NYMPH_TEAM_HELPERS];
-	struct nymph_blake3 hashes[NYMPH_TEAM_PARTS];
+	struct nymph_part parts[NYMPH_TEAM_PARTS];
 };
 
 static void nymph_team_work(struct nymph_team *team)
@@ -178,13 +178,13 @@ void nymph_team_run(struct nymph_team *team,
 }
 
 /**
- * nymph_team_hash() - Get the hash of a part
+ * nymph_team_part() - Get what a part has of its own
  * @team: the ring's team
- * @part: index of the part
+ * @i: index of the part
  *
- * Return: the hash.
+ * Return: the part.
  */
-struct nymph_blake3 *nymph_team_hash(struct nymph_team *team, unsigned int part)
+struct nymph_part *nymph_team_part(struct nymph_team *team, unsigned int i)
 {
-	return &team->hashes[part];
+	return &team->parts[i];
 }

@@ -339,6 +339,48 @@ static size_t nymph_load(const struct nymph_operand *o, u64 offset, void *to,
 				    len);
 }
 
+/* Tells whether the CPU copies from page to page. */
+static bool nymph_is_of_pages(const struct nymph_ring *ring,
+			      const struct nymph_slot *slot)
+{
+	return slot->entry.opcode == NYMPH_OP_COPY && !ring->engine->offloads &&
+	       nymph_has_pages(&slot->src) && nymph_has_pages(&slot->dst);
+}
+
+/*
+ * Tells whether what is sent has to be read once: its digest is asked for, and the
+ * entry does not say that the source may be read twice.
+ */
+static bool nymph_is_read_once(const struct nymph_entry *e)
+{
+	return (e->flags & (NYMPH_DMA_FLAG_VERIFY_HASH |
+			    NYMPH_DMA_FLAG_ZERO_COPY)) ==
+	       NYMPH_DMA_FLAG_VERIFY_HASH;
+}
+
+/* Tells whether the source does not go through the bounce buffer. */
+static bool nymph_is_direct(const struct nymph_ring *ring,
+			    const struct nymph_slot *slot)
+{
+	const struct nymph_entry *e = &slot->entry;
+
+	return (e->opcode == NYMPH_OP_COPY &&
+		e->flags & NYMPH_DMA_FLAG_ZERO_COPY) ||
+	       (nymph_is_of_pages(ring, slot) && !nymph_is_read_once(e));
+}
+
+static void nymph_prepare_direct(struct nymph_slot *slot, u64 at, size_t len,
+				 struct nymph_move *move)
+{
+	*move = (struct nymph_move) {
+		.dst = &slot->dst,
+		.dst_off = slot->dst.at + at,
+		.src = &slot->src,
+		.src_off = slot->src.at + at,
+		.len = len,
+	};
+}
+
 /**
  * nymph_transfer_prepare() - Prepare the next move of an entry
  * @ring: current is its executor
@@ -361,18 +403,17 @@ int nymph_transfer_prepare(struct nymph_ring *ring, struct nymph_slot *slot,
 	const struct nymph_entry *e = &slot->entry;
 	void *bounce;
 
+	if (nymph_is_direct(ring, slot)) {
+		nymph_prepare_direct(slot, at, len, move);
+		return 0;
+	}
 	*move = (struct nymph_move) {
 		.dst = &slot->dst,
 		.dst_off = slot->dst.at + at,
+		.bounce = ring->bounce,
+		.bounce_off = bounce_off,
 		.len = len,
 	};
-	if (e->opcode == NYMPH_OP_COPY && e->flags & NYMPH_DMA_FLAG_ZERO_COPY) {
-		move->src = &slot->src;
-		move->src_off = slot->src.at + at;
-		return 0;
-	}
-	move->bounce = ring->bounce;
-	move->bounce_off = bounce_off;
 	bounce = nymph_move_bounce(move) + ahead;
 	if (e->opcode == NYMPH_OP_FILL)
 		memset64(bounce, (__force u64)cpu_to_le64(e->src),
@@ -464,33 +505,20 @@ static void nymph_drop_sent(struct nymph_transfer *t,
 			nymph_move_bounce(move) + move->done, t->ahead);
 }
 
-/* Hashes what was moved, if the entry asks for it and it is not done yet. */
-static int nymph_hash_moved(struct nymph_ring *ring, struct nymph_slot *slot,
-			    const struct nymph_move *move)
+/*
+ * Hashes what was sent, if that is a dma-buf: the CPU must not access it while an
+ * engine does.
+ */
+static int nymph_hash_sent_dmabuf(struct nymph_ring *ring,
+				  struct nymph_slot *slot,
+				  const struct nymph_move *move)
 {
-	struct nymph_transfer *t = &ring->transfer;
-	u32 flags = slot->entry.flags;
-
-	if (move->hash)
+	if (!(slot->entry.flags & NYMPH_DMA_FLAG_VERIFY_HASH) || !move->src ||
+	    !move->src->region->pin.dmabuf)
 		return 0;
-	/* the CPU must not access a dma-buf while an engine does */
-	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH && move->src &&
-	    move->src->region->pin.dmabuf &&
-	    !nymph_hash_region(ring, move->src->region, move->src_off,
-			       move->done, &t->src_hash))
-		return -EFAULT;
-	if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY && !move->quarantined) {
-		if (move->dst->region)
-			return nymph_hash_region(ring, move->dst->region,
-						 move->dst_off, move->done,
-						 &t->dst_hash) ? 0 : -EFAULT;
-		if (nymph_load(move->dst, t->done, nymph_move_bounce(move),
-			       move->done) < move->done)
-			return nymph_fault();
-		nymph_blake3_update(&t->dst_hash, nymph_move_bounce(move),
-				    move->done);
-	}
-	return 0;
+	return nymph_hash_region(ring, move->src->region, move->src_off,
+				 move->done, &ring->transfer.src_hash) ?
+	       0 : -EFAULT;
 }
 
 /* Takes in what an engine did with the next chunk. */
@@ -509,13 +537,13 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 	if (ret == NYMPH_STEP_INTERRUPTED)
 		return ret;
 	/* of an entry that failed there is no digest */
-	err = move->done && !ret ? nymph_hash_moved(ring, slot, move) : 0;
-	if (err == NYMPH_STEP_INTERRUPTED)
-		return err;
+	err = ret ? 0 : nymph_hash_sent_dmabuf(ring, slot, move);
 	if (!ret)
 		nymph_drop_sent(t, move);
 	t->engine = move->engine;
 	t->done += move->done;
+	if (move->dst_hash)
+		t->checked = t->done;
 	return ret ?: err;
 }
 
@@ -534,14 +562,17 @@ static void nymph_hash_sending(struct nymph_ring *ring, struct nymph_slot *slot,
 		.move = move,
 		.loaded = move->len,
 	};
-	if (move->src && !ring->engine->offloads &&
-	    nymph_has_pages(move->src) && nymph_has_pages(move->dst)) {
-		move->team = nymph_team_for(ring, move->len);
-		if (flags & NYMPH_DMA_FLAG_DIGEST_ONLY)
-			move->hash = &ring->transfer.dst_hash;
-	}
-	if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
-	    !(move->src && move->src->region->pin.dmabuf)) {
+	if (nymph_is_of_pages(ring, slot)) {
+		if (nymph_is_read_once(&slot->entry))
+			move->bounce = ring->bounce;
+		else
+			move->team = nymph_team_for(ring, move->len);
+		if (flags & NYMPH_FLAGS_HASHED)
+			move->dst_hash = &ring->transfer.dst_hash;
+		if (flags & NYMPH_DMA_FLAG_VERIFY_HASH)
+			move->src_hash = &ring->transfer.src_hash;
+	} else if (flags & NYMPH_DMA_FLAG_VERIFY_HASH &&
+		   !(move->src && move->src->region->pin.dmabuf)) {
 		move->overlap = nymph_hash_sent;
 		move->overlap_arg = sending;
 	}
@@ -555,10 +586,15 @@ static int nymph_copy_chunk(struct nymph_ring *ring, struct nymph_slot *slot,
 	struct nymph_sending sending;
 	int ret, err;
 
-	ret = nymph_transfer_prepare(ring, slot, ring->transfer.done, len,
-				     ring->transfer.ahead, 0, move);
-	if (ret == NYMPH_STEP_INTERRUPTED || !move->len)
-		return ret;
+	if (nymph_is_of_pages(ring, slot)) {
+		nymph_prepare_direct(slot, ring->transfer.done, len, move);
+		ret = 0;
+	} else {
+		ret = nymph_transfer_prepare(ring, slot, ring->transfer.done,
+					     len, ring->transfer.ahead, 0, move);
+		if (ret == NYMPH_STEP_INTERRUPTED || !move->len)
+			return ret;
+	}
 	nymph_hash_sending(ring, slot, move, &sending);
 	nymph_engine_move(ring, move, 1);
 	err = nymph_copy_land(ring, slot, move);
@@ -672,25 +708,34 @@ static size_t nymph_next_chunk(const struct nymph_ring *ring,
 	const struct nymph_entry *e = &slot->entry;
 	size_t most = NYMPH_CHUNK;
 
-	if (e->flags & NYMPH_DMA_FLAG_ZERO_COPY &&
-	    (e->opcode == NYMPH_OP_COPY || e->opcode == NYMPH_OP_HASH))
+	if (nymph_is_direct(ring, slot) || nymph_is_of_pages(ring, slot) ||
+	    (e->flags & NYMPH_DMA_FLAG_ZERO_COPY && e->opcode == NYMPH_OP_HASH))
 		most = nymph_next_direct(ring, slot);
-	else if (!(ring->engine->offloads && nymph_entry_moves(e)) &&
-		 e->opcode != NYMPH_OP_COMPARE &&
-		 !nymph_is_device_memory(&slot->src) && !nymph_is_device_memory(&slot->dst))
-		most = NYMPH_SMALL_CHUNK;
 	return min_t(u64, left, most);
+}
+
+/*
+ * Tells whether the destination is read back next, not sent to. What the CPU wrote is
+ * read back while it is in a cache. What a device wrote is read back, for VERIFY_HASH,
+ * when the device is done with all of it: nothing that it does to the end is missed.
+ */
+static bool nymph_is_to_read_back(const struct nymph_ring *ring,
+				  const struct nymph_entry *e)
+{
+	const struct nymph_transfer *t = &ring->transfer;
+
+	if (!(e->flags & NYMPH_FLAGS_HASHED) || t->checked == t->done)
+		return false;
+	return t->done == e->length || !ring->engine->offloads ||
+	       e->flags & NYMPH_DMA_FLAG_DIGEST_ONLY;
 }
 
 /* Returns how many bytes of the destination are read back next. */
 static size_t nymph_next_read_back(const struct nymph_slot *slot, u64 left)
 {
-	size_t most = NYMPH_CHUNK;
+	size_t most = nymph_has_pages(&slot->dst) ? NYMPH_LARGE_CHUNK :
+						    NYMPH_CHUNK;
 
-	if (nymph_has_pages(&slot->dst))
-		most = NYMPH_LARGE_CHUNK;
-	else if (nymph_is_borrowed(&slot->dst))
-		most = NYMPH_SMALL_CHUNK;
 	return min_t(u64, left, most);
 }
 
@@ -722,7 +767,7 @@ static int nymph_transfer_progress(struct nymph_transfer *t,
 				   const struct nymph_entry *e)
 {
 	if (t->done < e->length ||
-	    (e->flags & NYMPH_DMA_FLAG_VERIFY_HASH && t->checked < e->length))
+	    (e->flags & NYMPH_FLAGS_HASHED && t->checked < e->length))
 		return NYMPH_STEP_MORE;
 	t->record_flags = nymph_digests_wanted(e);
 	if (t->record_flags & NYMPH_RECORD_SRC_DIGEST)
@@ -783,14 +828,14 @@ int nymph_transfer_step(struct nymph_ring *ring, struct nymph_slot *slot)
 	if (ret)
 		return ret;
 
-	if (t->done < e->length)
+	if (nymph_is_to_read_back(ring, e))
+		ret = nymph_read_back(ring, slot,
+				      nymph_next_read_back(slot, t->done -
+							   t->checked));
+	else
 		ret = nymph_chunk(ring, slot,
 				  nymph_next_chunk(ring, slot,
 						   e->length - t->done));
-	else
-		ret = nymph_read_back(ring, slot,
-				      nymph_next_read_back(slot, e->length -
-							   t->checked));
 	return ret ?: nymph_transfer_progress(t, e);
 }
 

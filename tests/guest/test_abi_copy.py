@@ -74,6 +74,32 @@ def check_copy(
     assert dst.read() == dst_before[:dst_offset] + payload + dst_before[dst_offset + length :]
 
 
+def test_destination_that_has_its_pages_twice(context: Context) -> None:
+    """A device's destination is read back as a whole at the end, and the CPU's chunk by chunk."""
+    chunk = 64 * KIB
+    src, dst = Memory(2 * chunk).randomize(), Memory(2 * chunk)
+    fd = os.memfd_create("half")
+    os.ftruncate(fd, chunk)
+    fixed = mmap.MAP_SHARED | 0x10  # MAP_FIXED
+    libc = ctypes.CDLL(None)
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mmap.restype = ctypes.c_void_p
+    for at in (0, chunk):
+        assert libc.mmap(dst.address + at, chunk, READ_WRITE, fixed, fd, 0) == dst.address + at
+    os.close(fd)
+    for engine in context.query(64)[1]:
+        with Context() as other:
+            other.setup(engine=engine.name)
+            record = other.run(abi.copy(src.address, dst.address, 2 * chunk, abi.VERIFY_HASH))
+            assert dst.read() == 2 * src.read(chunk, chunk)
+            if engine.name == b"cpu":
+                assert record.status == 0
+                assert bytes(record.dst_digest) == digest_of(src, 0, 2 * chunk)
+            else:
+                assert record.status == -errno.EBADMSG
+                assert bytes(record.dst_digest) == digest_of(dst, 0, 2 * chunk)
+
+
 # --- lengths and alignments -------------------------------------------------------------------------------
 
 
