@@ -297,6 +297,23 @@ unsigned int nymph_batch_run(struct nymph_ring *ring)
 }
 
 /**
+ * nymph_batch_has_ended() - Tell whether one entry of a batch needs no more work
+ * @batch: the ring's, that has run
+ * @entry: the entry
+ * @i: its index in the batch
+ *
+ * Return: true if all of it is moved, and hashed as it asks for.
+ */
+bool nymph_batch_has_ended(const struct nymph_batch *batch,
+			   const struct nymph_entry *entry, unsigned int i)
+{
+	const struct nymph_move *move = &batch->moves[i];
+
+	return !move->status && move->done == entry->length &&
+	       (batch->hashed[i] || !(entry->flags & NYMPH_FLAGS_HASHED));
+}
+
+/**
  * nymph_batch_land() - Take in the result of one entry of a batch
  * @ring: current is its executor
  * @slot: the one at tail, started

@@ -363,6 +363,7 @@ static int nymph_ioc_submit_dma(struct nymph_context *ctx,
 	};
 	struct nymph_waiter waiter = {};
 	struct nymph_ring *ring;
+	u32 accepted = 0;
 	int ret;
 
 	/* a ring that was replaced under this request is looked up again */
@@ -370,7 +371,7 @@ static int nymph_ioc_submit_dma(struct nymph_context *ctx,
 		ring = nymph_need_ring(ctx);
 		if (IS_ERR(ring))
 			return PTR_ERR(ring);
-		ret = nymph_ring_submit(ring, &entry, &waiter);
+		ret = nymph_ring_submit(ring, &entry, 1, &waiter, &accepted);
 		if (!ret)
 			ret = nymph_ring_wait(ring, &waiter) ?: waiter.status;
 		nymph_ring_kick(ring);
@@ -445,7 +446,7 @@ static int nymph_enter_submit(struct nymph_ring *ring, struct nymph_enter *arg,
 {
 	struct nymph_entry __user *from = u64_to_user_ptr(arg->entries);
 	struct nymph_entry some[8];
-	u32 i, n, left;
+	u32 n, left;
 	int ret;
 
 	while (arg->submitted < arg->to_submit) {
@@ -456,12 +457,9 @@ static int nymph_enter_submit(struct nymph_ring *ring, struct nymph_enter *arg,
 		left = copy_from_user(some, from + arg->submitted,
 				      n * sizeof(*some));
 		n -= DIV_ROUND_UP(left, sizeof(*some));
-		for (i = 0; i < n; i++) {
-			ret = nymph_ring_submit(ring, &some[i], waiter);
-			if (ret)
-				return ret;
-			arg->submitted++;
-		}
+		ret = nymph_ring_submit(ring, some, n, waiter, &arg->submitted);
+		if (ret)
+			return ret;
 		if (left)
 			return -EFAULT;
 		cond_resched();

@@ -365,6 +365,7 @@ int nymph_region_fill(struct nymph_region *region, struct vm_area_struct *vma);
 int nymph_region_add(struct nymph_ring *ring, struct nymph_region *region,
 		     u32 *handle);
 struct nymph_region *nymph_region_remove(struct nymph_ring *ring, u32 handle);
+struct nymph_region *nymph_region_find(struct nymph_ring *ring, u32 handle);
 struct nymph_region *nymph_region_get(struct nymph_ring *ring, u32 handle);
 
 /* export.c: memory of the driver as a dma-buf */

@@ -257,25 +257,40 @@ struct nymph_region *nymph_region_remove(struct nymph_ring *ring, u32 handle)
 }
 
 /**
- * nymph_region_get() - Look up the region that a handle names
- * @ring: the ring
+ * nymph_region_find() - Look up the region that a handle names
+ * @ring: the ring; the caller holds its lock
  * @handle: the handle
  *
  * Return: the region, with a reference; -ENOENT, or -ESTALE if the ring was
  * reset or replaced.
  */
+struct nymph_region *nymph_region_find(struct nymph_ring *ring, u32 handle)
+{
+	struct nymph_region *region;
+
+	lockdep_assert_held(&ring->lock);
+	if (ring->dead)
+		return ERR_PTR(-ESTALE);
+	region = xa_load(&ring->carried->regions, handle);
+	if (!region)
+		return ERR_PTR(-ENOENT);
+	refcount_inc(&region->refs);
+	return region;
+}
+
+/**
+ * nymph_region_get() - Look up the region that a handle names
+ * @ring: the ring
+ * @handle: the handle
+ *
+ * Return: as nymph_region_find().
+ */
 struct nymph_region *nymph_region_get(struct nymph_ring *ring, u32 handle)
 {
-	struct nymph_region *region = ERR_PTR(-ESTALE);
+	struct nymph_region *region;
 
 	mutex_lock(&ring->lock);
-	if (!ring->dead) {
-		region = xa_load(&ring->carried->regions, handle);
-		if (region)
-			refcount_inc(&region->refs);
-		else
-			region = ERR_PTR(-ENOENT);
-	}
+	region = nymph_region_find(ring, handle);
 	mutex_unlock(&ring->lock);
 	return region;
 }

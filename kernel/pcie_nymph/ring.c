@@ -373,66 +373,142 @@ bool nymph_ring_has_room(struct nymph_ring *ring)
 	return room;
 }
 
-static int nymph_ring_push(struct nymph_ring *ring, struct nymph_slot *slot)
+/* Puts an entry into the ring. */
+static int nymph_ring_push(struct nymph_ring *ring, struct nymph_slot *slot,
+			   u64 now)
 {
 	bool record = slot->entry.flags & NYMPH_DMA_FLAG_RECORD;
-	int ret = 0;
 
-	mutex_lock(&ring->lock);
-	if (ring->dead) {
-		ret = -ESTALE;
-	} else if (nymph_ring_is_full(ring, record)) {
-		ret = -ENOSPC;
-	} else {
-		slot->queued_ns = ktime_get_ns();
-		ring->slots[nymph_fifo_head(&ring->active)] = *slot;
-		ring->reserved += record;
-		if (slot->waiter)
-			slot->waiter->pending++;
-		nymph_fifo_push(&ring->active);
-		nymph_count(NYMPH_COUNT_SUBMITTED, 1);
-		trace_nymph_submit(ring, &slot->entry, slot->queued_ns);
-	}
-	mutex_unlock(&ring->lock);
-	return ret;
+	lockdep_assert_held(&ring->lock);
+	if (ring->dead)
+		return -ESTALE;
+	if (nymph_ring_is_full(ring, record))
+		return -ENOSPC;
+	slot->queued_ns = now;
+	ring->slots[nymph_fifo_head(&ring->active)] = *slot;
+	ring->reserved += record;
+	if (slot->waiter)
+		slot->waiter->pending++;
+	nymph_fifo_push(&ring->active);
+	nymph_count(NYMPH_COUNT_SUBMITTED, 1);
+	trace_nymph_submit(ring, &slot->entry, now);
+	return 0;
 }
 
-/**
- * nymph_ring_submit() - Accept an entry
- * @ring: a ring of current's memory
- * @entry: a private copy, unchecked
- * @waiter: the caller, which counts the entry if it is COMPLETE_SYNC
- *
- * The caller then runs the entry, or calls nymph_ring_kick().
- *
- * Return: 0; -ESTALE if the ring was reset or replaced; or what
- * docs/reference/requests.md says. If it is not 0, nothing changed.
- */
-int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
-		      struct nymph_waiter *waiter)
+/* Begins to accept an entry; returns 0 or why not. */
+static int nymph_slot_init(struct nymph_ring *ring, struct nymph_slot *slot,
+			   const struct nymph_entry *entry,
+			   struct nymph_waiter *waiter)
 {
-	struct nymph_slot slot = {
+	int ret;
+
+	*slot = (struct nymph_slot) {
 		.entry = *entry,
 		.access = nymph_access_get(),
 	};
-	int ret;
-
 	ret = nymph_entry_check(entry);
 	if (ret)
 		return ret;
 	if (entry->flags & NYMPH_DMA_FLAG_COMPLETE_SYNC) {
 		if (READ_ONCE(ring->paused))
 			return -EAGAIN;
-		slot.waiter = waiter;
+		slot->waiter = waiter;
 	}
+	return 0;
+}
+
+/*
+ * Accepts entries as long as all their memory is in buffers, under one lock and with
+ * one reading of the clock. Returns 0 or why one of these was refused.
+ */
+static int nymph_ring_submit_buffers(struct nymph_ring *ring,
+				     const struct nymph_entry *entries, u32 n,
+				     struct nymph_waiter *waiter, u32 *accepted)
+{
+	struct nymph_slot slot;
+	int ret = 0;
+	u64 now;
+	u32 i;
+
+	/* memory of the process is the most frequent of the rest */
+	if (entries->length && !entries->src_buffer && !entries->dst_buffer)
+		return 0;
+	mutex_lock(&ring->lock);
+	now = ktime_get_ns();
+	for (i = 0; i < n; i++) {
+		ret = nymph_slot_init(ring, &slot, &entries[i], waiter);
+		if (ret || !nymph_entry_is_in_buffers(&slot.entry))
+			break;
+		trace_nymph_pin(ring, &slot.entry);
+		ret = nymph_entry_prepare_locked(ring, &slot);
+		if (ret)
+			break;
+		trace_nymph_pinned(ring, &slot.entry);
+		ret = nymph_ring_push(ring, &slot, now);
+		if (ret) {
+			nymph_entry_release(ring, &slot);
+			break;
+		}
+		++*accepted;
+	}
+	mutex_unlock(&ring->lock);
+	return ret;
+}
+
+/* Accepts an entry, whatever its memory is. */
+static int nymph_ring_submit_one(struct nymph_ring *ring,
+				 const struct nymph_entry *entry,
+				 struct nymph_waiter *waiter)
+{
+	struct nymph_slot slot;
+	int ret;
+
+	ret = nymph_slot_init(ring, &slot, entry, waiter);
+	if (ret)
+		return ret;
 	trace_nymph_pin(ring, entry);
 	ret = nymph_entry_prepare(ring, &slot);
 	if (ret)
 		return ret;
 	trace_nymph_pinned(ring, entry);
-	ret = nymph_ring_push(ring, &slot);
+	mutex_lock(&ring->lock);
+	ret = nymph_ring_push(ring, &slot, ktime_get_ns());
+	mutex_unlock(&ring->lock);
 	if (ret)
 		nymph_entry_release(ring, &slot);
+	return ret;
+}
+
+/**
+ * nymph_ring_submit() - Accept entries until one is refused
+ * @ring: a ring of current's memory
+ * @entries: private copies, unchecked
+ * @n: number of entries
+ * @waiter: the caller, which counts entries with COMPLETE_SYNC
+ * @accepted: is raised by the number of entries that were accepted
+ *
+ * The caller then runs the entries, or calls nymph_ring_kick().
+ *
+ * Return: 0; or why the first entry that was not accepted was refused: -ESTALE if the
+ * ring was reset or replaced, or what docs/reference/requests.md says. Of that entry
+ * nothing is kept.
+ */
+int nymph_ring_submit(struct nymph_ring *ring,
+		      const struct nymph_entry *entries, u32 n,
+		      struct nymph_waiter *waiter, u32 *accepted)
+{
+	u32 done = 0;
+	int ret = 0;
+
+	while (!ret && done < n) {
+		ret = nymph_ring_submit_buffers(ring, entries + done, n - done,
+						waiter, &done);
+		if (ret || done == n)
+			break;
+		ret = nymph_ring_submit_one(ring, entries + done, waiter);
+		done += !ret;
+	}
+	*accepted += done;
 	return ret;
 }
 
@@ -483,20 +559,19 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 		nymph_eventfd_raise(ring->carried->eventfd);
 }
 
-/* Retires the entry at tail, in one step for all readers. Returns the time. */
-static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
+/*
+ * Retires the entry at tail at time @now. No engine uses its memory any more, which is
+ * released: who sees the end sees it unpinned.
+ */
+static void nymph_ring_retire_locked(struct nymph_ring *ring, int status,
+				     u64 now)
 {
 	struct nymph_slot *slot = nymph_ring_oldest(ring);
 	struct nymph_carried *carried = ring->carried;
 	struct nymph_transfer *t = &ring->transfer;
 	u64 done = t->active ? t->done : 0;
-	u64 now;
 
-	/* no engine uses it any more, and who sees the end sees it unpinned */
-	nymph_entry_release(ring, slot);
-
-	mutex_lock(&ring->lock);
-	now = ktime_get_ns();
+	lockdep_assert_held(&ring->lock);
 	if (slot->entry.flags & NYMPH_DMA_FLAG_RECORD) {
 		nymph_ring_leave_record(ring, slot, status, now);
 	} else if (status) {
@@ -517,13 +592,61 @@ static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
 	carried->dma_bytes += done;
 	nymph_fifo_pop(&ring->active, 1);
 	t->active = false;
-	mutex_unlock(&ring->lock);
-
 	nymph_count(NYMPH_COUNT_BYTES, done);
 	nymph_count(status ? NYMPH_COUNT_FAILED : NYMPH_COUNT_COMPLETED, 1);
+}
+
+/* Retires the entry at tail, in one step for all readers. Returns the time. */
+static u64 nymph_ring_retire(struct nymph_ring *ring, int status)
+{
+	u64 now;
+
+	nymph_entry_release(ring, nymph_ring_oldest(ring));
+	mutex_lock(&ring->lock);
+	now = ktime_get_ns();
+	nymph_ring_retire_locked(ring, status, now);
+	mutex_unlock(&ring->lock);
 	if (wq_has_sleeper(&ring->ctx->wait))
 		wake_up(&ring->ctx->wait);
 	return now;
+}
+
+/*
+ * Retires the entries of a batch, from number @first on, that have ended and need no
+ * more work. Returns how many there are; @now is set if there are any.
+ */
+static unsigned int nymph_ring_retire_batch(struct nymph_ring *ring,
+					    unsigned int first, unsigned int n,
+					    u64 *now)
+{
+	unsigned int i, ended;
+
+	for (ended = 0; first + ended < n; ended++) {
+		struct nymph_slot *slot;
+
+		slot = &ring->slots[nymph_fifo_at(&ring->active, ended)];
+		if (!nymph_batch_has_ended(ring->batch, &slot->entry,
+					   first + ended))
+			break;
+		nymph_entry_release(ring, slot);
+	}
+	if (!ended)
+		return 0;
+	mutex_lock(&ring->lock);
+	*now = ktime_get_ns();
+	for (i = 0; i < ended; i++) {
+		struct nymph_slot *slot = nymph_ring_oldest(ring);
+
+		nymph_transfer_start(&ring->transfer, &slot->entry,
+				     ring->batch->started_ns);
+		nymph_ring_retire_locked(ring, nymph_batch_land(ring, slot,
+								first + i),
+					 *now);
+	}
+	mutex_unlock(&ring->lock);
+	if (wq_has_sleeper(&ring->ctx->wait))
+		wake_up(&ring->ctx->wait);
+	return ended;
 }
 
 /* Retires all entries of a dead ring. Current is its executor. */
@@ -583,9 +706,13 @@ static u64 nymph_ring_run_batch(struct nymph_ring *ring)
 	if (n)
 		trace_nymph_landed(ring, n);
 	for (i = 0; i < n; i++) {
-		struct nymph_slot *slot = nymph_ring_oldest(ring);
+		struct nymph_slot *slot;
 		int ret;
 
+		i += nymph_ring_retire_batch(ring, i, n, &now);
+		if (i == n)
+			break;
+		slot = nymph_ring_oldest(ring);
 		nymph_transfer_start(&ring->transfer, &slot->entry,
 				     ring->batch->started_ns);
 		ret = nymph_batch_land(ring, slot, i);

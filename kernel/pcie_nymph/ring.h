@@ -271,8 +271,9 @@ void nymph_ring_orphan(struct nymph_ring *ring);
 void nymph_ring_destroy(struct nymph_ring *ring);
 void nymph_ring_release(struct nymph_ring *ring);
 void nymph_ring_enable(struct nymph_ring *ring);
-int nymph_ring_submit(struct nymph_ring *ring, const struct nymph_entry *entry,
-		      struct nymph_waiter *waiter);
+int nymph_ring_submit(struct nymph_ring *ring,
+		      const struct nymph_entry *entries, u32 n,
+		      struct nymph_waiter *waiter, u32 *accepted);
 void nymph_ring_kick(struct nymph_ring *ring);
 bool nymph_ring_claim(struct nymph_ring *ring);
 bool nymph_ring_claimable(struct nymph_ring *ring);
@@ -325,7 +326,10 @@ void nymph_workers_exit(void);
 
 int nymph_entry_check(const struct nymph_entry *entry);
 bool nymph_entry_moves(const struct nymph_entry *entry);
+bool nymph_entry_is_in_buffers(const struct nymph_entry *entry);
 int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot);
+int nymph_entry_prepare_locked(struct nymph_ring *ring,
+			       struct nymph_slot *slot);
 void nymph_entry_release(struct nymph_ring *ring, struct nymph_slot *slot);
 void nymph_transfer_start(struct nymph_transfer *transfer,
 			  const struct nymph_entry *entry, u64 now);
@@ -371,6 +375,8 @@ struct nymph_batch {
 struct nymph_batch *nymph_batch_create(const struct nymph_engine *engine);
 void nymph_batch_free(struct nymph_batch *batch);
 unsigned int nymph_batch_run(struct nymph_ring *ring);
+bool nymph_batch_has_ended(const struct nymph_batch *batch,
+			   const struct nymph_entry *entry, unsigned int i);
 int nymph_batch_land(struct nymph_ring *ring, struct nymph_slot *slot,
 		     unsigned int i);
 

@@ -131,7 +131,7 @@ bool nymph_entry_moves(const struct nymph_entry *e)
 	return nymph_operation_of(e)->moves;
 }
 
-/* Looks up the region, if the operand has a handle. */
+/* Looks up the region, if the operand has a handle. The caller holds the ring's lock. */
 static int nymph_operand_find(struct nymph_ring *ring,
 			      struct nymph_operand *o, u32 handle, u64 at)
 {
@@ -141,7 +141,7 @@ static int nymph_operand_find(struct nymph_ring *ring,
 	o->at = at;
 	if (!handle)
 		return 0;
-	region = nymph_region_get(ring, handle);
+	region = nymph_region_find(ring, handle);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	o->region = region;
@@ -188,6 +188,60 @@ static void nymph_operand_release(struct nymph_ring *ring,
 }
 
 /**
+ * nymph_entry_is_in_buffers() - Tell whether handles name all memory of an entry
+ * @e: a checked entry
+ *
+ * Return: true if nothing has to be pinned, and no mapping looked up.
+ */
+bool nymph_entry_is_in_buffers(const struct nymph_entry *e)
+{
+	const struct nymph_operation *op = nymph_operation_of(e);
+
+	return (!op->src || e->src_buffer) && (!op->dst || e->dst_buffer);
+}
+
+static int nymph_entry_find(struct nymph_ring *ring, struct nymph_slot *slot)
+{
+	const struct nymph_entry *e = &slot->entry;
+	const struct nymph_operation *op = nymph_operation_of(e);
+	int ret = 0;
+
+	if (op->src)
+		ret = nymph_operand_find(ring, &slot->src, e->src_buffer,
+					 e->src);
+	if (!ret && op->dst)
+		ret = nymph_operand_find(ring, &slot->dst, e->dst_buffer,
+					 e->dst);
+	return ret;
+}
+
+/* Checks that the memory is there, and pins what has no handle. */
+static int nymph_entry_reach(struct nymph_ring *ring, struct nymph_slot *slot)
+{
+	const struct nymph_entry *e = &slot->entry;
+	const struct nymph_operation *op = nymph_operation_of(e);
+	bool zero_copy = e->flags & NYMPH_DMA_FLAG_ZERO_COPY;
+	unsigned long dst_flags = VM_READ;
+	int ret;
+
+	if (op->moves) {
+		dst_flags = VM_WRITE;
+		if (e->flags & NYMPH_FLAGS_HASHED)
+			dst_flags |= VM_READ;
+	}
+
+	ret = nymph_operand_check(&slot->src, e->length, VM_READ, zero_copy);
+	if (!ret)
+		ret = nymph_operand_check(&slot->dst, e->length, dst_flags,
+					  zero_copy);
+	if (!ret && zero_copy)
+		ret = nymph_operand_pin(ring, &slot->src, e->length, false);
+	if (!ret && zero_copy)
+		ret = nymph_operand_pin(ring, &slot->dst, e->length, op->moves);
+	return ret;
+}
+
+/**
  * nymph_entry_prepare() - Check, look up and pin the memory that an entry names
  * @ring: a ring of current's memory
  * @slot: slot with the checked entry and nothing else; nymph_entry_release()
@@ -198,34 +252,32 @@ static void nymph_operand_release(struct nymph_ring *ring,
  */
 int nymph_entry_prepare(struct nymph_ring *ring, struct nymph_slot *slot)
 {
-	const struct nymph_entry *e = &slot->entry;
-	const struct nymph_operation *op = nymph_operation_of(e);
-	bool zero_copy = e->flags & NYMPH_DMA_FLAG_ZERO_COPY;
-	unsigned long dst_flags = VM_READ;
-	int ret = 0;
+	int ret;
 
-	if (op->moves) {
-		dst_flags = VM_WRITE;
-		if (e->flags & NYMPH_FLAGS_HASHED)
-			dst_flags |= VM_READ;
-	}
+	mutex_lock(&ring->lock);
+	ret = nymph_entry_find(ring, slot);
+	mutex_unlock(&ring->lock);
+	if (!ret)
+		ret = nymph_entry_reach(ring, slot);
+	if (ret)
+		nymph_entry_release(ring, slot);
+	return ret;
+}
 
-	if (op->src)
-		ret = nymph_operand_find(ring, &slot->src, e->src_buffer,
-					 e->src);
-	if (!ret && op->dst)
-		ret = nymph_operand_find(ring, &slot->dst, e->dst_buffer,
-					 e->dst);
+/**
+ * nymph_entry_prepare_locked() - Check and look up the buffers that an entry names
+ * @ring: a ring of current's memory; the caller holds its lock
+ * @slot: as for nymph_entry_prepare(); all memory of its entry is in buffers
+ *
+ * Return: as nymph_entry_prepare().
+ */
+int nymph_entry_prepare_locked(struct nymph_ring *ring, struct nymph_slot *slot)
+{
+	int ret = nymph_entry_find(ring, slot);
+
 	if (!ret)
-		ret = nymph_operand_check(&slot->src, e->length, VM_READ,
-					  zero_copy);
-	if (!ret)
-		ret = nymph_operand_check(&slot->dst, e->length, dst_flags,
-					  zero_copy);
-	if (!ret && zero_copy)
-		ret = nymph_operand_pin(ring, &slot->src, e->length, false);
-	if (!ret && zero_copy)
-		ret = nymph_operand_pin(ring, &slot->dst, e->length, op->moves);
+		ret = nymph_entry_reach(ring, slot);
+	/* the handles keep the buffers, so the last reference is not dropped here */
 	if (ret)
 		nymph_entry_release(ring, slot);
 	return ret;
