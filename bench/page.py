@@ -28,7 +28,7 @@ TEMPLATES = Path(__file__).parent
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Those of Okabe and Ito, which the colour-blind tell apart."""
 WIDE_MARK = " ?"
-IN_SUMMARY = ("instead",)
+IN_SUMMARY = ("equal", "instead")
 """The sections of performance.md."""
 IN_SUMMARY_BYTES = (64, 4 << 10, 64 << 10, 1 << 20)
 """The sizes of its table of BLAKE3."""
@@ -348,6 +348,11 @@ def _instead(report: dict[str, Any]) -> Section:
     )
 
 
+def _equal(report: dict[str, Any]) -> Section:
+    base = "the same work in user space"
+    return _compared(report, Section("equal"), "equal", ("bytes",), base, lambda key: human(key[0]), "engine")
+
+
 def _depth(report: dict[str, Any]) -> Section:
     figures = _select(report["figures"], "depth")
     section = Section("depth")
@@ -486,6 +491,7 @@ def sections(report: dict[str, Any]) -> list[Section]:
     makers = (
         _sizes,
         _latency,
+        _equal,
         _instead,
         _paths,
         _depth,

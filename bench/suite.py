@@ -43,6 +43,12 @@ from report import human
 LARGEST = 1 << 26
 LARGE = 1 << 22
 """From here on there is only one operation at a time, and fewer ways: each has memory of its own."""
+# What an operation is compared with that does the same work: its flags, and what memmove comes with.
+EQUAL = {
+    "copy": (0, "nothing hashed"),
+    "digest": (DIGEST, "then blake3"),
+    "verify": (VERIFY, "blake3 before and after"),
+}
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 KEPT_TIMES = 200_000
 RINGS_FOR_MEMORY = 16
@@ -65,6 +71,7 @@ class Plan:
     sizes: tuple[int, ...]
     path_sizes: tuple[int, ...]
     instead_sizes: tuple[int, ...]
+    equal_sizes: tuple[int, ...]
     depths: tuple[int, ...]
     counts: tuple[int, ...]
     """Of rings and of processes."""
@@ -78,6 +85,7 @@ QUICK = Plan(
     sizes=(64, 1024, 4096, 65536, 1 << 20, 1 << 24),
     path_sizes=(64, 4096),
     instead_sizes=(4096, 65536, 1 << 20),
+    equal_sizes=(1 << 20,),
     depths=(1, 8, 64, 512, 4096),
     counts=(1, 2, 4),
     infer_rounds=0,
@@ -88,6 +96,7 @@ FULL = Plan(
     sizes=tuple(4**n for n in range(3, 14)),
     path_sizes=(64, 4096, 65536),
     instead_sizes=(4096, 65536, 1 << 20, 1 << 24),
+    equal_sizes=(1 << 20, 1 << 24, 1 << 26),
     depths=tuple(4**n for n in range(7)),
     counts=(1, 2, 4, 8, 16),
     infer_rounds=2,
@@ -158,6 +167,9 @@ class Suite:
         yield "fairness", self.by_neighbour()
         for size in self.plan.instead_sizes:
             yield f"instead {human(size)}", self.instead(size)
+        for size in self.plan.equal_sizes:
+            for kind in EQUAL:
+                yield f"equal {human(size)} {kind}", self.equal(size, kind)
         yield "set-up", self.set_up()
         if not self.no_infer:
             yield "infer", self.infer()
@@ -278,10 +290,7 @@ class Suite:
                 self.python("instead", "copy", verify, what="copy, verify"),
             ]
 
-        def other(client: str, path: str, what: str, start: Any) -> Way:
-            named = {"client": client, "path": path, "engine": "none", "what": what}
-            return Way("instead", {**named, "bytes": size, "depth": depth}, start, size)
-
+        other = partial(self.without, "instead", plain)
         hashing = partial(partial, ways.memmove_and_hash)
         return [
             *found,
@@ -290,6 +299,36 @@ class Suite:
             other("Python", "memmove", "then AF_ALG blake2b-256", hashing("blake2b-256", plain)),
             other("C", "io_uring", "then blake3", partial(ways.uring_and_hash, self.program, plain)),
             other("C", "memmove", "nothing hashed", partial(ways.from_c, self.program, "memmove", [plain])),
+        ]
+
+    def without(
+        self, group: str, work: Work, client: str, path: str, what: str, start: Any, **parameters: Any
+    ) -> Way:
+        """What is done without a ring."""
+        named = {"client": client, "path": path, "engine": "none", "what": what, **parameters}
+        return Way(group, {**named, "bytes": work.size, "depth": work.depth}, start, work.size)
+
+    def equal(self, size: int, kind: str) -> list[Way]:
+        """The same work on both sides, on one CPU: with a ring on each path, and in user space."""
+        flags, instead = EQUAL[kind]
+        work = partial(self.work, size)
+        starts = {
+            "nothing hashed": partial(ways.from_c, self.program, "memmove", [work()]),
+            "then blake3": partial(ways.memmove_and_hash, "blake3", work()),
+            "blake3 before and after": partial(ways.memmove_and_hash, "blake3", work(), both=True),
+        }
+        client = "C" if instead == "nothing hashed" else "Python"
+        paths = {
+            "user memory": work(flags=flags, memory="user"),
+            "buffers": work(flags=flags),
+            "buffers, zero-copy": work(flags=flags | ZERO_COPY),
+        }
+        return [
+            self.without("equal", work(), client, "memmove", instead, starts[instead], kind=kind),
+            *(
+                self.c("equal", "enter", [each], kind=kind, what=f"{kind}, {path}")
+                for path, each in paths.items()
+            ),
         ]
 
     def set_up(self) -> list[Way]:

@@ -430,8 +430,11 @@ def python_setup(work: Work) -> Iterator[Turns]:
 
 
 @contextlib.contextmanager
-def memmove_and_hash(algorithm: str, work: Work) -> Iterator[Turns]:
-    """memmove, then hash the copy: with a library, or by AF_ALG with splice if it is not BLAKE3."""
+def memmove_and_hash(algorithm: str, work: Work, *, both: bool = False) -> Iterator[Turns]:
+    """memmove, then hash the copy: with a library, or by AF_ALG with splice if it is not BLAKE3.
+
+    `both`: hash the source before that, as *verify* does.
+    """
     with ExitStack() as stack:
         file = os.memfd_create("copy")
         stack.callback(os.close, file)
@@ -445,6 +448,8 @@ def memmove_and_hash(algorithm: str, work: Work) -> Iterator[Turns]:
             digests.clear()
             for at in range(0, work.total, work.size):
                 begun = time.perf_counter_ns()
+                if both:
+                    DIGESTS[algorithm](work.data.view[at : at + work.size])
                 ctypes.memmove(to + at, source + at, work.size)
                 if digest is None:
                     digests.append(blake3.blake3(view[at : at + work.size]).digest())

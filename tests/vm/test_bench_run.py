@@ -19,7 +19,7 @@ from bench import page
 ROOT = Path(__file__).parents[2]
 SHORT = ("--seconds", "0.0001")
 # Each names its plot.
-SECTIONS = {"sizes", "latency", "instead", "paths", "depth", "parallel", "set-up"}
+SECTIONS = {"sizes", "latency", "equal", "instead", "paths", "depth", "parallel", "set-up"}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def test_quick_suite_passes_with_all_figures(vm: Machine, program: str, tmp_path
         "processes",
         "channels",
         "fairness",
+        "equal",
         "instead",
         "set-up",
         "memory",
