@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: gpu help setup demo bench performance bench-blake3 fuzz-blake3 fuzz-readers fuzz test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
+.PHONY: gpu help setup demo bench performance bench-blake3 bench-files fuzz-blake3 fuzz-readers fuzz test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,6 +21,10 @@ performance: bench-blake3 bench ## docs/explanation/performance.md, the figures 
 
 bench-blake3: .venv/ready ## kernel/blake3 natively, against the official implementation: dist/blake3.json
 	.venv/bin/python -m bench.native_blake3
+
+SIZE := 2048
+bench-files: .venv/ready ## `pynymph copy` of SIZE=2048 MiB, against cp and b3sum of both files: dist/files.json
+	.venv/bin/python -m bench.files --size $(SIZE)
 
 SECONDS := 60
 MINUTES := 10
@@ -87,7 +91,7 @@ uninstall: ## as root, remove what install put there: RELEASE=, DESTDIR= and pre
 	rm -f $(MODULES)/pcie_nymph.ko* $(MODULES)/nymph_endpoint/nymph_endpoint.ko*
 	$(INDEX)
 
-packages: .venv/ready ## build Debian packages and wheels, and install them in clean systems: tests/packages
+packages: .venv/arm64 ## build Debian packages and wheels, and install them in clean systems: tests/packages
 	.venv/bin/pip install --quiet -e 'vm[packages]'
 	.venv/bin/pytest tests/packages
 

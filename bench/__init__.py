@@ -3,8 +3,8 @@
 
 Where the driver is: `suite` says what is measured, `ways` how, with `load.c`, `fairness` and `inference`;
 `tracing` records a trace. Anywhere: `figures` makes bench.json of it, pynymph.command.story the trace, which
-`perfetto_trace` checks, `page` the plots and pages, and `comparison` compares two bench.json. `native_blake3`
-and `gpu` are programs of their own.
+`perfetto_trace` checks, `page` the plots and pages, and `comparison` compares two bench.json. `files`,
+`native_blake3` and `gpu` are programs of their own.
 """
 
 import sys

@@ -23,6 +23,8 @@ HEADER = "tests/vm/test_docs_in_vm.py::test_c_blocks_compile"
 SERVICE = "tests/unit/nymphd/test_attacks.py::test_documented_commands_work"
 INSTALL = "tests/packages/test_debian.py::test_packages_install_as_documented"
 BY_HAND = "tests/packages/test_debian.py::test_install_by_hand_as_documented"
+WHEELS = "tests/packages/test_wheels.py::test_wheels_are_built_as_documented_and_work_on_arm64"
+UPGRADE = "tests/packages/test_booted.py::test_upgrade_with_a_ring_open_leaves_the_old_module_to_it"
 COPY = "tests/unit/pynymph/test_command_copy.py::test_the_guide_works"
 PROJECT = "tests/unit/nymph_vm/test_project.py::test_the_guide_shows_the_file_of_the_example"
 SWITCHTEC = "tests/vm/test_switchtec.py::test_the_guide_works"
@@ -44,12 +46,14 @@ RUN = {
     ("docs/how-to/install.md", "sudo apt-get install -y build-essential"): INSTALL,
     ("docs/how-to/install.md", "sudo apt-get install -y linux-headers"): INSTALL,
     ("docs/how-to/install.md", "sudo apt-get install -y ../nymphd"): INSTALL,
+    ("docs/how-to/install.md", "sudo systemctl stop nymphd"): UPGRADE,
     ("docs/how-to/install.md", "sudo apt-get purge"): INSTALL,
     ("docs/how-to/install.md", "sudo make install"): BY_HAND,
     ("docs/how-to/install.md", "cd /lib/modules"): BY_HAND,
     ("docs/how-to/install.md", "sudo make uninstall"): BY_HAND,
     ("docs/how-to/install.md", "sudo dkms add"): BY_HAND,
-    ("docs/how-to/install.md", "python3 -m venv"): BY_HAND,
+    ("docs/how-to/install.md", "python3 -m venv ~/pynymph"): BY_HAND,
+    ("docs/how-to/install.md", "sudo dpkg --add-architecture"): WHEELS,
     ("docs/how-to/kernel-module.md", "source ="): PROJECT,
     ("docs/how-to/kernel-module.md", "# SPDX-License-Identifier"): MODULE,
     ("docs/how-to/kernel-module.md", "// SPDX-License-Identifier"): MODULE,

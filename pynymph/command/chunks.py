@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class Conveyor:
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
-        self._slots = [(ring.allocate(CHUNK), ring.allocate(CHUNK)) for _ in range(SLOTS)]
+        buffers = [(ring.allocate(CHUNK), ring.allocate(CHUNK)) for _ in range(SLOTS)]
+        self._slots = [(src, dst, src.view, dst.view) for src, dst in buffers]
         self.engines: set[str] = set()
         """Those that moved or hashed something."""
 
@@ -89,13 +91,14 @@ class Conveyor:
         try:
             while True:
                 while free and (at := next(todo, None)) is not None:
-                    src, dst = slot = free.popleft()
-                    if not (nbytes := read(src.view, at)):
+                    src, dst, view, _ = slot = free.popleft()
+                    if not (nbytes := read(view, at)):
                         todo = iter(())
                         break
-                    part = src[:nbytes]
-                    moved = Copy(src=part, dst=dst[:nbytes], verify=True)
-                    transfer = self._ring.submit(Hash(src=part) if hash_only else moved)
+                    if nbytes < CHUNK:
+                        src, dst = src[:nbytes], dst[:nbytes]
+                    moved = Hash(src=src) if hash_only else Copy(src=src, dst=dst, verify=True)
+                    transfer = self._ring.submit(moved)
                     flying.append((at, nbytes, slot, transfer))
                 if not flying:
                     return
@@ -103,7 +106,7 @@ class Conveyor:
                 done = transfer.result()
                 assert done.src_digest is not None
                 self.engines.add(done.engine or "")
-                yield at, slot[0 if hash_only else 1].view[:nbytes], done.src_digest
+                yield at, slot[2 if hash_only else 3][:nbytes], done.src_digest
                 free.append(slot)
         finally:  # the slots are free for the next file
             for *_, transfer in flying:
@@ -176,29 +179,40 @@ def hash_zeros(hasher: Any, nbytes: int) -> None:
 # --- holes ---
 
 
-def data(fd: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the spans of a file that are no holes."""
-    while begin < end:
+class Spans:
+    """Where a file has data, and where holes. The file system is asked once for each."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        # There is a hole from the first to the second, and data from there to the third.
+        self._hole = self._data = self._end = 0
+
+    def data(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the spans from `begin` to `end` that are no holes."""
+        while begin < end:
+            if not self._hole <= begin < self._end:
+                self._ask(begin)
+            start, stop = max(begin, self._data), min(self._end, end)
+            if start >= end:
+                return
+            yield start, stop
+            begin = stop
+
+    def holds_data(self, begin: int, end: int) -> bool:
+        """Tell whether a span is more than a hole."""
+        return next(self.data(begin, end), None) is not None
+
+    def offsets(self, end: int, had: int) -> Iterator[int]:
+        """Yield the offsets of chunks that are no holes, and of all below `had`, where the part has some."""
+        for at in range(0, end, CHUNK):
+            if at < had or self.holds_data(at, min(at + CHUNK, end)):
+                yield at
+
+    def _ask(self, at: int) -> None:
+        self._hole = at
         try:
-            start = os.lseek(fd, begin, os.SEEK_DATA)
-            stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # a file system that knows no holes
-                yield begin, end
-            return
-        if start >= end:
-            return
-        yield start, stop
-        begin = stop
-
-
-def holds_data(fd: int, begin: int, end: int) -> bool:
-    """Tell whether a span of a file is more than a hole."""
-    return next(data(fd, begin, end), None) is not None
-
-
-def offsets_of_data(fd: int, end: int, had: int) -> Iterator[int]:
-    """Yield the offsets of chunks that are no holes, and of all below `had`, where the part has some."""
-    for at in range(0, end, CHUNK):
-        if at < had or holds_data(fd, at, min(at + CHUNK, end)):
-            yield at
+            self._data = os.lseek(self._fd, at, os.SEEK_DATA)
+            self._end = os.lseek(self._fd, self._data, os.SEEK_HOLE)
+        except OSError as error:  # ENXIO: a hole up to the end; else a file system that knows no holes
+            self._data = sys.maxsize if error.errno == errno.ENXIO else at
+            self._end = sys.maxsize

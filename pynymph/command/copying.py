@@ -30,11 +30,9 @@ from pynymph.command.chunks import (
     SLOTS,
     Conveyor,
     Source,
+    Spans,
     about,
-    data,
     hash_zeros,
-    holds_data,
-    offsets_of_data,
     opened,
     stamp,
     write,
@@ -185,9 +183,9 @@ class Copier:
             The bytes there are, the bytes written, the digest of all, and offset and digest of each chunk.
         """
         hasher, digests, written, hashed = blake3(), list[tuple[int, bytes]](), 0, 0
-        had, end = os.fstat(part).st_size, source.end()
+        had, end, spans = os.fstat(part).st_size, source.end(), Spans(source.fd)
         # Some files of the kernel have contents, and no size.
-        offsets: Iterable[int] = offsets_of_data(source.fd, end, had) if end else count(0, CHUNK)
+        offsets: Iterable[int] = spans.offsets(end, had) if end else count(0, CHUNK)
         with self._conveyor.copy(source.read, offsets) as chunks:
             for at, view, digest in chunks:
                 self._advance(at - hashed + len(view))
@@ -200,10 +198,10 @@ class Copier:
                         if os.pread(part, len(view), at) != view:
                             written += write_at(part, view, at)
                     else:
-                        for begin, stop in data(source.fd, at, hashed) if end else [(at, hashed)]:
+                        for begin, stop in spans.data(at, hashed) if end else [(at, hashed)]:
                             written += write_at(part, view[begin - at : stop - at], begin)
         total = hashed
-        if end and source.end() == end and not holds_data(source.fd, hashed, end):
+        if end and source.end() == end and not spans.holds_data(hashed, end):
             total = end  # the rest is a hole
         hash_zeros(hasher, total - hashed)
         self._advance(total - hashed)

@@ -11,7 +11,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from nymph_vm import apt
+from nymph_vm import apt, root
+from nymph_vm.arch import AMD64, Arch
 from nymph_vm.host import CHECKOUT, HarnessError, cached, call, step, tool
 
 RELEASES = ("bookworm", "trixie")
@@ -61,6 +62,7 @@ def run(
     given: dict[Path, str],
     results: Path | None = None,
     keep: Path | None = None,
+    arch: Arch = AMD64,
 ) -> None:
     """Unpack a root, and run a shell script in it, as root.
 
@@ -71,6 +73,7 @@ def run(
         given: files and folders of the host, and the folders below /root where they will be
         results: gets what the script leaves in /root/results
         keep: gets the root as the script left it, a tar; no root is kept if it is None
+        arch: whose programs run in it; those of another than the host's are emulated
 
     Raises HarnessError with what was said last, and the name of the file in LOGS that has all of it.
     """
@@ -91,7 +94,8 @@ def run(
         hooks.append(f"sync-out /root/results {shlex.quote(str(results))}")
     command = [
         tool("mmdebstrap"), "--variant=custom", f"--format={'tar' if keep else 'null'}",
-        "--skip=update,cleanup/apt/lists", f"--setup-hook=tar-in {_made(release, packages)} /",
+        "--skip=update,cleanup/apt/lists", *_architecture(arch),
+        f"--setup-hook=tar-in {_made(release, packages, arch)} /",
         *(f"--customize-hook={hook}" for hook in hooks),
         *(f"--aptopt={option}" for option in apt.host_options()),
         release, str(keep or "-"), "-",
@@ -108,23 +112,30 @@ def run(
         raise HarnessError(f"the script in {release} failed; {log} has all of what it said:\n{said}")
 
 
-def _made(release: str, packages: list[str]) -> Path:
+def _architecture(arch: Arch) -> list[str]:
+    """mmdebstrap's options for it."""
+    emulate = [] if arch.is_host else [f"--{root.binfmt_hook(arch)}", "--skip=check/qemu"]
+    return [f"--architectures={arch.debian}", *emulate]
+
+
+def _made(release: str, packages: list[str], arch: Arch) -> Path:
     """The root with these packages, a tar; made once, and kept."""
     recipe = repr((packages, SET_UP, INSIDE))
-    name = f"root-clean-{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+    name = f"root-clean-{release}-{arch.debian}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
     def make(folder: Path) -> None:
         command = [
-            "mmdebstrap", "--variant=apt", f"--include={','.join(['passwd', *packages])}",
+            "mmdebstrap", "--variant=apt", *_architecture(arch),
+            f"--include={','.join(['passwd', *packages])}",
             f"--customize-hook={INSIDE} sh -c {shlex.quote(SET_UP)}",
             *(f"--aptopt={option}" for option in apt.host_options()),
             release, str(folder / "all.tar"), "-",
         ]  # fmt: skip
-        with step(f"building a clean system ({release}; once)"):
+        with step(f"building a clean system ({release}, {arch.debian}; once)"):
             call(command, f"building a clean {release}", input=apt.sources(release=release))
             # Devices cannot be made without being root, and mmdebstrap has its own.
-            with (folder / "all.tar").open("rb") as all_of_it, (folder / "root.tar").open("wb") as root:
-                call(["mmtarfilter", "--path-exclude=/dev/*"], "packing it", stdin=all_of_it, stdout=root)
+            with (folder / "all.tar").open("rb") as all_of_it, (folder / "root.tar").open("wb") as made:
+                call(["mmtarfilter", "--path-exclude=/dev/*"], "packing it", stdin=all_of_it, stdout=made)
         (folder / "all.tar").unlink()
 
     return cached(name, make) / "root.tar"

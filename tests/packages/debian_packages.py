@@ -7,6 +7,8 @@ import clean_root
 import doc_blocks
 from nymph_vm.host import CHECKOUT
 
+import pynymph
+
 DIST = CHECKOUT / "dist/packages"
 # What packages need, but for themselves: so that what they leave behind can be told from what these bring.
 NEEDED = [
@@ -21,6 +23,17 @@ NEEDED = [
     "libstdc++6",
 ]
 HEADERS = "linux-headers-amd64"
+OLD, NEW = pynymph.__version__, "99.1.0"
+
+
+def make_newer(package: str) -> str:
+    """Shell commands that make new.deb of that file: pynymph-dkms as it is, but for its version, NEW."""
+    return f"""
+dpkg-deb -R {package} new
+mv new/usr/src/pynymph-{OLD} new/usr/src/pynymph-{NEW}
+grep -rl --null -F {OLD} new | xargs -0 sed -i 's/{OLD}/{NEW}/'
+dpkg-deb --build new new.deb
+"""
 
 
 def blocks(test: str) -> list[str]:

@@ -8,7 +8,8 @@ import clean_guest
 import clean_root
 import doc_blocks
 import pytest
-from debian_packages import DIST, HEADERS, blocks, built
+from debian_packages import DIST, HEADERS, NEW, OLD, blocks, built, make_newer
+from nymph_vm.host import CHECKOUT
 
 import pynymph
 
@@ -114,23 +115,29 @@ with pynymph.Ring(16) as ring:
         count += 1
         print(count, file=open("/tmp/count", "w"))
 """
-PURGE = """
+# A user's program has a ring open, and copies, from BEGIN to END.
+BEGIN = f"""
 cat > /tmp/ring.py << 'END'
-{ring}
+{RING}
 END
-{serving}
-service=$(systemctl show -P MainPID nymphd)
 mkfifo /tmp/more
 su - someone -c 'python3 /tmp/ring.py < /tmp/more' & ring=$!
 exec 3> /tmp/more
 until test -s /tmp/count; do sleep 1; done
-sudo() { "$@"; }
-{purge}
+"""
+END = """
 before=$(cat /tmp/count)
 sleep 5
 test "$(cat /tmp/count)" -gt "$before"
 exec 3>&-
 wait $ring
+"""
+PURGE = """
+service=$(systemctl show -P MainPID nymphd)
+{begin}
+sudo() { "$@"; }
+{purge}
+{end}
 ! test -e /proc/$service || exit 1
 ! test -e /var/lib/nymphd || exit 1
 ! test -e /var/lib/private/nymphd || exit 1
@@ -143,6 +150,37 @@ lsmod | grep -w pcie_nymph
 rmmod pcie_nymph
 ! test -e /dev/pcie_nymph || exit 1
 """
+# The initramfs of the next boot has neither version, so that boot loads the new one.
+UPGRADE = f"""
+{BEGIN}
+loaded() {{ cat /sys/module/pcie_nymph/version; }}
+apt-get install -y /opt/new.deb
+test "$(loaded)" = {OLD}
+test "$(modinfo -F version pcie_nymph)" = {NEW}
+test "$(dkms status | grep -c 'pynymph/.*: installed')" = 1
+systemctl stop nymphd
+! modprobe -r pcie_nymph 2> refused || exit 1
+grep 'Module pcie_nymph is in use' refused
+{END}
+su - someone -c 'pynymph copy /etc/passwd copy && cmp /etc/passwd copy'
+! lsinitramfs /boot/initrd.img-$(uname -r) | grep nymph || exit 1
+sudo() {{ "$@"; }}
+RELOAD
+test "$(loaded)" = {NEW}
+su - someone -c 'rm copy; pynymph copy /etc/passwd copy && cmp /etc/passwd copy'
+"""
+# Examples are the checkout's.
+SUITE = """
+systemctl stop nymphd
+status=0
+su - someone -c '
+	cd /opt/guest
+	python3 -m pytest -q -rfE -p no:cacheprovider --ignore=test_ring_examples.py
+' || status=$?
+! dmesg --level=emerg,alert,crit,err,warn | grep -e nymph -e Call.Trace || exit 1
+exit $status
+"""
+TESTING = ["python3-pytest", "python3-hypothesis", "python3-numpy"]
 
 
 @pytest.fixture(scope="session", params=clean_root.RELEASES)
@@ -150,9 +188,18 @@ def system(request: pytest.FixtureRequest, clone: Path) -> clean_guest.System:
     """The packages installed as documented, in a system that has nothing yet of what they need."""
     release = request.param
     _, install, serve, _ = blocks(doc_blocks.INSTALL)
-    script = f"mkdir clone; cd clone\n{install}\n{serve}"
-    given = {path: "." for path in built(release, clone)}
-    return clean_guest.make(release, [HEADERS], script, given, DIST / "booted" / release)
+    packages = built(release, clone)
+    (module,) = [path.name for path in packages if "dkms" in path.name]
+    script = f"""
+mkdir clone; cd clone
+{install}
+{serve}
+cd /root
+{make_newer(module)}
+mv new.deb guest /opt
+"""
+    given = {path: "." for path in (*packages, CHECKOUT / "tests/guest")}
+    return clean_guest.make(release, [HEADERS, *TESTING], script, given, DIST / "booted" / release)
 
 
 def test_installed_packages_work_after_a_boot(system: clean_guest.System) -> None:
@@ -173,7 +220,19 @@ def test_secure_boot_loads_what_dkms_signed_and_nothing_else(system: clean_guest
 def test_purge_with_a_ring_open_leaves_the_ring_and_nothing_else(system: clean_guest.System) -> None:
     """A program goes on with the module that is loaded; the service ends, and all files are gone."""
     *_, purge = blocks(doc_blocks.INSTALL)
-    script = PURGE
-    for name, text in {"ring": RING, "purge": purge, "serving": SERVING}.items():
-        script = script.replace(f"{{{name}}}", text)
+    script = SERVING + PURGE.replace("{begin}", BEGIN).replace("{purge}", purge).replace("{end}", END)
     print(clean_guest.check(system, script))
+
+
+def test_upgrade_with_a_ring_open_leaves_the_old_module_to_it(system: clean_guest.System) -> None:
+    """A program goes on with the old module, which stays loaded; when it is loaded again, the new one is."""
+    (reload,) = blocks(doc_blocks.UPGRADE)
+    print(clean_guest.check(system, UPGRADE.replace("RELOAD", reload)))
+
+
+def test_suite_passes_for_a_member_of_the_group(system: clean_guest.System) -> None:
+    """The guest's tests, with the distribution's pytest, and nothing else of the checkout."""
+    said = clean_guest.check(system, SUITE)
+    print(said)
+    (passed,) = re.findall(r"(\d+) passed", said)
+    assert int(passed) > 300

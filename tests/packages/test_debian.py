@@ -6,7 +6,7 @@ from pathlib import Path
 import clean_root
 import doc_blocks
 import pytest
-from debian_packages import HEADERS, NEEDED, blocks, built
+from debian_packages import HEADERS, NEEDED, NEW, OLD, blocks, built, make_newer
 
 import pynymph
 
@@ -96,24 +96,20 @@ diff before after
 def test_module_is_built_for_new_kernels_and_changes_version_both_ways(release: str, clone: Path) -> None:
     """A kernel that comes later, an upgrade and a downgrade: always one version, for every kernel."""
     (module,) = [path for path in built(release, clone) if "dkms" in path.name]
-    old, new = pynymph.__version__, "99.1.0"
     script = f"""
-dpkg-deb -R {module.name} new
-mv new/usr/src/pynymph-{old} new/usr/src/pynymph-{new}
-grep -rl --null -F {old} new | xargs -0 sed -i 's/{old}/{new}/'
-dpkg-deb --build new new.deb
+{make_newer(module.name)}
 apt-get install -y ./{module.name}
 dkms status
-test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 1
+test $(dkms status | grep -c 'pynymph/{OLD}.*: installed') = 1
 apt-get install -y -t {release}-backports {HEADERS}
 dkms status
-test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 2
+test $(dkms status | grep -c 'pynymph/{OLD}.*: installed') = 2
 apt-get install -y ./new.deb
-test $(dkms status | grep -c 'pynymph/{new}.*: installed') = 2
-! dkms status | grep 'pynymph/{old}' || exit 1
+test $(dkms status | grep -c 'pynymph/{NEW}.*: installed') = 2
+! dkms status | grep 'pynymph/{OLD}' || exit 1
 apt-get install -y --allow-downgrades ./{module.name}
-test $(dkms status | grep -c 'pynymph/{old}.*: installed') = 2
-! dkms status | grep 'pynymph/{new}' || exit 1
+test $(dkms status | grep -c 'pynymph/{OLD}.*: installed') = 2
+! dkms status | grep 'pynymph/{NEW}' || exit 1
 """
     clean_root.run(release, [*NEEDED, HEADERS], script, {module: "."})
 

@@ -9,7 +9,10 @@ import venv
 from pathlib import Path
 
 import clean_root
+import doc_blocks
 import pytest
+from debian_packages import DIST, blocks
+from nymph_vm.arch import ARM64
 from nymph_vm.host import CHECKOUT
 
 import pynymph
@@ -34,6 +37,7 @@ with pynymph.Ring(device="model:") as ring:
     ring.copy(src=b"bytes", dst=target, verify=True)
     assert target == b"bytes" and ring.hash() == pynymph.digest.ring_hash(ring.snapshot())'
 """
+PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
 
 
 # Without the checkout: pip takes what is on that path for installed.
@@ -51,7 +55,7 @@ def call(*command: str | Path, cwd: Path = CHECKOUT) -> str:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The wheels of pynymph, nymphd and nymph-vm, by name; sdists and wheels are in dist/packages/python."""
     built = tmp_path_factory.mktemp("built")
-    folder = CHECKOUT / "dist/packages/python"
+    folder = DIST / "python"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -97,17 +101,46 @@ def test_wheel_of_nymph_vm_is_all_that_another_module_needs(wheels: dict[str, Pa
     assert "2 passed" in call(*test, cwd=tmp_path / "tally")
 
 
-# 3.12 and free-threaded builds are in no release of Debian.
+# In a new environment of that Python.
+INSTALL = """
+{python} -m venv new
+. new/bin/activate
+python --version
+pip install --quiet ./{file}
+{use}
+"""
+
+
 @pytest.mark.parametrize(("release", "python"), [("trixie", "python3.13"), ("sid", "python3.14")])
 def test_wheel_of_pynymph_works_with_newer_pythons(
     wheels: dict[str, Path], release: str, python: str
 ) -> None:
     path = wheels["pynymph"]
-    script = f"""
-{python} -m venv new
-. new/bin/activate
-python --version
-pip install --quiet ./{path.name}
-{USE}
-"""
+    script = INSTALL.format(python=python, file=path.name, use=USE)
     clean_root.run(release, [f"{python}-venv", "ca-certificates"], script, {path: "."})
+
+
+def test_wheel_of_pynymph_works_with_python_3_12(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """No release of Debian that is served has it; the machine may."""
+    found = sorted(PYENV.glob("3.12.*/bin/python"))
+    if not found:
+        pytest.skip("there is no Python 3.12 here: `pyenv install 3.12`")
+    path = shutil.copy(wheels["pynymph"], tmp_path)
+    script = INSTALL.format(python=found[-1], file=Path(path).name, use=USE)
+    call("sh", "-c", script, cwd=tmp_path)
+
+
+def test_wheels_are_built_as_documented_and_work_on_arm64(clone: Path) -> None:
+    """Of both architectures: clean, and of use for an emulated Python of Debian 12."""
+    (build,) = blocks(doc_blocks.WHEELS)
+    results = DIST / "wheels"
+    for old in results.glob("*"):
+        old.unlink()
+    script = f"cd clone\n{build}\ncp dist/pynymph-*-manylinux_*.whl /root/results"
+    clean_root.run("bookworm", ["ca-certificates"], script, {clone: "."}, results)
+    arm64 = PLATFORM.replace("x86_64", "aarch64")
+    path, other = sorted(results.glob("*.whl"))
+    for wheel, platform in ((path, arm64), (other, PLATFORM)):
+        assert wheel.name == f"pynymph-{pynymph.__version__}-cp311-abi3-{platform}.whl"
+    script = INSTALL.format(python="python3", file=path.name, use=f"uname -m | grep aarch64\n{USE}")
+    clean_root.run("bookworm", ["python3-venv", "ca-certificates"], script, {path: "."}, arch=ARM64)

@@ -139,7 +139,7 @@ def _make(root: Root, arch: Arch, kind: Image, wheels: list[str]) -> None:
     _check_subordinate_ids()
     work = root.folder / "work"
     work.mkdir()
-    emulate = [] if arch.is_host else [_binfmt_hook(arch)]
+    emulate = [] if arch.is_host else [binfmt_hook(arch)]
     with step("downloading the guest's Python packages"):
         for each in {arch.debian: arch, AMD64.debian: AMD64}.values():
             _download_wheels(wheels, each, work / each.debian / "dist-packages")
@@ -171,7 +171,7 @@ def _unpack_place(root: Root, arch: Arch, place: Path, packages: list[str]) -> N
         )
 
 
-def _binfmt_hook(arch: Arch) -> str:
+def binfmt_hook(arch: Arch) -> str:
     """Has mmdebstrap see to it that programs of that architecture run: its host has it, or its namespace."""
     rule = BINFMT / f"qemu-{arch.uname}.conf"
     if not rule.exists():

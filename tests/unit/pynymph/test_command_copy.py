@@ -203,6 +203,19 @@ def test_a_file_that_is_one_hole(tmp_path: Path) -> None:
     assert (file["digest"], file["written"]) == (blake3(bytes(3 * MIB + 1)).hexdigest(), 0)
 
 
+def test_the_file_system_is_asked_once_for_all_of_a_file_without_holes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each chunk: where a system call is slow, that takes as long as to copy it."""
+    source = tmp_path / "source"
+    source.write_bytes(data(3 * SLOTS * CHUNK))
+    asked, seek = [], os.lseek
+    monkeypatch.setattr(os, "lseek", lambda *of: asked.append(of) or seek(*of))
+    with Ring(SLOTS, device=MODEL) as ring:
+        Copier(ring, lambda nbytes, total=None: None).any(str(source), str(tmp_path / "target"))
+    assert [whence for *_, whence in asked] == [os.SEEK_DATA, os.SEEK_HOLE]
+
+
 # --- pipes and devices ---
 
 
