@@ -57,6 +57,7 @@ TREE = """
                           uint32_t flags, unsigned int level, uint8_t *out);
     void nymph_tree_arriving(struct nymph_arrival *a, unsigned int threads);
     void nymph_tree_root(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
+    void nymph_tree_above(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
 """
 
 tree = FFI()
