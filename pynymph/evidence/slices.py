@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Slice proofs: show bytes of a file to somebody who has only the BLAKE3 digest of all of it.
 
-The bytes come with the nodes of the BLAKE3 tree beside their path to the root, in the format of Bao, whose programs
-read them, too: `bao decode-slice DIGEST BEGIN LENGTH`. A proof also shows how many bytes the file has.
+The bytes come with the nodes of the BLAKE3 tree beside their path to the root, in the format of Bao, whose
+program reads them, too: `bao decode-slice DIGEST BEGIN LENGTH`. A proof also shows how long the file is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Self
 
 from blake3 import blake3
 
-from pynymph import canonical, digest
+from pynymph import digest
 from pynymph._tree import ffi, lib
 from pynymph.buffer import RingBuffer, octets, with_bytes
 from pynymph.errors import ArgumentError, VerifyError
+from pynymph.evidence import canonical
 from pynymph.integers import UINT64_MAX, whole
 
 if TYPE_CHECKING:
@@ -234,5 +235,3 @@ def _left(nbytes: int) -> int:
 
 def _wrong(why: str) -> VerifyError:
     return VerifyError(errno.EBADMSG, f"the slice does not prove its bytes: {why}; get another one")
-
-

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Canonical CBOR: the one form in which evidence is written, and the only one in which it is read.
 
-It is the deterministic encoding of RFC 8949, 4.2.1, of few types: whole numbers of 64 bits, byte strings, text,
-arrays, and maps whose keys are text. There are no tags, floats, booleans or nulls. The module needs the extra
-`pynymph[evidence]`.
+It is the deterministic encoding of RFC 8949, 4.2.1, of few types: whole numbers of 64 bits, byte strings,
+text, arrays, and maps whose keys are text. There are no tags, floats, booleans or nulls. The module needs the
+extra `pynymph[evidence]`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEEPEST = 8
 """Containers within containers that are read."""
 
 _INTEGERS = range(-(1 << 64), 1 << 64)
-# All that cbor2 decodes by itself. Shared values (28, 29) would make a file of some bytes a tree without an end.
+# All that cbor2 decodes by itself. Shared values (28, 29) would make a file of some bytes an endless tree.
 _TAGS = (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
 
 
