@@ -20,6 +20,9 @@ typedef unsigned short __u16;
 typedef int __s32;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
+typedef __u16 __le16;
+typedef __u32 __le32;
+typedef __u64 __le64;
 """
 
 
