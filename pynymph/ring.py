@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pynymph.batch import Batch
     from pynymph.buffer import RingBuffer
+    from pynymph.evidence import Log
 
 
 class Ring(Owner):
@@ -53,9 +54,10 @@ class Ring(Owner):
             (pynymph.model). The engine of a model is always called "model".
         paused: let operations wait until enable().
         label: any 64-bit number. The ring reports it, and its hash covers it.
+        evidence: a Log of pynymph.evidence that no other ring has. It records all that this ring retires.
 
     Raises:
-        ArgumentError: EINVAL, an argument is out of range; the message names it.
+        ArgumentError: EINVAL, an argument is out of range, or the Log is another ring's; the message names it.
         NymphError: ENOENT or EACCES, the device is missing or not yours to open. ENODEV or EIO, the engine
             is missing or has failed. ENFILE or EMFILE, there are too many rings or open files. ENOMEM,
             RLIMIT_MEMLOCK is too low. EOPNOTSUPP, gevent has replaced the calls that wait.
@@ -71,11 +73,15 @@ class Ring(Owner):
         device: str = DEVICE,
         paused: bool = False,
         label: int = 0,
+        evidence: Log | None = None,
     ) -> None:
         # It closes itself when nothing has it any more: a buffer or a Transfer may outlive this.
         self._core = Core(entries, engine=engine, device=device, paused=paused, label=label)
         self.entries = self._core.entries
         self.label = self._core.label
+        if evidence is not None:
+            evidence._attach(self)
+            self._core.log = evidence
 
     def __enter__(self) -> Self:
         return self
