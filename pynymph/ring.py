@@ -57,7 +57,8 @@ class Ring(Owner):
         evidence: a Log of pynymph.evidence that no other ring has. It records all that this ring retires.
 
     Raises:
-        ArgumentError: EINVAL, an argument is out of range, or the Log is another ring's; the message names it.
+        ArgumentError: EINVAL, an argument is out of range, or the Log is another ring's; the message says
+            which.
         NymphError: ENOENT or EACCES, the device is missing or not yours to open. ENODEV or EIO, the engine
             is missing or has failed. ENFILE or EMFILE, there are too many rings or open files. ENOMEM,
             RLIMIT_MEMLOCK is too low. EOPNOTSUPP, gevent has replaced the calls that wait.

@@ -33,8 +33,8 @@ class Log(Owner):
     ...     log.add(done, source="weights.bin", target="card 0")
     ...     log.save("evidence.cbor")
 
-    The evidence is of all operations since the ring was opened, or was reset. Those that add() has named are its
-    transfers; the others are there without names.
+    The evidence is of all operations since the ring was opened, or was reset. Those that add() has named are
+    its transfers; the others are there without names.
 
     Args:
         by: who makes the evidence, in any words; at most 4096 bytes of UTF-8.
@@ -109,13 +109,13 @@ class Log(Owner):
         """Make evidence of all that the ring has retired until now.
 
         Args:
-            nonce: 1 to 64 bytes that the verifier has chosen: the driver attests the evidence in answer to it.
-                None: nobody attests.
+            nonce: 1 to 64 bytes that the verifier has chosen: the driver attests the evidence in answer to
+                them. None: nobody attests.
 
         Raises:
             ArgumentError: EINVAL, the nonce has another length, or the Log has no ring.
-            NymphError: ENOKEY, the driver has no key to attest with. EBUSY, operations ended meanwhile. EPROTO,
-                the records here are not those that the driver has retired. EFBIG, there are too many.
+            NymphError: ENOKEY, the driver has no key to attest with. EBUSY, operations ended meanwhile.
+                EPROTO, the records here are not those that the driver has retired. EFBIG, there are too many.
         """
         if nonce is not None and not 1 <= len(nonce) <= 64:
             raise ArgumentError(errno.EINVAL, f"a nonce has 1 to 64 bytes, and this one {len(nonce)}")
@@ -137,10 +137,8 @@ class Log(Owner):
         if len(records) > MOST_BYTES // 2:
             message = f"{here} operations are too many for evidence; reset the ring before there are more"
             raise NymphError(errno.EFBIG, message)
-        numbers = {
-            number for each in transfers for part in (*each.sent, *each.found) for number in [part.record]
-        }
-        if numbers and max(numbers) >= here:
+        named = max((part.record for each in transfers for part in (*each.sent, *each.found)), default=-1)
+        if named >= here:
             raise NymphError(errno.EBUSY, "an operation ended just now; make the evidence again")
         made = Evidence(
             transcript=snapshot.transcript,
