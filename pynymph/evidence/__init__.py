@@ -21,6 +21,7 @@ from pynymph.evidence.checking import (
     sign,
     summary,
     verify,
+    with_quote,
 )
 from pynymph.evidence.form import Attested, Evidence, EvidenceError, Part, Quote, Transfer
 from pynymph.evidence.recording import Log
@@ -45,4 +46,5 @@ __all__ = [
     "sign",
     "summary",
     "verify",
+    "with_quote",
 ]

@@ -72,7 +72,7 @@ class Statement:
                 text[name] = value
         except ValueError as error:
             raise EvidenceError(f"the text of the driver's statement is damaged: {error}") from None
-        return cls(nonce, *fields, text)
+        return cls(nonce, *fields, text=text)  # type: ignore[misc]
 
     @property
     def engines(self) -> dict[str, int]:

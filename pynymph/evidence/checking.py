@@ -10,7 +10,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blake3 import blake3
@@ -19,7 +19,7 @@ from pynymph import bundles, signing_keys, transcript
 from pynymph.abi import lib
 from pynymph.errors import ArgumentError, NymphError
 from pynymph.evidence.attesting import Quoted, Statement, check_key, check_quote, read_key
-from pynymph.evidence.form import MOST_BYTES, RECORD, Evidence, EvidenceError, Part, Transfer
+from pynymph.evidence.form import MOST_BYTES, RECORD, Evidence, EvidenceError, Part, Quote, Transfer
 from pynymph.evidence.slices import Slice
 from pynymph.weights.manifests import replace_file
 
@@ -84,6 +84,25 @@ def check(evidence: Evidence) -> None:
             quoted = Quoted.parse(evidence.attested.quote)
             if quoted.extra != evidence.attested.to_quote():
                 raise EvidenceError("the TPM's quote is of another statement of the driver")
+
+
+def with_quote(evidence: Evidence, message: bytes, signature: bytes, pcrs: bytes) -> Evidence:
+    """Return evidence with the quote of a TPM, in place of an older one.
+
+    Args:
+        evidence: what the driver attests; evidence.attested.to_quote() is what the TPM had to quote.
+        message: TPMS_ATTEST, as `tpm2_quote -m` writes it.
+        signature: in DER, as `tpm2_quote -s ... -f plain` writes it.
+        pcrs: values of the PCRs, as `tpm2_quote -o ... -F values` writes them.
+
+    Raises:
+        EvidenceError: EBADMSG, they are no quote of this, or the driver attests nothing of it.
+    """
+    if evidence.attested is None:
+        raise EvidenceError("the driver attests nothing of it; make evidence with a nonce")
+    made = replace(evidence, attested=replace(evidence.attested, quote=Quote(message, signature, pcrs)))
+    check(made)
+    return made
 
 
 def _check_transcript(evidence: Evidence) -> None:
@@ -458,9 +477,8 @@ def check_slice(evidence: Evidence, data: bytes, name: str) -> tuple[Transfer, S
     except NymphError as error:
         if error.errno == errno.ENOSYS:
             raise
-        raise EvidenceError(
-            error.strerror if isinstance(error, ArgumentError) else f"{shown}: {error.strerror}"
-        ) from None
+        named = "" if isinstance(error, ArgumentError) else f"{shown}: "
+        raise EvidenceError(f"{named}{error.strerror}") from None
     for transfer in evidence.transfers:
         if found.digest in (transfer.target_digest, transfer.source_digest) and not transfer.status:
             break

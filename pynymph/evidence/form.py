@@ -17,7 +17,9 @@ from pynymph.evidence import canonical
 
 FORMAT, VERSION = "pynymph.evidence", 1
 MOST_BYTES = 256 << 20
-"""Bytes of evidence that is read: records of about 400 GiB in chunks of 512 KiB."""
+"""Bytes of evidence that is read."""
+MOST_RECORDS = 1 << 20
+"""Records of evidence that is written: half of the bytes."""
 MOST_TEXT = 4096
 """Bytes of a name in UTF-8."""
 MAGIC = b"\x66digest\x58\x20"

@@ -8,12 +8,13 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pynymph
 from pynymph import transcript
 from pynymph.errors import ArgumentError, NymphError
-from pynymph.evidence.form import MOST_BYTES, MOST_TEXT, RECORD, Attested, Evidence, Part, Transfer
+from pynymph.evidence.form import MOST_RECORDS, MOST_TEXT, RECORD, Attested, Evidence, Part, Transfer
 from pynymph.owner import Owner
 from pynymph.state import Completion
 from pynymph.weights.manifests import replace_file
@@ -73,18 +74,18 @@ class Log(Owner):
         Raises:
             ArgumentError: EINVAL, a name is too long, or this Log has no record of it.
         """
-        number = self.number(done)
-        length = RECORD.unpack_from(self._records, RECORD.size * number)[5]
+        part = self.part(0, done)
+        length = RECORD.unpack_from(self._records, RECORD.size * part.record)[5]
         self.add_transfer(
             Transfer(source, target, length, done.status, done.src_digest, done.dst_digest,
-                     (Part(0, number),), (), time_ns)
+                     (part,), (), time_ns)
         )  # fmt: skip
 
     def add_transfer(self, transfer: Transfer) -> None:
         """Add a transfer of several operations.
 
         Args:
-            transfer: the transfer; number() has the numbers of its records.
+            transfer: the transfer; part() makes its parts.
 
         Raises:
             ArgumentError: EINVAL, a name of it is too long.
@@ -93,14 +94,18 @@ class Log(Owner):
         _checked(transfer.target, "target")
         self._transfers.append(transfer)
 
-    def number(self, done: Completion) -> int:
-        """Return the number of an operation's record, from 0 up.
+    def part(self, at: int, done: Completion) -> Part:
+        """Name the record of an operation as a part of a Transfer.
+
+        Args:
+            at: offset in the file of the operation's first byte.
+            done: its Completion.
 
         Raises:
             ArgumentError: EINVAL, there is none: it is of another ring, or from before a reset.
         """
         try:
-            return self._numbers[done.cookie]
+            return Part(at, self._numbers[done.cookie])
         except KeyError:
             message = "this Log has no record of it; give a completion of its ring, from after the last reset"
             raise ArgumentError(errno.EINVAL, message) from None
@@ -134,7 +139,7 @@ class Log(Owner):
             why = "the transcript of the records is not that of the driver"
         if why:
             raise NymphError(errno.EPROTO, f"no evidence can be made: {why}; open another ring")
-        if len(records) > MOST_BYTES // 2:
+        if here > MOST_RECORDS:
             message = f"{here} operations are too many for evidence; reset the ring before there are more"
             raise NymphError(errno.EFBIG, message)
         named = max((part.record for each in transfers for part in (*each.sent, *each.found)), default=-1)
@@ -155,7 +160,7 @@ class Log(Owner):
             return made
         attestation = ring.attest(made.nonce(nonce))
         attested = Attested(nonce, attestation.statement, attestation.digest)
-        return Evidence(**{**vars(made), "attested": attested})
+        return replace(made, attested=attested)
 
     def save(self, path: str | os.PathLike[str], nonce: bytes | None = None) -> Evidence:
         """Write evidence() to a file, in place of an older one.
