@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Self
 from pynymph import abi
 from pynymph.abi import address, ffi, lib
 from pynymph.core import Core
-from pynymph.errors import NymphError, eventfd_hints
-from pynymph.integers import INT32_MAX, seconds, whole
+from pynymph.errors import ATTEST, ArgumentError, NymphError, eventfd_hints
+from pynymph.integers import INT32_MAX, seconds, shown, whole
 from pynymph.openfile import DEVICE as DEVICE
 from pynymph.openfile import MODEL as MODEL
 from pynymph.openfile import query as query
 from pynymph.operation import Compare, Copy, Fill, Hash, Operation
 from pynymph.owner import Owner
-from pynymph.state import Completion, Latency, Snapshot, Status
+from pynymph.state import Attestation, Completion, Latency, Snapshot, Status
 from pynymph.transfer import Transfer as Transfer
 
 if TYPE_CHECKING:
@@ -456,9 +456,38 @@ class Ring(Owner):
             first_error=arg.first_error,
             paused=bool(arg.state & lib.NYMPH_STATE_PAUSED),
             engine=engine,
+            transcript=bytes(arg.transcript),
+            transcript_count=arg.transcript_count,
+            transcript_id=arg.transcript_id,
             ring_bytes=bytes(ffi.buffer(ffi.addressof(arg, "ring"))),
             entry_bytes=bytes(ffi.buffer(entries, arg.active_descriptors * ffi.sizeof("struct nymph_entry"))),
         )
+
+    def attest(self, nonce: bytes) -> Attestation:
+        """Have the driver state what the ring did so far, and authenticate that.
+
+        The statement has the transcript, the ring's state, the time, and what driver and kernel are.
+
+        Args:
+            nonce: 32 bytes, which the statement repeats: chosen by who is to believe it, for this once.
+
+        Returns:
+            An Attestation.
+
+        Raises:
+            ArgumentError: EINVAL, `nonce` is not 32 bytes.
+            NymphError: ENOKEY, the administrator has set no key; the ring is closed, or another process's.
+        """
+        if not isinstance(nonce, bytes) or len(nonce) != lib.NYMPH_NONCE_SIZE:
+            message = (
+                f"nonce is {shown(nonce)}; give {lib.NYMPH_NONCE_SIZE} bytes, as os.urandom() makes them"
+            )
+            raise ArgumentError(errno.EINVAL, message)
+        statement = ffi.new("unsigned char[]", lib.NYMPH_STATEMENT_MAX)
+        arg = abi.new("nymph_attest", nonce=nonce, statement=address(statement), max_statement=len(statement))
+        with self._core.lock():
+            self._core.request(abi.NYMPH_IOC_ATTEST, arg, ATTEST)
+        return Attestation(bytes(ffi.buffer(statement, arg.statement_size)), bytes(arg.digest))
 
     def latency(self) -> Latency:
         """Read how long operations took so far, from submit to the end; reset() clears it.
