@@ -562,6 +562,8 @@ def copy(
         )
     began = time.monotonic()
     with open_ring(engine, SLOTS, log) as ring, bar("copy", total and 2 * total) as advance:
+        if log is not None and nonce is not None:
+            log.evidence(nonce)  # before all else, if nobody can attest
         copier = Copier(ring, advance, log)
         failed: Failure | OSError | None = None
         try:
