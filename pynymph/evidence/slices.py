@@ -2,7 +2,8 @@
 """Slice proofs: show bytes of a file to somebody who has only the BLAKE3 digest of all of it.
 
 The bytes come with the nodes of the BLAKE3 tree beside their path to the root, in the format of Bao, whose
-program reads them, too: `bao decode-slice DIGEST BEGIN LENGTH`. A proof also shows how long the file is.
+program reads them, too: `bao decode-slice DIGEST BEGIN LENGTH`. Where the file ends is proven if the range
+reaches its end, or is behind it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Slice:
         """Check the proof.
 
         Returns:
-            How many bytes the file has, and those of the range that it has.
+            As check().
 
         Raises:
             VerifyError: EBADMSG, the proof is not one of this range of a file with this digest.
@@ -171,7 +172,8 @@ def check(proof: bytes, of: bytes, begin: int, length: int) -> tuple[int, bytes]
         length: bytes of the range.
 
     Returns:
-        How many bytes the file has, and those of the range that it has.
+        How many bytes the file has by the proof's own word, which is proven only if the range reaches its end;
+        and the bytes of the range that the file has, which are proven.
 
     Raises:
         VerifyError: EBADMSG, the proof is not one of this range of a file with this digest.
