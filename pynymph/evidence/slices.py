@@ -172,8 +172,8 @@ def check(proof: bytes, of: bytes, begin: int, length: int) -> tuple[int, bytes]
         length: bytes of the range.
 
     Returns:
-        How many bytes the file has by the proof's own word, which is proven only if the range reaches its end;
-        and the bytes of the range that the file has, which are proven.
+        How many bytes the file has by the proof's own word, which is proven only if the range reaches its
+        end; and the bytes of the range that the file has, which are proven.
 
     Raises:
         VerifyError: EBADMSG, the proof is not one of this range of a file with this digest.
