@@ -27,6 +27,8 @@ COPY = "tests/unit/pynymph/test_command_copy.py::test_the_guide_works"
 PROJECT = "tests/unit/nymph_vm/test_project.py::test_the_guide_shows_the_file_of_the_example"
 SWITCHTEC = "tests/vm/test_switchtec.py::test_the_guide_works"
 SIGN = "tests/unit/pynymph/test_signatures.py::test_the_guide_works"
+EVIDENCE = "tests/unit/pynymph/test_command_evidence.py::test_the_guide_works"
+QUOTE = "tests/unit/pynymph/test_command_evidence.py::test_the_guide_quotes_with_a_tpm"
 MODEL = "tests/unit/docs/test_docs.py::test_python_blocks_run_on_the_model"
 
 RUN = {
@@ -40,6 +42,13 @@ RUN = {
     ("docs/how-to/copy.md", "pynymph hash film.mkv"): COPY,
     ("docs/how-to/copy.md", "tar -c photos"): COPY,
     ("docs/how-to/engine.md", "import pynymph"): GUEST,
+    ("docs/how-to/evidence.md", "pynymph copy --evidence evidence.cbor film.mkv"): EVIDENCE,
+    ("docs/how-to/evidence.md", "pynymph evidence slice"): EVIDENCE,
+    ("docs/how-to/evidence.md", "openssl ecparam"): EVIDENCE,
+    ("docs/how-to/evidence.md", "head -c 32"): EVIDENCE,
+    ("docs/how-to/evidence.md", "pynymph copy --evidence evidence.cbor --nonce"): EVIDENCE,
+    ("docs/how-to/evidence.md", "tpm2_quote"): QUOTE,
+    ("docs/how-to/evidence.md", "import pynymph"): MODEL,
     ("docs/how-to/hand-off.md", "from pynymph.fabric"): GUEST,
     ("docs/how-to/install.md", "sudo apt-get install -y build-essential"): INSTALL,
     ("docs/how-to/install.md", "sudo apt-get install -y linux-headers"): INSTALL,

@@ -48,14 +48,8 @@ class Record:
 
     @classmethod
     def of(cls, evidence: Evidence, number: int) -> Record:
-        """Return a record by its number. Raises EvidenceError if it contradicts itself."""
+        """Return a record by its number."""
         status, _, opcode, digests, _, length, _, _, _, _, _, nbytes, src, dst = evidence.record(number)
-        for name, digest, bit in (
-            ("source", src, lib.NYMPH_RECORD_SRC_DIGEST),
-            ("destination", dst, lib.NYMPH_RECORD_DST_DIGEST),
-        ):
-            if not digests & bit and any(digest):
-                raise EvidenceError(f"record {number} has a digest of its {name}, and says that it has none")
         return cls(
             status,
             opcode,
@@ -117,6 +111,9 @@ def _check_transcript(evidence: Evidence) -> None:
     for number, record in enumerate(RECORD.iter_unpack(evidence.records)):
         if record[4] not in known:
             raise EvidenceError(f"record {number} is of engine {record[4]}, which has no name")
+        for digest, bit in ((12, lib.NYMPH_RECORD_SRC_DIGEST), (13, lib.NYMPH_RECORD_DST_DIGEST)):
+            if not record[3] & bit and any(record[digest]):
+                raise EvidenceError(f"record {number} has a digest, and says that it has none")
 
 
 def _check_transfer(evidence: Evidence, number: int, transfer: Transfer, taken: set[int]) -> None:
