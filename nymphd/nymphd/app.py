@@ -51,7 +51,8 @@ ModelOfBytes = Annotated[
 ]
 WantsEvidence = Annotated[bool, Query(description="whether to make evidence of the copy")]
 NonceOfEvidence = Annotated[
-    answers.Nonce | None, Query(description="have the driver attest the evidence, in answer to this nonce")
+    answers.Nonce | None,
+    Query(description="make evidence, and have the driver attest it in answer to this nonce"),
 ]
 _NO_KEY = "a nonce was given, and the driver has no key to attest with"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -131,12 +132,10 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_body("nymphd failed at this; its log says more, by the request id"), 500)
 
 
-def _nonce(nymphd: Nymphd, evidence: bool, nonce: str | None) -> bytes | None:
+def _nonce(nymphd: Nymphd, nonce: str | None) -> bytes | None:
     """Return the bytes of a nonce. Raises Refused if nobody can answer it."""
     if nonce is None:
         return None
-    if not evidence:
-        raise Refused(422, "nonce: it is for evidence; say evidence=true, too")
     try:
         nymphd.carrier.check_attesting()
     except NymphError as error:
@@ -261,10 +260,10 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
         nonce: NonceOfEvidence = None,
     ) -> dict[str, Any]:
         """Verify every engine now, with `bytes` random bytes each."""
-        answered = _nonce(nymphd, evidence, nonce)
+        answered = _nonce(nymphd, nonce)
         with verifications:
             await nymphd.watch.fresh_status()  # so that engines that came just now are among them
-            return await nymphd.engines.verify(bytes, evidence, answered)
+            return await nymphd.engines.verify(bytes, evidence or nonce is not None, answered)
 
     @router.get("/models", operation_id="list_models", tags=["inference"])
     async def models() -> answers.Models:
@@ -309,8 +308,9 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
             raise Refused(413, f"the input has {len(data)} bytes, and {largest} are the most")
         if not data:
             raise Refused(422, "input: it is empty: there is nothing to carry")
-        answered = _nonce(nymphd, evidence, nonce)
-        proof = Wanted("the input of a request", "", answered) if evidence else None
+        answered = _nonce(nymphd, nonce)
+        asked = evidence or nonce is not None
+        proof = Wanted("the input of a request", "", answered) if asked else None
         with inferences, refusals(nymphd.models):
             return await nymphd.inference.infer(model, data, profile, proof)
 
