@@ -9,6 +9,7 @@ import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from nymphd.answers import Engine, as_base64
@@ -122,14 +123,10 @@ class Engines:
             if not (await asyncio.wait([asyncio.wrap_future(earlier)], timeout=left))[0]:
                 return late
         left = max(0.1, deadline - time.monotonic())
-        options = {
-            "device": self._carrier.device,
-            "nbytes": nbytes,
-            "timeout": left,
-            "log": log,
-            "nonce": nonce,
-        }
-        running = self._threads.submit(verify_engine, name, **options)
+        verifying = partial(
+            verify_engine, device=self._carrier.device, nbytes=nbytes, timeout=left, log=log, nonce=nonce
+        )
+        running = self._threads.submit(verifying, name)
         self._running[name] = running
         done, _ = await asyncio.wait([asyncio.wrap_future(running)], timeout=left)
         return done.pop().result() if done else late
