@@ -63,9 +63,9 @@ class Transfer:
     target_digest: bytes | None = None
     """BLAKE3 of all bytes that arrived, or were read again: see `found`."""
     sent: tuple[Part, ...] = ()
-    """By offset: records of COPY and HASH whose source is the source. Bytes of no part are zeros, a hole."""
+    """Records of the bytes of the source, by offset. Bytes that no record is of are zeros, a hole."""
     found: tuple[Part, ...] = ()
-    """By offset: records of HASH of the target, read again. None: the target is the destination of `sent`."""
+    """Records of the bytes of the target, read again, by offset. Empty if the target was not read again."""
     time_ns: int | None = None
     """When it had ended, in ns since 1970."""
 
