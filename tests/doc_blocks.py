@@ -135,6 +135,7 @@ NOT_RUN = {
     ("docs/how-to/weights.md", "class Check:"): "it needs vLLM and a model",
     ("docs/tutorial.md", "make setup"): _MAKE,
     ("docs/reference/nymphd.md", "client = tritonclient"): "tests/unit/nymphd/test_clients.py has its calls",
+    ("docs/reference/requests.md", "head -c 32"): "tests/guest/test_abi_attest.py adds such a key as root",
     ("docs/reference/tracepoints.md", "sudo trace-cmd"): _ROOT,
 }
 """Why no test runs a block."""

@@ -42,7 +42,7 @@ static int nymph_attest_key(u8 to[NYMPH_ATTEST_KEY_SIZE])
 	found = keyring_search(make_key_ref(nymph_keyring, true),
 			       &key_type_logon, NYMPH_ATTEST_KEY, false);
 	if (IS_ERR(found))
-		return PTR_ERR(found);
+		return found == ERR_PTR(-EAGAIN) ? -ENOKEY : PTR_ERR(found);
 	key = key_ref_to_ptr(found);
 	down_read(&key->sem);
 	payload = user_key_payload_locked(key);

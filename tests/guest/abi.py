@@ -934,7 +934,8 @@ class AttestKey:
     """The key that the driver attests with, as the administrator adds and takes it. Needs root."""
 
     _ADD_KEY, _KEYCTL = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
-    REVOKE, CLEAR, SET_TIMEOUT = 3, 7, 15
+    REVOKE, CLEAR, LINK, SET_TIMEOUT = 3, 7, 8, 15
+    OWN = -2  # KEY_SPEC_PROCESS_KEYRING
 
     @staticmethod
     def keyring() -> int:
@@ -947,12 +948,18 @@ class AttestKey:
 
     @classmethod
     def add(cls, payload: bytes, keyring: int | None = None) -> int:
-        """Make the key, or give it another payload; returns its number."""
+        """Make the key where there is none; returns its number."""
         to = cls.keyring() if keyring is None else keyring
         key: int = _libc.syscall(cls._ADD_KEY, b"logon", b"pcie_nymph:attest", payload, len(payload), to)
         if key < 0:
             raise failed()
         return key
+
+    @classmethod
+    def replace(cls, payload: bytes) -> None:
+        """Take the key out, and add another one."""
+        cls.remove()
+        cls.add(payload)
 
     @classmethod
     def control(cls, command: int, key: int, argument: int = 0) -> None:
