@@ -39,7 +39,7 @@ fuzz-blake3: ## every BLAKE3 variant against portable C, for SECONDS=60; it need
 	clang $(SANITIZE) -fsanitize=fuzzer -Ikernel/blake3 -o $(FUZZ)/fuzz tests/fuzz_blake3.c $(FUZZ)/*.o
 	$(FUZZ)/fuzz -max_total_time=$(SECONDS) -max_len=200 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/found
 
-READERS := manifest safetensors gguf npz bundle certificates statement inference elements descriptors
+READERS := manifest safetensors gguf npz bundle certificates statement evidence slice inference elements descriptors
 
 fuzz-readers: .venv/ready ## what reads files and requests of others, for SECONDS=60 each; it needs atheris (CPython 3.11 to 3.13)
 	.venv/bin/pip install --quiet atheris
@@ -102,7 +102,7 @@ service: .venv/browser ## nymphd in a VM: its unit, attacks, faults beside it, t
 	.venv/bin/pytest --long tests/unit/nymphd/test_clients.py
 	.venv/bin/pytest tests/service
 
-signatures: .venv/ready ## signatures of models against model-signing and @sigstore/verify; it needs npm
+signatures: .venv/ready ## signatures against model-signing, securesystemslib and @sigstore/verify; it needs npm
 	.venv/bin/pytest --long tests/unit/pynymph/test_signatures.py
 
 serve: .venv/ready ## nymphd in a VM, its dashboard on a port of this machine, until Ctrl-C

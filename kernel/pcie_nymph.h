@@ -5,9 +5,9 @@
  * This header is the contract between the kernel module and user space.
  * docs/reference/requests.md describes every request in every state.
  *
- * All integers have the byte order of the machine; the ring hash takes them as
- * little-endian. All reserved fields are zero. Times are in ns of the caller's
- * CLOCK_MONOTONIC, also in a time namespace.
+ * All integers have the byte order of the machine, except __le ones; the ring hash
+ * takes them as little-endian. All reserved fields are zero. Times are in ns of the
+ * caller's CLOCK_MONOTONIC, also in a time namespace.
  */
 #ifndef _UAPI_PCIE_NYMPH_H
 #define _UAPI_PCIE_NYMPH_H
@@ -284,11 +284,16 @@ struct nymph_enter {
  * @errors: out: number of failures that left no record
  * @state: out: NYMPH_STATE_*
  * @engine: out: id of the ring's engine, 0 before SETUP
+ * @transcript: out: digest of all entries that retired, see struct
+ *	nymph_transcript_record; that of none before SETUP
+ * @transcript_count: out: number of these entries
+ * @transcript_id: out: number of the transcript since the module was loaded, from 1
+ *	up; 0 before SETUP
  *
  * @ring_hash is BLAKE3-256 over the 24 bytes of @ring, then the active
  * entries from tail on, 64 bytes each, then @dma_bytes as u64, all of them
  * little-endian. All fields are of the same moment, so the caller can compute the
- * hash again.
+ * hash again. A struct that ends before @transcript is valid, too.
  */
 struct nymph_snapshot {
 	__u32 size;
@@ -304,6 +309,52 @@ struct nymph_snapshot {
 	__u64 errors;
 	__u32 state;
 	__u32 engine;
+	__u8 transcript[NYMPH_DIGEST_SIZE];
+	__u64 transcript_count;
+	__u64 transcript_id;
+};
+
+#define NYMPH_TRANSCRIPT_CONTEXT "pcie_nymph 2026-12 transcript v1"
+
+/**
+ * struct nymph_transcript_record - what the transcript has of a retired entry
+ * @status: nymph_record.status, as two's complement
+ * @flags: nymph_entry.flags
+ * @opcode: nymph_entry.opcode
+ * @digests: nymph_record.flags: the digests that the record has
+ * @engine: nymph_record.engine
+ * @length: nymph_entry.length
+ * @src: nymph_entry.src
+ * @dst: nymph_entry.dst
+ * @src_buffer: nymph_entry.src_buffer
+ * @dst_buffer: nymph_entry.dst_buffer
+ * @cookie: nymph_entry.cookie
+ * @bytes_done: nymph_record.bytes_done
+ * @src_digest: nymph_record.src_digest
+ * @dst_digest: nymph_record.dst_digest
+ *
+ * The transcript begins with the first SETUP after open() or RESET. Every entry that
+ * retires adds one such record, in the order of retirement: also an entry that was
+ * canceled, or that leaves no completion record. The transcript's digest is BLAKE3-256
+ * of all these records, in the mode that derives a key with the context
+ * NYMPH_TRANSCRIPT_CONTEXT. Who has the entries and their completion records can
+ * compute the digest again.
+ */
+struct nymph_transcript_record {
+	__le32 status;
+	__le32 flags;
+	__le16 opcode;
+	__le16 digests;
+	__le32 engine;
+	__le64 length;
+	__le64 src;
+	__le64 dst;
+	__le32 src_buffer;
+	__le32 dst_buffer;
+	__le64 cookie;
+	__le64 bytes_done;
+	__u8 src_digest[NYMPH_DIGEST_SIZE];
+	__u8 dst_digest[NYMPH_DIGEST_SIZE];
 };
 
 /**
@@ -407,6 +458,92 @@ struct nymph_latency {
 	__u64 buckets;
 };
 
+#define NYMPH_ATTEST_KEYRING	".pcie_nymph"
+#define NYMPH_ATTEST_KEY	"pcie_nymph:attest"	/* a logon key */
+#define NYMPH_ATTEST_KEY_SIZE	32
+#define NYMPH_NONCE_SIZE	32
+#define NYMPH_STATEMENT_MAGIC	"nymph attest v1"	/* and a NUL */
+#define NYMPH_STATEMENT_MAX	16384
+
+/**
+ * struct nymph_statement - what ATTEST authenticates
+ * @magic: NYMPH_STATEMENT_MAGIC
+ * @nonce: nonce of the request
+ * @size: bytes of the statement, with its text
+ * @text_offset: offset of the text, which ends the statement
+ * @realtime_ns: CLOCK_REALTIME, ns since 1970
+ * @transcript: as in SNAPSHOT, like the fields below
+ * @transcript_count: number of entries in the transcript
+ * @transcript_id: number of the transcript
+ * @dma_bytes: bytes moved
+ * @ring_hash: hash of the ring
+ * @ring_size: highest number of entries; with the next four, struct nymph_dma_ring
+ * @head: producer index
+ * @tail: consumer index
+ * @reserved: 0
+ * @ring_addr: label
+ * @active_descriptors: number of entries accepted and not yet retired
+ * @unread_records: number of completion records not yet collected
+ * @errors: number of failures that left no record
+ * @first_error: status of the first of them, as two's complement
+ * @state: NYMPH_STATE_*
+ * @engine: id of the ring's engine
+ * @uid: user who set the ring up, in the initial user namespace
+ *
+ * The text has one line "name=value" for each of: version, srcversion and build_id of
+ * the module, kernel, kernel_version and machine of uname(), blake3, engine.ID for
+ * each engine, and parameter.NAME for each parameter of the module. A kernel that
+ * does not keep the build id leaves out that line.
+ */
+struct nymph_statement {
+	__u8 magic[16];
+	__u8 nonce[NYMPH_NONCE_SIZE];
+	__le32 size;
+	__le32 text_offset;
+	__le64 realtime_ns;
+	__u8 transcript[NYMPH_DIGEST_SIZE];
+	__le64 transcript_count;
+	__le64 transcript_id;
+	__le64 dma_bytes;
+	__u8 ring_hash[NYMPH_DIGEST_SIZE];
+	__le32 ring_size;
+	__le32 head;
+	__le32 tail;
+	__le32 reserved;
+	__le64 ring_addr;
+	__le32 active_descriptors;
+	__le32 unread_records;
+	__le64 errors;
+	__le32 first_error;
+	__le32 state;
+	__le32 engine;
+	__le32 uid;
+};
+
+/**
+ * struct nymph_attest - authenticated statement about a ring
+ * @size: bytes of this struct
+ * @flags: 0
+ * @nonce: in: any bytes of the caller's, which the statement repeats
+ * @statement: in: address that the statement is written to
+ * @max_statement: in: number of bytes there; -ENOSPC if the statement has more.
+ *	NYMPH_STATEMENT_MAX is enough
+ * @statement_size: out: number of bytes written
+ * @digest: out: BLAKE3-256 of the statement, keyed with the key of the administrator
+ *
+ * The key is the logon key NYMPH_ATTEST_KEY in the module's keyring
+ * NYMPH_ATTEST_KEYRING, and has NYMPH_ATTEST_KEY_SIZE bytes. Only root adds keys there.
+ */
+struct nymph_attest {
+	__u32 size;
+	__u32 flags;
+	__u8 nonce[NYMPH_NONCE_SIZE];
+	__u64 statement;
+	__u32 max_statement;
+	__u32 statement_size;
+	__u8 digest[NYMPH_DIGEST_SIZE];
+};
+
 #define NYMPH_IOC_MAGIC		'N'
 
 /* The five requests of the first driver; these never change. */
@@ -430,6 +567,7 @@ struct nymph_latency {
 #define NYMPH_IOC_BUFFER	_IOWR(NYMPH_IOC_MAGIC, 12, struct nymph_buffer)
 #define NYMPH_IOC_EVENTFD	_IOW(NYMPH_IOC_MAGIC, 13, struct nymph_eventfd)
 #define NYMPH_IOC_LATENCY	_IOWR(NYMPH_IOC_MAGIC, 14, struct nymph_latency)
+#define NYMPH_IOC_ATTEST	_IOWR(NYMPH_IOC_MAGIC, 15, struct nymph_attest)
 
 /*
  * The same numbers for generators of bindings that do not expand macros with
@@ -450,6 +588,7 @@ __extension__ enum nymph_request {
 	NYMPH_REQUEST_BUFFER = NYMPH_IOC_BUFFER,
 	NYMPH_REQUEST_EVENTFD = NYMPH_IOC_EVENTFD,
 	NYMPH_REQUEST_LATENCY = NYMPH_IOC_LATENCY,
+	NYMPH_REQUEST_ATTEST = NYMPH_IOC_ATTEST,
 };
 
 #endif /* _UAPI_PCIE_NYMPH_H */

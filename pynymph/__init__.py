@@ -5,7 +5,7 @@
 ...     done = ring.copy(src=data, dst=buffer, verify=True)
 """
 
-from pynymph import digest
+from pynymph import digest, transcript
 from pynymph.aio import AsyncRing
 from pynymph.buffer import RingBuffer
 from pynymph.errors import (
@@ -22,7 +22,7 @@ from pynymph.errors import (
 from pynymph.openfile import query
 from pynymph.operation import Compare, Copy, Fill, Hash, Nop, Operation
 from pynymph.ring import Ring
-from pynymph.state import Completion, Entry, Latency, Query, Snapshot, Status
+from pynymph.state import Attestation, Completion, Entry, Latency, Query, Snapshot, Status
 from pynymph.topology import PciFunction, PciLink, topology
 from pynymph.transfer import Transfer
 
@@ -32,6 +32,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "AsyncRing",
+    "Attestation",
     "CanceledError",
     "ClosedError",
     "Compare",
@@ -59,4 +60,5 @@ __all__ = [
     "digest",
     "query",
     "topology",
+    "transcript",
 ]

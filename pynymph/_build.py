@@ -20,6 +20,9 @@ typedef unsigned short __u16;
 typedef int __s32;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
+typedef __u16 __le16;
+typedef __u32 __le32;
+typedef __u64 __le64;
 """
 
 
@@ -57,6 +60,7 @@ TREE = """
                           uint32_t flags, unsigned int level, uint8_t *out);
     void nymph_tree_arriving(struct nymph_arrival *a, unsigned int threads);
     void nymph_tree_root(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
+    void nymph_tree_above(uint8_t *nodes, uint64_t n, const uint32_t *key, uint32_t flags);
 """
 
 tree = FFI()

@@ -375,3 +375,9 @@ void nymph_tree_root(uint8_t *nodes, uint64_t n, const uint32_t key[8], uint32_t
 {
 	merge(nodes, n, key, flags, ROOT);
 }
+
+/* The node above two or more nodes of one level, which are overwritten; it is not the digest. */
+void nymph_tree_above(uint8_t *nodes, uint64_t n, const uint32_t key[8], uint32_t flags)
+{
+	merge(nodes, n, key, flags, 0);
+}

@@ -48,6 +48,7 @@ NYMPH_IOC_CANCEL = _request(IOC_READ | IOC_WRITE, 11, "nymph_cancel")
 NYMPH_IOC_BUFFER = _request(IOC_READ | IOC_WRITE, 12, "nymph_buffer")
 NYMPH_IOC_EVENTFD = _request(IOC_WRITE, 13, "nymph_eventfd")
 NYMPH_IOC_LATENCY = _request(IOC_READ | IOC_WRITE, 14, "nymph_latency")
+NYMPH_IOC_ATTEST = _request(IOC_READ | IOC_WRITE, 15, "nymph_attest")
 
 
 def new(struct: str, **fields: Any) -> Any:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pynymph.batch import Batch, Checked
+    from pynymph.evidence import Log
 
 # Longest wait inside the ioctl while the mutex is held, by the only thread that uses the ring. The driver can
 # run the entries in this thread then.
@@ -77,6 +78,8 @@ class Core(BufferTable):
         room = max(64, self.entries)  # enough for all records of a batch
         self._records = ffi.new("struct nymph_record[]", room)
         self._reaping = abi.new("nymph_enter", records=address(self._records), max_records=room)
+        self.log: Log | None = None
+        self._is_logged = True  # whether the log has all of the last ENTER
 
         try:
             self.open()
@@ -94,6 +97,8 @@ class Core(BufferTable):
         with self.lock():
             self._drop_ring()
             self.end_memories("its ring was reset")
+            if self.log is not None:
+                self.log._restart()
             self._abandon(error(errno.ECANCELED, "the ring was reset before this ended; submit it again"))
             self._setup()
 
@@ -324,6 +329,7 @@ class Core(BufferTable):
         if arg.reaped:
             self._hand_out()
         number = arg.submitted = 0
+        self._is_logged = self.log is None
         arg.entries = entries
         arg.to_submit = to_submit
         arg.min_records = min_records
@@ -347,7 +353,7 @@ class Core(BufferTable):
             self._hand_out()
         finally:
             # Ctrl-C can come at any point of the above. A second call continues where the first stopped.
-            if arg.reaped:
+            if arg.reaped or not self._is_logged:
                 self._hand_out()
         if self.garbage:  # the end of an operation can leave some
             self.free_garbage()
@@ -507,6 +513,8 @@ class Core(BufferTable):
         return any(event & select.POLLOUT for _, event in poller.poll(0))
 
     def _hand_out(self) -> None:
+        if self.log is not None and not self._is_logged:
+            self._tell(self.log)
         if not self._reaping.reaped:
             return
         records = self._hand_out_to_batches() if self.batches else self._records[0 : self._reaping.reaped]
@@ -520,6 +528,15 @@ class Core(BufferTable):
             del self.in_flight[record.cookie]
         self._wake()
         self._reaping.reaped = 0
+
+    def _tell(self, log: Log) -> None:
+        """Give the log what the last ENTER has submitted and collected, once."""
+        self._is_logged = True
+        arg = self._reaping
+        if accepted := arg.submitted:
+            entries = ffi.cast("char *", arg.entries)
+            log._submitted(bytes(ffi.buffer(entries, accepted * ffi.sizeof("struct nymph_entry"))))
+        log._retired(bytes(ffi.buffer(self._records, arg.reaped * ffi.sizeof("struct nymph_record"))))
 
     def _hand_out_to_batches(self) -> Any:
         """Give records to the batches. Returns the records of jobs."""

@@ -122,6 +122,14 @@ SUBMIT_DMA: Hints = {
     errno.EBADMSG: "the destination is not what was sent; if nothing else wrote to it, distrust the engine",
 }
 
+_KEY = "a logon key pcie_nymph:attest of 32 bytes in keyring .pcie_nymph"
+ATTEST: Hints = {
+    errno.ENOKEY: f"the driver has no key to attest with; have root add {_KEY}",
+    errno.EKEYREVOKED: f"the key to attest with was revoked; have root add {_KEY}",
+    errno.EKEYEXPIRED: f"the key to attest with has expired; have root add {_KEY}",
+    errno.EKEYREJECTED: f"the key to attest with has the wrong size; have root add {_KEY}",
+}
+
 
 def open_hints(device: str, model: str) -> Hints:
     """Return messages for errors of opening `device`. `model`: the device name that needs no driver."""

@@ -17,11 +17,12 @@ from typing import Self
 from pynymph import abi, digest
 from pynymph.buffer import checked_length
 from pynymph.errors import ClosedError, NymphError, error
+from pynymph.evidence import Log
 from pynymph.integers import UINT32_MAX, UINT64_MAX, seconds, whole
 from pynymph.operation import Copy
 from pynymph.owner import Owner
 from pynymph.ring import DEVICE, MODEL, Ring, query
-from pynymph.state import Snapshot, Status
+from pynymph.state import Completion, Snapshot, Status
 
 LABEL = 0x1000000  # what NYMPH's daemon has always given its ring for an address
 
@@ -65,6 +66,8 @@ class EngineVerification:
     dst_digest: bytes | None = None
     errno: int | None = None
     """Of the error that ended it; None if there was none, and what was found disagreed."""
+    evidence: bytes | None = None
+    """A file of pynymph.evidence, of the copy; None if none was asked for, or the copy did not end."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,13 @@ def _status(of: Snapshot) -> FabricStatus:
 
 
 def verify_engine(
-    engine: str, *, device: str = DEVICE, nbytes: int = 64 * 1024, timeout: float | None = 10.0
+    engine: str,
+    *,
+    device: str = DEVICE,
+    nbytes: int = 64 * 1024,
+    timeout: float | None = 10.0,
+    log: Log | None = None,
+    nonce: bytes | None = None,
 ) -> EngineVerification:
     """Have an engine copy random bytes, and check all that it leaves, on a ring of its own.
 
@@ -217,6 +226,8 @@ def verify_engine(
         nbytes: bytes to copy, 1 byte to 1 GiB.
         timeout: seconds to wait for the copy, beside the time the driver takes to give a channel up; None
             waits for ever.
+        log: a Log without a ring, for evidence of the copy; None makes none.
+        nonce: as for Log.evidence().
 
     Returns:
         An EngineVerification; a failure is in its `reason`, and raises nothing.
@@ -227,7 +238,7 @@ def verify_engine(
     found: dict[str, bytes | int] = {}
     code: int | None = None
     try:
-        reason = _disagreement(engine, device, nbytes, timeout, found)
+        reason = _disagreement(engine, device, nbytes, timeout, found, log, nonce)
     except NymphError as error:
         reason, code = error.strerror or str(error), error.errno
     took = time.perf_counter() - started
@@ -235,7 +246,13 @@ def verify_engine(
 
 
 def _disagreement(
-    engine: str, device: str, nbytes: int, timeout: float | None, found: dict[str, bytes | int]
+    engine: str,
+    device: str,
+    nbytes: int,
+    timeout: float | None,
+    found: dict[str, bytes | int],
+    log: Log | None,
+    nonce: bytes | None,
 ) -> str | None:
     src = os.urandom(nbytes)
     # Whole pages that nothing else uses: a channel that did not stop may still write to them.
@@ -244,11 +261,22 @@ def _disagreement(
     except OSError as e:
         message = f"{nbytes} bytes cannot be mapped: {e.strerror}; verify with fewer"
         raise error(e.errno or 0, message) from None
-    with Ring(1, engine=engine, device=device, paused=True, label=LABEL) as ring:
+    with Ring(1, engine=engine, device=device, paused=True, label=LABEL, evidence=log) as ring:
         transfer = ring.submit(Copy(src=src, dst=dst, verify=True))
         queued = ring.snapshot()
         ring.enable()
-        done = transfer.result(timeout)
+        ended: Completion | None = None
+        try:
+            done = ended = transfer.result(timeout)
+        except NymphError as failed:
+            ended = failed.completion
+            raise
+        finally:
+            if log is not None and ended is not None:
+                log.add(
+                    ended, source="random bytes", target=f"memory, by engine {engine}", time_ns=time.time_ns()
+                )
+                found.update(evidence=log.evidence(nonce).to_bytes())
         after = ring.snapshot()
     assert done.src_digest is not None and done.dst_digest is not None
     recomputed = digest.ring_hash(after)

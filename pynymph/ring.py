@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Self
 from pynymph import abi
 from pynymph.abi import address, ffi, lib
 from pynymph.core import Core
-from pynymph.errors import NymphError, eventfd_hints
-from pynymph.integers import INT32_MAX, seconds, whole
+from pynymph.errors import ATTEST, ArgumentError, NymphError, eventfd_hints
+from pynymph.integers import INT32_MAX, seconds, shown, whole
 from pynymph.openfile import DEVICE as DEVICE
 from pynymph.openfile import MODEL as MODEL
 from pynymph.openfile import query as query
 from pynymph.operation import Compare, Copy, Fill, Hash, Operation
 from pynymph.owner import Owner
-from pynymph.state import Completion, Latency, Snapshot, Status
+from pynymph.state import Attestation, Completion, Latency, Snapshot, Status
 from pynymph.transfer import Transfer as Transfer
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pynymph.batch import Batch
     from pynymph.buffer import RingBuffer
+    from pynymph.evidence import Log
 
 
 class Ring(Owner):
@@ -53,9 +54,11 @@ class Ring(Owner):
             (pynymph.model). The engine of a model is always called "model".
         paused: let operations wait until enable().
         label: any 64-bit number. The ring reports it, and its hash covers it.
+        evidence: a Log of pynymph.evidence that no other ring has. It records all that this ring retires.
 
     Raises:
-        ArgumentError: EINVAL, an argument is out of range; the message names it.
+        ArgumentError: EINVAL, an argument is out of range, or the Log is another ring's; the message says
+            which.
         NymphError: ENOENT or EACCES, the device is missing or not yours to open. ENODEV or EIO, the engine
             is missing or has failed. ENFILE or EMFILE, there are too many rings or open files. ENOMEM,
             RLIMIT_MEMLOCK is too low. EOPNOTSUPP, gevent has replaced the calls that wait.
@@ -71,11 +74,15 @@ class Ring(Owner):
         device: str = DEVICE,
         paused: bool = False,
         label: int = 0,
+        evidence: Log | None = None,
     ) -> None:
         # It closes itself when nothing has it any more: a buffer or a Transfer may outlive this.
         self._core = Core(entries, engine=engine, device=device, paused=paused, label=label)
         self.entries = self._core.entries
         self.label = self._core.label
+        if evidence is not None:
+            evidence._attach(self)
+            self._core.log = evidence
 
     def __enter__(self) -> Self:
         return self
@@ -449,9 +456,38 @@ class Ring(Owner):
             first_error=arg.first_error,
             paused=bool(arg.state & lib.NYMPH_STATE_PAUSED),
             engine=engine,
+            transcript=bytes(arg.transcript),
+            transcript_count=arg.transcript_count,
+            transcript_id=arg.transcript_id,
             ring_bytes=bytes(ffi.buffer(ffi.addressof(arg, "ring"))),
             entry_bytes=bytes(ffi.buffer(entries, arg.active_descriptors * ffi.sizeof("struct nymph_entry"))),
         )
+
+    def attest(self, nonce: bytes) -> Attestation:
+        """Have the driver state what the ring did so far, and authenticate that.
+
+        The statement has the transcript, the ring's state, the time, and what driver and kernel are.
+
+        Args:
+            nonce: 32 bytes, which the statement repeats: chosen by who is to believe it, for this once.
+
+        Returns:
+            An Attestation.
+
+        Raises:
+            ArgumentError: EINVAL, `nonce` is not 32 bytes.
+            NymphError: ENOKEY, the administrator has set no key; the ring is closed, or another process's.
+        """
+        if not isinstance(nonce, bytes) or len(nonce) != lib.NYMPH_NONCE_SIZE:
+            message = (
+                f"nonce is {shown(nonce)}; give {lib.NYMPH_NONCE_SIZE} bytes, as os.urandom() makes them"
+            )
+            raise ArgumentError(errno.EINVAL, message)
+        statement = ffi.new("unsigned char[]", lib.NYMPH_STATEMENT_MAX)
+        arg = abi.new("nymph_attest", nonce=nonce, statement=address(statement), max_statement=len(statement))
+        with self._core.lock():
+            self._core.request(abi.NYMPH_IOC_ATTEST, arg, ATTEST)
+        return Attestation(bytes(ffi.buffer(statement, arg.statement_size)), bytes(arg.digest))
 
     def latency(self) -> Latency:
         """Read how long operations took so far, from submit to the end; reset() clears it.

@@ -15,10 +15,8 @@ the same private types.
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
-import json
 import os
 import re
 import stat
@@ -32,13 +30,10 @@ from typing import Any, Protocol
 
 from blake3 import blake3
 
-from pynymph import signing_keys, weights
+from pynymph import bundles, signing_keys, weights
 from pynymph.errors import ArgumentError, NymphError, VerifyError
 from pynymph.weights import Progress, Wrong
 
-BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-PAYLOAD = "application/vnd.in-toto+json"
-STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://model_signing/signature/v1.0"
 
 GIT = (".git", ".gitattributes", ".github", ".gitignore")
@@ -47,7 +42,6 @@ GIT = (".git", ".gitattributes", ".github", ".gitignore")
 _SINGLE = "."
 """Name in a statement of a model that is one file."""
 _DIGEST_BYTES = {"sha256": 32, "blake2b": 64, "blake3": 32}
-_MOST_BUNDLE = 256 << 20
 _BUFFER = 8 << 20
 
 Path_ = str | os.PathLike[str]
@@ -157,16 +151,8 @@ def sign(
         NymphError: a file can't be read or written; `errno` is that of the failure. ENOSYS, `cryptography` is
             not installed.
     """
-    private = signing_keys.private_key(key)
-    material: dict[str, Any] = {"tlogEntries": []}
-    if certificates is None:
-        named = signing_keys.hint(private.public_key())
-        signer, material["publicKey"] = f"key {named}", {"hint": named}
-    else:
-        subject, chain = signing_keys.chain_for(private, key, certificates)
-        raw = [{"rawBytes": base64.b64encode(each).decode()} for each in chain]
-        signer, material["x509CertificateChain"] = f"certificate {subject}", {"certificates": raw}
-    _keep_other_files(Path(signature))
+    signer = bundles.Signer(key, certificates)
+    bundles.keep_other_files(signature)
     root = _root(model)
     ignored = [*GIT, *_name_below(root, signature)] if root.is_dir() else []
     found = {entry.name: entry for entry in _walk(root, ignored)}
@@ -195,23 +181,16 @@ def sign(
         predicate["serialization"]["ignore_paths"] = ignored
     of_all = hashlib.sha256(b"".join(digests[name]["sha256"] for name in plain)).hexdigest()
     name = os.fsencode(root.name).decode("utf-8", "replace")
-    payload = _canonical(
+    payload = bundles.canonical_json(
         {
-            "_type": STATEMENT,
+            "_type": bundles.STATEMENT,
             "subject": [{"name": name, "digest": {"sha256": of_all}}],
             "predicateType": PREDICATE,
             "predicate": predicate,
         }
     )
-    made = signing_keys.signed(private, _pae(payload))
-    envelope = {
-        "payload": base64.b64encode(payload).decode(),
-        "payloadType": PAYLOAD,
-        "signatures": [{"sig": base64.b64encode(made).decode(), "keyid": ""}],
-    }
-    bundle = {"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope}
-    weights.replace_file(signature, _canonical(bundle).decode() + "\n")
-    return _statement(str(signature), payload, signer)
+    weights.replace_file(signature, signer.sign(payload))
+    return _statement(str(signature), payload, signer.name)
 
 
 def read(signature: Path_, *, key: Path_ | None = None, ca: Path_ | None = None) -> Statement:
@@ -233,51 +212,7 @@ def read(signature: Path_, *, key: Path_ | None = None, ca: Path_ | None = None)
         NymphError: a file can't be read; `errno` is that of the failure. ENOSYS, `cryptography` is not
             installed.
     """
-    if (key is None) == (ca is None):
-        raise ArgumentError(errno.EINVAL, "give either the signer's public key, or root certificates")
-    name = str(signature)
-    bundle = _json(name, signing_keys.read_file(signature, _MOST_BUNDLE))
-    try:
-        if bundle["mediaType"] != BUNDLE:
-            raise _damaged(name, f"its type is {bundle['mediaType']!r} instead of {BUNDLE!r}")
-        material, envelope = bundle["verificationMaterial"], bundle["dsseEnvelope"]
-        if envelope["payloadType"] != PAYLOAD:
-            raise _damaged(name, f"its payload is {envelope['payloadType']!r} instead of {PAYLOAD!r}")
-        (signed,) = envelope["signatures"]
-        payload, made = _base64(envelope["payload"]), _base64(signed["sig"])
-        if "certificate" in material:
-            raise _damaged(name, "it is by an identity of Sigstore, which model-signing verifies")
-        chain = None
-        if "x509CertificateChain" in material:
-            chain = [_base64(each["rawBytes"]) for each in material["x509CertificateChain"]["certificates"]]
-        said = None if chain else material["publicKey"].get("hint")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, NymphError):
-            raise
-        raise _damaged(name, _why(error)) from None
-    if key is not None:
-        if chain:
-            raise ArgumentError(errno.EINVAL, f"{name} was made with a certificate; give its root as CA")
-        public = signing_keys.public_key(key)
-        hint = signing_keys.hint(public)
-        signer = f"key {hint}"
-        if said and said != hint:
-            other = signing_keys.shown(str(said))
-            raise VerifyError(
-                errno.EBADMSG, f"{name} was made with key {other}, and {key} is {hint}; give the signer's key"
-            )
-    else:
-        assert ca is not None
-        if not chain:
-            raise ArgumentError(errno.EINVAL, f"{name} was made with a key alone; give the signer's key")
-        subject, public = signing_keys.key_of_chain(name, chain, ca)
-        signer = f"certificate {subject}"
-    if not signing_keys.is_signed(public, made, _pae(payload)):
-        raise VerifyError(
-            errno.EBADMSG,
-            f"{name} is not a signature by {signer}, or was changed; do not use the model, get both again",
-        )
-    return _statement(name, payload, signer)
+    return _statement(str(signature), *bundles.read(signature, key=key, ca=ca))
 
 
 def verify(
@@ -627,17 +562,7 @@ def _find_renamed(report: Report, statement: Statement, spare: dict[str, _Entry]
                 break
 
 
-# ---- bundles and statements ----
-
-
-def _canonical(value: Any) -> bytes:
-    """Return canonical JSON (RFC 8785) of what this module signs: its keys are ASCII, its numbers none."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _pae(payload: bytes) -> bytes:
-    """Return what DSSE signs."""
-    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
+# ---- statements ----
 
 
 def _resources(
@@ -648,54 +573,12 @@ def _resources(
     ]
 
 
-def _damaged(name: str, why: str) -> ArgumentError:
-    return ArgumentError(
-        errno.EINVAL, f"{name} is no signature of a model, or damaged: {why}; get the signature again"
-    )
-
-
-def _why(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _json(name: str, data: bytes) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("it has a key twice")
-        return found
-
-    try:
-        return json.loads(data.decode(), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(name, str(error)) from None
-
-
-def _base64(value: Any) -> bytes:
-    """Decode either alphabet of base64, as DSSE and JSON of protobuf allow it."""
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no base64")
-    value = value.replace("-", "+").replace("_", "/")
-    return base64.b64decode(value + "=" * (-len(value) % 4 if "=" not in value else 0), validate=True)
-
-
-def _keep_other_files(signature: Path) -> None:
-    """Refuse to write a signature over a file that is none, such as weights."""
-    if signature.exists():
-        try:
-            is_one = json.loads(signing_keys.read_file(signature, _MOST_BUNDLE))["mediaType"] == BUNDLE
-        except (ValueError, KeyError, TypeError, RecursionError):
-            is_one = False
-        if not is_one:
-            raise ArgumentError(errno.EINVAL, f"{signature} exists and is no signature; give another name")
-
-
 def _statement(name: str, payload: bytes, signer: str) -> Statement:
     """Read a payload whose signature was verified."""
-    statement = _json(name, payload)
+    statement = bundles.parse(name, payload)
     try:
         kinds = statement["_type"], statement["predicateType"]
-        if kinds != (STATEMENT, PREDICATE):
+        if kinds != (bundles.STATEMENT, PREDICATE):
             raise ValueError(f"it is a {kinds[1]!r} instead of {PREDICATE!r}")
         (subject,) = statement["subject"]
         predicate = statement["predicate"]
@@ -733,7 +616,7 @@ def _statement(name: str, payload: bytes, signer: str) -> Statement:
             tuple(path for path in ignored if _is_name(path) and path != _SINGLE),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(name, _why(error)) from None
+        raise bundles.damaged(name, bundles.why(error)) from None
 
 
 def _part(resource: Any, sharded: bool) -> tuple[str, Part]:

@@ -96,6 +96,12 @@ class Snapshot:
     """Status of the first of those, a negative errno, or 0."""
     paused: bool
     engine: str | None
+    transcript: bytes
+    """Digest, 32 bytes, of all entries that retired since setup or reset: pynymph.transcript tells how."""
+    transcript_count: int
+    """How many entries that are."""
+    transcript_id: int
+    """Number of the transcript since the module was loaded; reset() begins another one."""
     ring_bytes: bytes
     """struct nymph_dma_ring as the driver gave it, 24 bytes."""
     entry_bytes: bytes
@@ -106,6 +112,18 @@ class Snapshot:
         """The active entries, from tail on."""
         parsed = ffi.from_buffer("struct nymph_entry[]", self.entry_bytes)
         return tuple(Entry(e.opcode, e.flags, e.length, e.src, e.dst, e.cookie) for e in parsed)
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """Hold the driver's statement about a ring, and what authenticates it.
+
+    `digest` is BLAKE3-256 of `statement`, keyed with the administrator's key, 32 bytes each: who has the key
+    computes it again. kernel/pcie_nymph.h describes the bytes at struct nymph_statement.
+    """
+
+    statement: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True)

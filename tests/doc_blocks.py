@@ -29,6 +29,8 @@ COPY = "tests/unit/pynymph/test_command_copy.py::test_the_guide_works"
 PROJECT = "tests/unit/nymph_vm/test_project.py::test_the_guide_shows_the_file_of_the_example"
 SWITCHTEC = "tests/vm/test_switchtec.py::test_the_guide_works"
 SIGN = "tests/unit/pynymph/test_signatures.py::test_the_guide_works"
+EVIDENCE = "tests/unit/pynymph/test_command_evidence.py::test_the_guide_works"
+QUOTE = "tests/unit/pynymph/test_command_evidence.py::test_the_guide_quotes_with_a_tpm"
 MODEL = "tests/unit/docs/test_docs.py::test_python_blocks_run_on_the_model"
 
 RUN = {
@@ -42,6 +44,13 @@ RUN = {
     ("docs/how-to/copy.md", "pynymph hash film.mkv"): COPY,
     ("docs/how-to/copy.md", "tar -c photos"): COPY,
     ("docs/how-to/engine.md", "import pynymph"): GUEST,
+    ("docs/how-to/evidence.md", "pynymph copy --evidence evidence.cbor film.mkv"): EVIDENCE,
+    ("docs/how-to/evidence.md", "pynymph evidence slice"): EVIDENCE,
+    ("docs/how-to/evidence.md", "openssl ecparam"): EVIDENCE,
+    ("docs/how-to/evidence.md", "head -c 32"): EVIDENCE,
+    ("docs/how-to/evidence.md", "pynymph copy --evidence evidence.cbor --nonce"): EVIDENCE,
+    ("docs/how-to/evidence.md", "tpm2_quote"): QUOTE,
+    ("docs/how-to/evidence.md", "import pynymph"): MODEL,
     ("docs/how-to/hand-off.md", "from pynymph.fabric"): GUEST,
     ("docs/how-to/install.md", "sudo apt-get install -y build-essential"): INSTALL,
     ("docs/how-to/install.md", "sudo apt-get install -y linux-headers"): INSTALL,
@@ -130,6 +139,7 @@ NOT_RUN = {
     ("docs/how-to/weights.md", "class Check:"): "it needs vLLM and a model",
     ("docs/tutorial.md", "make setup"): _MAKE,
     ("docs/reference/nymphd.md", "client = tritonclient"): "tests/unit/nymphd/test_clients.py has its calls",
+    ("docs/reference/requests.md", "head -c 32"): "tests/guest/test_abi_attest.py adds such a key as root",
     ("docs/reference/tracepoints.md", "sudo trace-cmd"): _ROOT,
 }
 """Why no test runs a block."""

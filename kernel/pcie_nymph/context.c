@@ -2,7 +2,7 @@
 /*
  * pcie_nymph: one open file, and the requests made through it.
  *
- * The file is long because there are 14 requests: each is a short handler, which
+ * The file is long because there are 15 requests: each is a short handler, which
  * nymph_ioctl() finds in one table, and all get the ring by the functions at the top.
  */
 #include <linux/dma-buf.h>
@@ -68,6 +68,7 @@ union nymph_request_arg {
 	struct nymph_buffer buffer;
 	struct nymph_eventfd eventfd;
 	struct nymph_latency latency;
+	struct nymph_attest attest;
 };
 
 /**
@@ -227,6 +228,8 @@ static int nymph_setup_locked(struct nymph_context *ctx,
 	mutex_lock(&ctx->lock);
 	/* RESET may have taken the ring away in between */
 	old = ctx->ring;
+	if (!old)
+		nymph_transcript_begin(&ring->carried->transcript);
 	if (!old || nymph_ring_retire_idle(old, ring))
 		ctx->ring = ring;
 	else
@@ -648,7 +651,7 @@ static int nymph_ioc_query(struct nymph_context *ctx,
 			  NYMPH_FEATURE_CARD;
 	if (IS_ENABLED(CONFIG_DMA_SHARED_BUFFER))
 		query->features |= NYMPH_FEATURE_DMABUF;
-	query->requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_LATENCY),
+	query->requests = GENMASK_ULL(_IOC_NR(NYMPH_IOC_ATTEST),
 				      _IOC_NR(NYMPH_IOC_SUBMIT_DMA));
 	query->opcodes = GENMASK_ULL(NYMPH_OP_COMPARE, NYMPH_OP_NOP);
 	query->entry_flags = NYMPH_FLAGS_SERVED;
@@ -895,6 +898,24 @@ free:
 	return ret;
 }
 
+static int nymph_ioc_attest(struct nymph_context *ctx,
+			    union nymph_request_arg *arg, void __user *uarg)
+{
+	struct nymph_ring *ring;
+	int ret;
+
+	if (arg->attest.flags)
+		return -EINVAL;
+	do {
+		ring = nymph_need_ring(ctx);
+		if (IS_ERR(ring))
+			return PTR_ERR(ring);
+		ret = nymph_attest(ring, &arg->attest);
+		nymph_ring_put(ring);
+	} while (ret == -ESTALE);
+	return ret;
+}
+
 #define NYMPH_REQUEST(_name, _least, _answers, _handle)			\
 	[_IOC_NR(NYMPH_IOC_##_name)] = {				\
 		.cmd = NYMPH_IOC_##_name,				\
@@ -916,8 +937,8 @@ static const struct nymph_handler nymph_handlers[] = {
 	NYMPH_REQUEST(ENABLE, 0, false, nymph_ioc_enable),
 	NYMPH_REQUEST(ENTER, sizeof(struct nymph_enter), false,
 		      nymph_ioc_enter),
-	NYMPH_REQUEST(SNAPSHOT, sizeof(struct nymph_snapshot), true,
-		      nymph_ioc_snapshot),
+	NYMPH_REQUEST(SNAPSHOT, offsetof(struct nymph_snapshot, transcript),
+		      true, nymph_ioc_snapshot),
 	NYMPH_REQUEST(CANCEL, sizeof(struct nymph_cancel), false,
 		      nymph_ioc_cancel),
 	NYMPH_REQUEST(BUFFER, offsetof(struct nymph_buffer, fd), false,
@@ -926,6 +947,8 @@ static const struct nymph_handler nymph_handlers[] = {
 		      nymph_ioc_eventfd),
 	NYMPH_REQUEST(LATENCY, sizeof(struct nymph_latency), true,
 		      nymph_ioc_latency),
+	NYMPH_REQUEST(ATTEST, sizeof(struct nymph_attest), true,
+		      nymph_ioc_attest),
 };
 
 static const struct nymph_handler *nymph_handler_find(unsigned int cmd)
@@ -950,6 +973,7 @@ static long nymph_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	const struct nymph_handler *handler = nymph_handler_find(cmd);
 	void __user *uarg = (void __user *)arg;
 	union nymph_request_arg karg;
+	size_t told;
 	int ret = 0;
 
 	if (!handler)
@@ -962,9 +986,11 @@ static long nymph_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		ret = -EFAULT;
 	if (ret)
 		return ret;
+	told = _IOC_SIZE(handler->cmd);
+	if (handler->least)
+		told = min_t(size_t, told, *(u32 *)&karg);
 	ret = handler->handle(file->private_data, &karg, uarg);
-	if (ret >= 0 && handler->answers &&
-	    copy_to_user(uarg, &karg, _IOC_SIZE(handler->cmd)))
+	if (ret >= 0 && handler->answers && copy_to_user(uarg, &karg, told))
 		return -EFAULT;
 	return ret;
 }

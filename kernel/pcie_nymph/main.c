@@ -59,11 +59,16 @@ static int __init nymph_init(void)
 	ret = nymph_workers_init();
 	if (ret)
 		goto engines;
-	ret = misc_register(&nymph_misc);
+	ret = nymph_attest_init();
 	if (ret)
 		goto workers;
+	ret = misc_register(&nymph_misc);
+	if (ret)
+		goto attest;
 	return 0;
 
+attest:
+	nymph_attest_exit();
 workers:
 	nymph_workers_exit();
 engines:
@@ -77,6 +82,7 @@ module_init(nymph_init);
 static void __exit nymph_exit(void)
 {
 	misc_deregister(&nymph_misc);
+	nymph_attest_exit();
 	nymph_workers_exit();
 	nymph_engines_exit();
 	unregister_pm_notifier(&nymph_pm_notifier);

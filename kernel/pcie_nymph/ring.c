@@ -529,6 +529,12 @@ static int nymph_ring_start(struct nymph_ring *ring, u64 now)
 	return 0;
 }
 
+/* The engine that worked last on the entry under way. */
+static u32 nymph_ring_engine_used(const struct nymph_ring *ring)
+{
+	return ring->transfer.engine ?: ring->engine->id;
+}
+
 static void nymph_ring_leave_record(struct nymph_ring *ring,
 				    const struct nymph_slot *slot, int status,
 				    u64 now)
@@ -545,7 +551,7 @@ static void nymph_ring_leave_record(struct nymph_ring *ring,
 	r->completed_ns = now;
 	if (t->active) {
 		r->bytes_done = t->done;
-		r->engine = t->engine ?: ring->engine->id;
+		r->engine = nymph_ring_engine_used(ring);
 		r->flags = t->record_flags;
 		r->started_ns = t->started_ns;
 		if (r->flags & NYMPH_RECORD_SRC_DIGEST)
@@ -578,6 +584,9 @@ static void nymph_ring_retire_locked(struct nymph_ring *ring, int status,
 		if (!carried->errors++)
 			carried->first_error = status;
 	}
+	nymph_transcript_add(&carried->transcript, &slot->entry, status,
+			     t->active ? nymph_ring_engine_used(ring) : 0,
+			     t->active ? t : NULL);
 	if (slot->waiter) {
 		slot->waiter->status = status;
 		WRITE_ONCE(slot->waiter->pending, slot->waiter->pending - 1);

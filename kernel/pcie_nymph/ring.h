@@ -130,6 +130,34 @@ struct nymph_transfer {
 	u8 dst_digest[NYMPH_DIGEST_SIZE];
 };
 
+/* transcript.c: the digest of all entries that retired */
+
+/**
+ * struct nymph_transcript - transcript of a context
+ * @id: its number, see struct nymph_snapshot
+ * @count: number of entries that retired
+ * @pending: number of @records that @hash does not have yet
+ * @hash: hash of all records before these
+ * @records: records of the latest entries: as many as fill the lanes of the hash
+ *
+ * The ring's lock serializes it.
+ */
+struct nymph_transcript {
+	u64 id;
+	u64 count;
+	unsigned int pending;
+	struct nymph_blake3 hash;
+	struct nymph_transcript_record records[128];
+};
+
+void nymph_transcript_start_hash(struct nymph_blake3 *hash);
+void nymph_transcript_begin(struct nymph_transcript *transcript);
+void nymph_transcript_add(struct nymph_transcript *transcript,
+			  const struct nymph_entry *entry, int status,
+			  u32 engine, const struct nymph_transfer *transfer);
+void nymph_transcript_read(struct nymph_transcript *transcript,
+			   u8 digest[NYMPH_DIGEST_SIZE]);
+
 /* Bits of nymph_ring.state. */
 #define NYMPH_RING_EXECUTING	0	/* the ring has an executor */
 #define NYMPH_RING_ENDED	1	/* the engine and the user's charge are released */
@@ -143,6 +171,7 @@ struct nymph_transfer {
  * @eventfd: eventfd raised for every record, or NULL
  * @regions: struct nymph_region by handle
  * @latency: times of retired entries
+ * @transcript: retired entries
  */
 struct nymph_carried {
 	u64 dma_bytes;
@@ -151,6 +180,7 @@ struct nymph_carried {
 	struct eventfd_ctx *eventfd;
 	struct xarray regions;
 	struct nymph_histogram latency;
+	struct nymph_transcript transcript;
 };
 
 /**
@@ -379,6 +409,15 @@ bool nymph_batch_has_ended(const struct nymph_batch *batch,
 			   const struct nymph_entry *entry, unsigned int i);
 int nymph_batch_land(struct nymph_ring *ring, struct nymph_slot *slot,
 		     unsigned int i);
+
+/* attest.c: statements about a ring, keyed with a key of the administrator */
+
+void nymph_statement_fill(struct nymph_statement *statement,
+			  const struct nymph_snapshot *snap, const u8 *nonce,
+			  u32 uid, u32 text_len);
+int nymph_attest(struct nymph_ring *ring, struct nymph_attest *arg);
+int nymph_attest_init(void);
+void nymph_attest_exit(void);
 
 /* context.c: requests */
 

@@ -102,6 +102,7 @@ struct nymph_snapshot_copy {
 static int nymph_ring_copy(struct nymph_ring *ring, struct nymph_snapshot *snap,
 			   struct nymph_snapshot_copy *copy)
 {
+	struct nymph_transcript *transcript;
 	int i, active;
 
 	mutex_lock(&ring->lock);
@@ -115,6 +116,10 @@ static int nymph_ring_copy(struct nymph_ring *ring, struct nymph_snapshot *snap,
 		snap->first_error = ring->carried->first_error;
 		snap->state = ring->paused ? NYMPH_STATE_PAUSED : 0;
 		snap->engine = ring->engine->id;
+		transcript = &ring->carried->transcript;
+		nymph_transcript_read(transcript, snap->transcript);
+		snap->transcript_count = transcript->count;
+		snap->transcript_id = transcript->id;
 		for (i = 0; i < active; i++)
 			copy->entries[i] =
 				ring->slots[nymph_fifo_at(&ring->active, i)].entry;
@@ -153,6 +158,10 @@ int nymph_ring_snapshot(struct nymph_ring *ring, struct nymph_snapshot *snap,
 	if (active < 0) {
 		ret = active;
 		goto free;
+	}
+	if (!ring) {
+		nymph_transcript_start_hash(&copy->hash);
+		nymph_blake3_final(&copy->hash, snap->transcript);
 	}
 
 	nymph_ring_digest(&snap->ring, copy->entries, active, snap->dma_bytes,

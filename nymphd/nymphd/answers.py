@@ -15,10 +15,23 @@ _BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
 _BASE64_SCHEMA = {"type": "string", "contentEncoding": "base64", "minLength": 4, "pattern": _BASE64}
 
+Evidence = Annotated[
+    str | None,
+    Field(
+        description="evidence of the copy, if it was asked for: a file for `pynymph verify`, in base64",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "application/cbor"},
+    ),
+]
+Nonce = Annotated[str, Field(pattern="^([0-9a-fA-F]{2}){1,64}$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="BLAKE3-256, in hexadecimal")]
 EngineName = Annotated[
     str | None, Field(description='what moves the bytes of the service\'s ring; "model": there is no driver')
 ]
+
+
+def as_base64(data: bytes | None) -> str | None:
+    """Return bytes as an answer has them."""
+    return None if data is None else base64.b64encode(data).decode()
 
 
 def _from_base64(text: Any) -> bytes:
@@ -168,6 +181,7 @@ class EngineVerification(BaseModel):
     recomputed_ring_hash: Digest | None = Field(description="of SNAPSHOT, in user space")
     src_digest: Digest | None
     dst_digest: Digest | None
+    evidence: Evidence = None
 
 
 class Verification(BaseModel):
@@ -224,6 +238,8 @@ class InferRequest(BaseModel):
         description="any bytes, in base64", examples=["aW1wb3J0IG9zCg=="]
     )
     profile: Profile | None = Field(None, description="as in the query; null: what that says")
+    evidence: bool | None = Field(None, description="as in the query; null: what that says")
+    nonce: Nonce | None = Field(None, description="as in the query; null: what that says")
 
 
 class CarrierFault(BaseModel):
@@ -263,3 +279,4 @@ class Inference(BaseModel):
     input_digest: Digest = Field(description="of the bytes that arrived, and were looked at")
     model_digest: Digest = Field(description="of all files of the model that arrived, and were run")
     faults: list[CarrierFault] = Field(description="engines that failed to carry the input")
+    evidence: Evidence = None

@@ -23,11 +23,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
 from nymphd import __version__, answers, open_inference
+from nymphd.carrier import Wanted
 from nymphd.credentials import SESSION_SECONDS
 from nymphd.daemon import Nymphd
 from nymphd.gate import COOKIE, Gate, Refused, Turns, client_of, error_body, session_of
 from nymphd.parsing import content_type_of, read_model
 from nymphd.refusals import STATUSES, described, refusals
+from pynymph import NymphError
 
 # The gate looks at both, before anything here.
 _TOKEN = HTTPBearer(
@@ -47,6 +49,12 @@ _BYTES = "application/octet-stream"
 ModelOfBytes = Annotated[
     str, Query(min_length=1, max_length=64, description=f"a folder's name; for {_BYTES}, as JSON has its own")
 ]
+WantsEvidence = Annotated[bool, Query(description="whether to make evidence of the copy")]
+NonceOfEvidence = Annotated[
+    answers.Nonce | None,
+    Query(description="make evidence, and have the driver attest it in answer to this nonce"),
+]
+_NO_KEY = "a nonce was given, and the driver has no key to attest with"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 PAGES = Path(__file__).with_name("static")
@@ -122,6 +130,17 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:  # it is raised again, and logged
         return JSONResponse(error_body("nymphd failed at this; its log says more, by the request id"), 500)
+
+
+def _nonce(nymphd: Nymphd, nonce: str | None) -> bytes | None:
+    """Return the bytes of a nonce. Raises Refused if nobody can answer it."""
+    if nonce is None:
+        return None
+    try:
+        nymphd.carrier.check_attesting()
+    except NymphError as error:
+        raise Refused(409, error.strerror or str(error)) from None
+    return bytes.fromhex(nonce)
 
 
 def _methods(app: FastAPI, path: str) -> set[str]:
@@ -231,14 +250,20 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
     @router.get(
         "/fabric/verify",
         response_model=answers.Verification,
+        responses=described({409: _NO_KEY}),
         operation_id="verify_fabric",
         tags=["fabric"],
     )
-    async def verify(bytes: Annotated[int, Query(ge=1, le=16 << 20)] = 64 << 10) -> dict[str, Any]:
+    async def verify(
+        bytes: Annotated[int, Query(ge=1, le=16 << 20)] = 64 << 10,
+        evidence: WantsEvidence = False,
+        nonce: NonceOfEvidence = None,
+    ) -> dict[str, Any]:
         """Verify every engine now, with `bytes` random bytes each."""
+        answered = _nonce(nymphd, nonce)
         with verifications:
             await nymphd.watch.fresh_status()  # so that engines that came just now are among them
-            return await nymphd.engines.verify(bytes)
+            return await nymphd.engines.verify(bytes, evidence or nonce is not None, answered)
 
     @router.get("/models", operation_id="list_models", tags=["inference"])
     async def models() -> answers.Models:
@@ -254,31 +279,40 @@ def _add_answers(app: FastAPI, nymphd: Nymphd) -> None:
     @router.post(
         "/infer",
         response_model=answers.Inference,
-        responses=described(STATUSES),
+        responses=described(STATUSES | {409: f"{STATUSES[409]}, or {_NO_KEY}"}),
         openapi_extra=body,
         operation_id="infer",
         tags=["inference"],
     )
     async def infer(
-        request: Request, model: ModelOfBytes = "magika", profile: answers.Profile = "latency"
+        request: Request,
+        model: ModelOfBytes = "magika",
+        profile: answers.Profile = "latency",
+        evidence: WantsEvidence = False,
+        nonce: NonceOfEvidence = None,
     ) -> dict[str, Any]:
         """Copy the input through the ring, and run the model on the bytes that arrived.
 
-        The input is base64 in JSON, or the body itself as application/octet-stream. `model` and `profile` in
-        JSON override those of the query.
+        The input is base64 in JSON, or the body itself as application/octet-stream. `model`, `profile`,
+        `evidence` and `nonce` in JSON override those of the query.
         """
         data = await request.body()
         if content_type_of(request.headers, "application/json", _BYTES) != _BYTES:
             wanted = await read_model(answers.InferRequest, data)
             model, data = wanted.model, wanted.input
             profile = wanted.profile or profile
+            evidence = evidence if wanted.evidence is None else wanted.evidence
+            nonce = wanted.nonce or nonce
         largest = nymphd.settings.max_input_bytes
         if len(data) > largest:
             raise Refused(413, f"the input has {len(data)} bytes, and {largest} are the most")
         if not data:
             raise Refused(422, "input: it is empty: there is nothing to carry")
+        answered = _nonce(nymphd, nonce)
+        asked = evidence or nonce is not None
+        proof = Wanted("the input of a request", "", answered) if asked else None
         with inferences, refusals(nymphd.models):
-            return await nymphd.inference.infer(model, data, profile)
+            return await nymphd.inference.infer(model, data, profile, proof)
 
     text = {"schema": {"type": "string"}}
     formats: dict[str, Any] = {"text/plain": text, "application/openmetrics-text": text}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pynymph
 from nymphd.events import Events, kind_of
 from nymphd.meters import TRANSFER_SECONDS
-from pynymph import AsyncRing, NymphError, Snapshot
+from pynymph import AsyncRing, NymphError, Snapshot, evidence
 from pynymph.fabric import LABEL
 from pynymph.ring import MODEL
 
@@ -31,6 +31,15 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Ask for evidence of a copy, to `target`. `nonce`: what the driver attests it in answer to, or None."""
+
+    source: str
+    target: str
+    nonce: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Arrived:
     """Keep bytes that came through the ring. `digest`: BLAKE3-256 by the driver, checked in user space."""
 
@@ -39,6 +48,7 @@ class Arrived:
     engine: str
     seconds: float
     faults: list[Fault] = field(default_factory=list)
+    evidence: bytes | None = None
 
 
 class Carrier:
@@ -131,6 +141,34 @@ class Carrier:
         assert done.engine is not None and done.dst_digest is not None
         TRANSFER_SECONDS.labels(done.engine).observe(seconds)
         return Arrived(memory, done.dst_digest, done.engine, seconds, faults)
+
+    def check_attesting(self) -> None:
+        """Raise NymphError, ENOKEY, if the driver has no key to attest with."""
+        self._ring.ring.attest(bytes(32))
+
+    async def carry_with_evidence(self, data: bytes, wanted: Wanted) -> Arrived:
+        """Copy bytes as carry() does, on a ring of their own, so that the evidence is of nothing else.
+
+        Args:
+            data: at least 1 byte.
+            wanted: what the evidence says.
+
+        Returns:
+            The bytes that arrived, with evidence.
+
+        Raises:
+            NymphError: the engine could not copy them, and no other one has tried.
+        """
+        started = time.perf_counter()
+        log = evidence.Log(by="nymphd")
+        async with AsyncRing(1, device=self.device, label=LABEL, evidence=log) as ring:
+            memory, done = await self._copy(ring, data, _TIMEOUT_S)
+            log.add(done, source=wanted.source, target=wanted.target, time_ns=time.time_ns())
+            made = log.evidence(wanted.nonce).to_bytes()
+        assert done.engine is not None and done.dst_digest is not None
+        seconds = time.perf_counter() - started
+        TRANSFER_SECONDS.labels(done.engine).observe(seconds)
+        return Arrived(memory, done.dst_digest, done.engine, seconds, evidence=made)
 
     async def _copy(
         self, ring: AsyncRing, data: bytes, timeout_s: float

@@ -9,13 +9,15 @@ import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-from nymphd.answers import Engine
+from nymphd.answers import Engine, as_base64
 from nymphd.carrier import Carrier
 from nymphd.events import Events, kind_of, now
 from nymphd.meters import VERIFY_SECONDS
 from pynymph import NymphError, digest
+from pynymph.evidence import Log
 from pynymph.fabric import EngineVerification, verify_engine
 
 _GONE = "the driver does not list it any more: unplugged, or its driver unbound"
@@ -58,10 +60,16 @@ class Engines:
                 self._events.publish("engine", name=name, what="gone", reason=_GONE)
                 self._events.fault("driver", name, _GONE, "gone")
 
-    async def verify(self, nbytes: int) -> dict[str, Any]:
-        """Verify every engine and the service's ring now. Returns the answer of /fabric/verify."""
+    async def verify(self, nbytes: int, evidence: bool = False, nonce: bytes | None = None) -> dict[str, Any]:
+        """Verify every engine and the service's ring now. Returns the answer of /fabric/verify.
+
+        Args:
+            nbytes: bytes that each engine copies.
+            evidence: whether to make evidence of these copies.
+            nonce: what the driver attests the evidence in answer to, or None.
+        """
         started = time.perf_counter()
-        found = await asyncio.gather(*(self._verify(name, nbytes) for name in self._known))
+        found = await asyncio.gather(*(self._verify(name, nbytes, evidence, nonce) for name in self._known))
         reason = None
         try:
             arrived = await self._carrier.carry(os.urandom(nbytes), "verify")
@@ -74,6 +82,7 @@ class Engines:
         recomputed = digest.ring_hash(snapshot)
         if recomputed != snapshot.ring_hash:
             reason = "the ring's hash is not that of its snapshot"
+        listed = [_as_json(each) for each in found]
         answer = {
             "engine": snapshot.engine,
             "verified": bool(found) and all(each.verified for each in found) and reason is None,
@@ -83,23 +92,29 @@ class Engines:
             "ring_hash": snapshot.ring_hash.hex(),
             "recomputed_ring_hash": recomputed.hex(),
             "dma_bytes": snapshot.dma_bytes,
-            "engines": [_as_json(each) for each in found],
+            "engines": listed,
         }
         self._events.publish("verify", **answer)
-        return answer
+        told = [each | {"evidence": as_base64(of.evidence)} for each, of in zip(listed, found, strict=True)]
+        return answer | {"engines": told}
 
-    async def _verify(self, name: str, nbytes: int) -> EngineVerification:
+    async def _verify(
+        self, name: str, nbytes: int, evidence: bool, nonce: bytes | None
+    ) -> EngineVerification:
         if not self._known[name].present:
             return EngineVerification(name, False, _GONE, 0.0)
         started = time.perf_counter()
-        found = await self._verify_in_time(name, nbytes, time.monotonic() + self._timeout_s)
+        log = Log(by="nymphd") if evidence else None
+        found = await self._verify_in_time(name, nbytes, log, nonce, time.monotonic() + self._timeout_s)
         found = replace(found, time_s=time.perf_counter() - started)
         VERIFY_SECONDS.labels(name).observe(found.time_s)
         if self._known[name].present:
             self._note(found)
         return found
 
-    async def _verify_in_time(self, name: str, nbytes: int, deadline: float) -> EngineVerification:
+    async def _verify_in_time(
+        self, name: str, nbytes: int, log: Log | None, nonce: bytes | None, deadline: float
+    ) -> EngineVerification:
         """Verify one engine within its deadline, one at a time: an earlier one may hang in its thread."""
         message = f"no answer within {self._timeout_s:g} s"
         late = EngineVerification(name, False, message, 0.0, errno=errno.ETIMEDOUT)
@@ -108,8 +123,10 @@ class Engines:
             if not (await asyncio.wait([asyncio.wrap_future(earlier)], timeout=left))[0]:
                 return late
         left = max(0.1, deadline - time.monotonic())
-        device = self._carrier.device
-        running = self._threads.submit(verify_engine, name, device=device, nbytes=nbytes, timeout=left)
+        verifying = partial(
+            verify_engine, device=self._carrier.device, nbytes=nbytes, timeout=left, log=log, nonce=nonce
+        )
+        running = self._threads.submit(verifying, name)
         self._running[name] = running
         done, _ = await asyncio.wait([asyncio.wrap_future(running)], timeout=left)
         return done.pop().result() if done else late

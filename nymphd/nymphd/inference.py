@@ -8,10 +8,11 @@ import contextlib
 import io
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nymphd.carrier import Arrived, Carrier, Fault
+from nymphd.answers import as_base64
+from nymphd.carrier import Arrived, Carrier, Fault, Wanted
 from nymphd.events import Events
 from nymphd.meters import BATCH_INPUTS, INFER_FAILED, INFER_SECONDS, QUEUE_SECONDS, TOKENS
 from nymphd.models import Models, UnknownModel
@@ -66,14 +67,22 @@ class Inference:
         self._timeout_s = timeout_s
         self._meter = EnergyMeter()
 
-    async def infer(self, name: str, data: bytes, profile: str) -> dict[str, Any]:
-        """Return the answer of /infer. Raises UnknownModel, ModelRefused, ModelFailed, BadInput,
-        InferenceTimeout and NymphError."""
+    async def infer(
+        self, name: str, data: bytes, profile: str, wanted: Wanted | None = None
+    ) -> dict[str, Any]:
+        """Return the answer of /infer; with `wanted`, it has evidence of the copy.
+
+        Raises UnknownModel, ModelRefused, ModelFailed, BadInput, InferenceTimeout and NymphError.
+        """
         with self._counted():
             runner = await self._models.runner(name)
             if runner.model.kind != "magika":
                 raise BadInput(f"model {name} takes tensors: POST them to /v2/models/{name}/infer")
-            arrived = await self._carrier.carry(data, "infer")
+            if wanted is None:
+                arrived = await self._carrier.carry(data, "infer")
+            else:
+                target = f"model {name}, {runner.model.digest}"
+                arrived = await self._carrier.carry_with_evidence(data, replace(wanted, target=target))
             asked = time.perf_counter()
             ran = await runner.run(arrived.memory, profile, self._timeout_s)
             answer = self._answer(runner, profile, arrived, ran, asked)
@@ -195,6 +204,7 @@ class Inference:
             "input_digest": arrived.digest.hex(),
             "model_digest": runner.model.digest,
             "faults": [vars(fault) for fault in arrived.faults],
+            "evidence": as_base64(arrived.evidence),
         }
 
 

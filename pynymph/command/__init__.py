@@ -19,8 +19,9 @@ from pynymph.command.copying import copy
 from pynymph.command.live import top
 from pynymph.command.machine import info, reset, show_topology
 from pynymph.command.model_weights import weights
+from pynymph.command.proofs import evidence_group, verify
 from pynymph.command.recording import trace
-from pynymph.command.sums import hash_files, verify
+from pynymph.command.sums import hash_files
 from pynymph.command.terminal import DIFFERS, INTERRUPTED, TROUBLE, Failure, explain, say
 from pynymph.errors import VerifyError
 
@@ -75,7 +76,7 @@ def cli() -> None:
     """
 
 
-for _command in (info, show_topology, copy, hash_files, verify, top, trace, reset, weights):
+for _command in (info, show_topology, copy, hash_files, verify, top, trace, reset, weights, evidence_group):
     cli.add_command(_command)
 
 

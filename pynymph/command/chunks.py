@@ -11,12 +11,17 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pynymph.command.terminal import Failure, named
 from pynymph.errors import NymphError
 from pynymph.operation import Copy, Hash
 from pynymph.ring import Ring
+from pynymph.state import Completion
+from pynymph.transfer import Transfer
+
+if TYPE_CHECKING:
+    from pynymph.evidence import Log, Part
 
 CHUNK = 512 << 10
 SLOTS = 4
@@ -69,25 +74,39 @@ class Source:
 
 
 class Conveyor:
-    """Move chunks through a ring."""
+    """Move chunks through a ring.
 
-    def __init__(self, ring: Ring) -> None:
+    Args:
+        ring: the ring.
+        log: what records it, or None.
+    """
+
+    def __init__(self, ring: Ring, log: Log | None = None) -> None:
         self._ring = ring
         buffers = [(ring.allocate(CHUNK), ring.allocate(CHUNK)) for _ in range(SLOTS)]
         self._slots = [(src, dst, src.view, dst.view) for src, dst in buffers]
+        self._log = log
+        self.reached = 0
+        """End of the last chunk that ended, in bytes of its file."""
         self.engines: set[str] = set()
         """Those that moved or hashed something."""
 
-    def copy(self, read: Read, offsets: Iterable[int]) -> Chunks:
-        """Yield (offset, what arrived, digest of what was sent), until `read` or `offsets` ends."""
-        return contextlib.closing(self._run(read, offsets, hash_only=False))
+    def copy(self, read: Read, offsets: Iterable[int], parts: list[Part]) -> Chunks:
+        """Yield (offset, what arrived, digest of what was sent), until `read` or `offsets` ends.
 
-    def hash(self, read: Read, offsets: Iterable[int]) -> Chunks:
-        """Yield (offset, what was read, its digest)."""
-        return contextlib.closing(self._run(read, offsets, hash_only=True))
+        With a log, `parts` gets each chunk as evidence has it, also one that failed.
+        """
+        return contextlib.closing(self._run(read, offsets, parts, hash_only=False))
 
-    def _run(self, read: Read, offsets: Iterable[int], *, hash_only: bool) -> Generator[Chunk]:
+    def hash(self, read: Read, offsets: Iterable[int], parts: list[Part]) -> Chunks:
+        """Yield (offset, what was read, its digest). `parts`: as for copy()."""
+        return contextlib.closing(self._run(read, offsets, parts, hash_only=True))
+
+    def _run(
+        self, read: Read, offsets: Iterable[int], parts: list[Part], *, hash_only: bool
+    ) -> Generator[Chunk]:
         todo, free, flying = iter(offsets), deque(self._slots), deque[Any]()
+        self.reached = 0
         try:
             while True:
                 while free and (at := next(todo, None)) is not None:
@@ -103,7 +122,8 @@ class Conveyor:
                 if not flying:
                     return
                 at, nbytes, slot, transfer = flying.popleft()
-                done = transfer.result()
+                self.reached = at + nbytes
+                done = self._ended(at, transfer, parts)
                 assert done.src_digest is not None
                 self.engines.add(done.engine or "")
                 yield at, slot[2 if hash_only else 3][:nbytes], done.src_digest
@@ -112,6 +132,19 @@ class Conveyor:
             for *_, transfer in flying:
                 with contextlib.suppress(NymphError):
                     transfer.result()
+
+    def _ended(self, at: int, transfer: Transfer, parts: list[Part]) -> Completion:
+        """Wait for the chunk at an offset, and note it."""
+        done: Completion | None = None
+        try:
+            done = transfer.result()
+        except NymphError as error:
+            done = error.completion
+            raise
+        finally:
+            if self._log is not None and done is not None:
+                parts.append(self._log.part(at, done))
+        return done
 
 
 # --- files ---

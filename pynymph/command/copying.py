@@ -13,12 +13,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import pwd
 import shutil
 import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 
 import click
@@ -38,6 +39,7 @@ from pynymph.command.chunks import (
     write,
     write_at,
 )
+from pynymph.command.proofs import nonce_option
 from pynymph.command.terminal import (
     DIFFERS,
     MODEL_ENGINE,
@@ -53,10 +55,14 @@ from pynymph.command.terminal import (
     say,
     size,
 )
+from pynymph.evidence import Log, Part, Transfer
+from pynymph.evidence.form import MOST_RECORDS
 from pynymph.ring import Ring
 
 SUFFIX = ".pynymph-part"
 PIPE = "-"
+MOST_OF_EVIDENCE = MOST_RECORDS // 2 * CHUNK
+"""Bytes of which there can be evidence: a record of each chunk, and one of it when it is read again."""
 _ABORT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors after which the other files of a folder have no chance."""
 
@@ -99,11 +105,16 @@ class Copier:
     Args:
         ring: with room for SLOTS entries.
         advance: called with the bytes of sources that were copied, and of targets that were read again.
+        log: what records the ring, or None.
     """
 
-    def __init__(self, ring: Ring, advance: Advance) -> None:
-        self._conveyor = Conveyor(ring)
+    def __init__(self, ring: Ring, advance: Advance, log: Log | None = None) -> None:
+        self._conveyor = Conveyor(ring, log)
         self._advance = advance
+        self._sent: list[Part] = []
+        self._found: list[Part] = []
+        self.transfers: list[Transfer] = []
+        """Each file as evidence has it, also one that failed."""
         self.report = Report()
 
     @property
@@ -126,6 +137,27 @@ class Copier:
             self._one(Source(fd, path, found, stream=not seeks), target)
 
     def _one(self, source: Source, target: str) -> None:
+        self._sent, self._found = [], []
+        name = "standard output" if target == PIPE else target
+        try:
+            self._choose(source, target)
+        except (Failure, OSError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            differs = isinstance(error, Failure) and error.status == DIFFERS
+            self._note(source, name, -(number or (errno.EBADMSG if differs else errno.EIO)))
+            raise
+        self._note(source, name, 0, self.report.files[-1])
+
+    def _note(self, source: Source, target: str, status: int, copied: Copied | None = None) -> None:
+        """Keep what evidence has of a file. `copied`: None if it failed."""
+        names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in (source.name, target)]
+        nbytes = max(source.end(), self._conveyor.reached) if copied is None else copied.bytes
+        digest = None if copied is None else bytes.fromhex(copied.digest)
+        sent, found = tuple(self._sent), tuple(self._found)
+        transfer = Transfer(names[0], names[1], nbytes, status, digest, digest, sent, found, time.time_ns())
+        self.transfers.append(transfer)
+
+    def _choose(self, source: Source, target: str) -> None:
         if target == PIPE:
             return self._to_stream(source, 1, "standard output")
         try:
@@ -186,7 +218,7 @@ class Copier:
         had, end, spans = os.fstat(part).st_size, source.end(), Spans(source.fd)
         # Some files of the kernel have contents, and no size.
         offsets: Iterable[int] = spans.offsets(end, had) if end else count(0, CHUNK)
-        with self._conveyor.copy(source.read, offsets) as chunks:
+        with self._conveyor.copy(source.read, offsets, self._sent) as chunks:
             for at, view, digest in chunks:
                 self._advance(at - hashed + len(view))
                 hash_zeros(hasher, at - hashed)
@@ -210,15 +242,16 @@ class Copier:
     def _same(self, source: Source, target: str) -> str | None:
         """Return the digest of both files if they have the same bytes. The ring hashes both."""
         hasher, ours = blake3(), []
-        with self._conveyor.hash(source.read, count(0, CHUNK)) as chunks:
+        with self._conveyor.hash(source.read, count(0, CHUNK), self._sent) as chunks:
             for at, view, digest in chunks:
                 hasher.update(view)
                 ours.append((at, digest))
         with opened(target, os.O_RDONLY) as fd:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             other = Source(fd, target, source.found, stream=False)
-            with self._conveyor.hash(other.read, count(0, CHUNK)) as chunks:
+            with self._conveyor.hash(other.read, count(0, CHUNK), self._found) as chunks:
                 if [(at, digest) for at, _, digest in chunks] != ours:
+                    self._sent, self._found = [], []
                     return None
         self._advance(2 * source.found.st_size)
         return hasher.hexdigest()
@@ -238,7 +271,7 @@ class Copier:
             return written.read(view[: max(0, total - at)], at)
 
         found = 0
-        with self._conveyor.hash(read, (at for at, _ in digests)) as chunks:
+        with self._conveyor.hash(read, (at for at, _ in digests), self._found) as chunks:
             for (at, view, digest), (_, sent) in zip(chunks, digests, strict=False):
                 if digest != sent:
                     what = f"bytes {at} to {at + len(view)}, read again, are not what was written"
@@ -256,7 +289,7 @@ class Copier:
             if needed > room:
                 raise Failure(f"{named(target)} has {room} bytes, and {named(source.name)} has {needed}")
             hasher, digests, total = blake3(), list[tuple[int, bytes]](), 0
-            with self._conveyor.copy(source.read, count(0, CHUNK)) as chunks:
+            with self._conveyor.copy(source.read, count(0, CHUNK), self._sent) as chunks:
                 for at, view, digest in chunks:
                     hasher.update(view)
                     digests.append((at, digest))
@@ -272,7 +305,7 @@ class Copier:
 
     def _to_stream(self, source: Source, out: int, target: str) -> None:
         hasher, total = blake3(), 0
-        with self._conveyor.copy(source.read, count(0, CHUNK)) as chunks:
+        with self._conveyor.copy(source.read, count(0, CHUNK), self._sent) as chunks:
             for _, view, _ in chunks:
                 hasher.update(view)
                 with about(target):
@@ -310,6 +343,9 @@ class Copier:
                 with about(target):
                     os.rename(made, target)
                     _sync_folder(os.path.dirname(target))
+                self.transfers = [
+                    replace(each, target=target + each.target.removeprefix(made)) for each in self.transfers
+                ]
         if failed := len(self.report.errors):
             left = f"{named(source)}: {failed} of its files could not be copied; {AGAIN}"
             raise Failure(left)
@@ -480,14 +516,28 @@ def _total(source: str) -> int | None:
     "auto", MODEL_ENGINE, default="auto",
     help="The engine that moves the bytes, of `pynymph info`; auto; or model, the driver's model in Python.",
 )  # fmt: skip
+@click.option("--evidence", metavar="FILE", help="Write evidence of the copy to FILE.")
+@click.option("--by", metavar="NAME", help="Who makes the evidence (default: your user name).")
+@nonce_option("Have the driver attest the evidence, in answer to this nonce.")
 @json_option
-def copy(source: str, target: str, recursive: bool, engine: str, as_json: bool) -> None:
+def copy(
+    source: str,
+    target: str,
+    recursive: bool,
+    engine: str,
+    evidence: str | None,
+    by: str | None,
+    nonce: bytes | None,
+    as_json: bool,
+) -> None:
     """Copy SRC to DST through the ring, and verify the copy.
 
     SRC and DST are files, block devices, or - for standard input and output. A DST that is a folder gets a
     copy under the name of SRC. The copy of a file gets its name only once it is whole and verified; after an
     interruption the same command goes on where it stopped.
     """
+    if evidence is None and (by is not None or nonce is not None):
+        raise click.UsageError("--by and --nonce belong to --evidence")
     for path in (source, target):
         if not path:
             raise Failure("a file's name is empty")
@@ -502,24 +552,52 @@ def copy(source: str, target: str, recursive: bool, engine: str, as_json: bool) 
     if is_folder and os.path.lexists(place) and not os.path.isdir(place):
         raise Failure(f"{named(place)} is no folder")
     total = _total(source)
+    log = None if evidence is None else Log(_user() if by is None else by)
+    if log is not None and (total or 0) > MOST_OF_EVIDENCE:
+        most = size(MOST_OF_EVIDENCE)
+        raise Failure(
+            f"evidence is of at most {most}, and {named(source)} has {size(total or 0)}; copy parts"
+        )
     began = time.monotonic()
-    with open_ring(engine, SLOTS) as ring, bar("copy", total and 2 * total) as advance:
-        copier = Copier(ring, advance)
+    with open_ring(engine, SLOTS, log) as ring, bar("copy", total and 2 * total) as advance:
+        if log is not None and nonce is not None:
+            log.evidence(nonce)  # before all else, if nobody can attest
+        copier = Copier(ring, advance, log)
+        failed: Failure | OSError | None = None
         try:
             if is_folder:
                 copier.folder(source, place)
             else:
                 copier.any(source, place)
         except (Failure, OSError) as error:
-            if as_json:
-                message = error.message if isinstance(error, Failure) else explain(error)
-                copier.report.errors.append(message)
-                _show(copier, began, target, as_json)
-            raise
+            failed = error
         except KeyboardInterrupt:
             again = f"; {AGAIN}" if is_folder or os.path.isfile(source) else ""
             raise KeyboardInterrupt(f"interrupted{again}") from None
+        if log is not None and evidence is not None:
+            try:
+                for transfer in copier.transfers:
+                    log.add_transfer(transfer)
+                log.save(evidence, nonce)
+            except OSError as error:
+                if failed is not None:
+                    say(explain(error))
+                failed = failed or error
+        if failed is not None:
+            if as_json:
+                message = failed.message if isinstance(failed, Failure) else explain(failed)
+                copier.report.errors.append(message)
+                _show(copier, began, target, as_json)
+            raise failed
     _show(copier, began, target, as_json)
+
+
+def _user() -> str:
+    """Return the name of the user, or the number of one without a name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _show(copier: Copier, began: float, target: str, as_json: bool) -> None:

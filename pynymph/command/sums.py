@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`pynymph hash`, in the manner of b3sum, and `pynymph verify`."""
+"""`pynymph hash`, in the manner of b3sum, and `pynymph verify` of two files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PIPE = "-"
 _LINE = re.compile(rb"(\\?)([0-9a-fA-F]{64})  (.+)", re.DOTALL)
 _UNESCAPED = {b"\\\\": b"\\", b"\\n": b"\n", b"\\r": b"\r"}
 
-_engine = engine_option(
+comparing_engine = engine_option(
     "auto", MODEL_ENGINE, USERSPACE, default=None,
     help="The engine that reads the bytes, of `pynymph info`; auto; model, the driver's model in Python; or "
     "userspace, this process. Default: auto if the driver is there, else userspace.",
@@ -155,7 +155,7 @@ def _print(text: bytes) -> None:
 @click.option("-c", "--check", is_flag=True, help="Read digests from the files, and check them.")
 @click.option("--quiet", is_flag=True, help="With --check, print nothing for files that are right.")
 @click.option("--no-names", is_flag=True, help="Print digests alone.")
-@_engine
+@comparing_engine
 @json_option
 def hash_files(
     files: tuple[str, ...], check: bool, quiet: bool, no_names: bool, engine: str | None, as_json: bool
@@ -240,12 +240,7 @@ def _lines(files: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
 # --- verify ---
 
 
-@click.command(short_help="Tell whether two files have the same bytes.")
-@click.argument("a", metavar="A", type=click.Path(allow_dash=True, readable=False))
-@click.argument("b", metavar="B", type=click.Path(allow_dash=True, readable=False))
-@_engine
-@json_option
-def verify(a: str, b: str, engine: str | None, as_json: bool) -> None:
+def show_comparison(a: str, b: str, engine: str | None, as_json: bool) -> None:
     """Tell whether two files, devices or pipes have the same bytes, and where they first differ."""
     if a == b == PIPE:
         raise click.UsageError("only one of both can be standard input")

@@ -10,12 +10,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from pynymph.errors import NymphError
 from pynymph.ring import DEVICE, MODEL, Ring
+
+if TYPE_CHECKING:
+    from pynymph.evidence import Log
 
 DIFFERS, TROUBLE, NO_DRIVER, INTERRUPTED = 1, 2, 3, 130
 """Exit statuses: the answer is no; the work could not be done; no driver can do it; Ctrl-C."""
@@ -78,16 +81,21 @@ def engine_option(*more: str, default: str | None, help: str) -> Callable[[Any],
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-def open_ring(engine: str, entries: int) -> Ring:
+def open_ring(engine: str, entries: int, log: Log | None = None) -> Ring:
     """Open the ring that --engine names: of the driver, or of the model if it is "model".
+
+    Args:
+        engine: the name.
+        entries: of the ring.
+        log: what records it, or None.
 
     Raises:
         Failure: there is none; the message says what to do.
     """
     try:
         if engine == MODEL_ENGINE:
-            return Ring(entries, device=MODEL)
-        return Ring(entries, engine=engine)
+            return Ring(entries, device=MODEL, evidence=log)
+        return Ring(entries, engine=engine, evidence=log)
     except NymphError as error:
         number = error.errno or 0
         absent = number in (errno.ENODEV, errno.EIO, *_HINTS)

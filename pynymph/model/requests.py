@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import socket
@@ -15,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from blake3 import blake3
 
-from pynymph import abi
+from pynymph import abi, transcript
 from pynymph.abi import ffi, lib
 from pynymph.integers import INT64_MAX, whole
 from pynymph.model.addresses import PAGE, Process, fail, load, pages, store
@@ -31,12 +32,36 @@ _MAX_HANDLE = 4095
 _HANDLE_SHIFT = 30
 _MEMFD = "pynymph model"
 
+_transcripts = itertools.count(1)
+_STATED = (
+    *("transcript_count", "transcript_id", "dma_bytes", "active_descriptors", "unread_records", "errors"),
+    *("state", "engine"),
+)
+"""Fields that a statement has as a snapshot has them."""
+
+
+def _statement_text() -> bytes:
+    """Tell what the model is, as the driver tells it of itself."""
+    kernel = os.uname()
+    facts = {
+        "version": "model",
+        "kernel": kernel.release,
+        "kernel_version": kernel.version,
+        "machine": kernel.machine,
+        "blake3": "blake3",
+        f"engine.{_ENGINE_ID}": ENGINE,
+    }
+    return "".join(f"{name}={value}\n" for name, value in facts.items()).encode()
+
 
 class Model(Owner):
     """Open a file of the driver that is not there. Threads may share one.
 
     Its methods are those of pynymph.abi.Device, and refuse with the same OSErrors.
     """
+
+    attest_key: bytes | None = None
+    """What stands for the administrator's key, 32 bytes."""
 
     def __init__(self) -> None:
         # Guards all of it. Not the Condition itself: Ctrl-C can come before its `with` can give it back.
@@ -65,6 +90,7 @@ class Model(Owner):
             12: self._buffer,
             13: self._eventfd,
             14: self._latency,
+            15: self._attest,
         }
         self._numbers = {
             (value if value & 0xFF < 6 or value & 0xFF == 8 else value & ~0x3FFF0000): value & 0xFF
@@ -182,7 +208,7 @@ class Model(Owner):
         old = self._get_ring_state()
         if old is not None and (old.active or old.unread):
             fail(errno.EBUSY)
-        carried = old.carried if old is not None else Carried()
+        carried = old.carried if old is not None else Carried(transcript_id=next(_transcripts))
         self._ring = ModelRing(entries, label, bool(flags & lib.NYMPH_SETUP_PAUSED), carried, os.getpid())
         self._changed.notify_all()
 
@@ -283,9 +309,12 @@ class Model(Owner):
     def _retire(self, ring: ModelRing, slot: Slot, outcome: Outcome) -> None:
         carried, entry = ring.carried, slot.entry
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        record = self._record(slot, outcome, now)
+        carried.transcript.update(transcript.pack(slot.raw, record))
+        carried.transcript_count += 1
         if entry.flags & lib.NYMPH_DMA_FLAG_RECORD:
             ring.reserved -= 1
-            ring.unread.append(self._record(slot, outcome, now))
+            ring.unread.append(record)
             if carried.eventfd != -1:
                 os.eventfd_write(carried.eventfd, 1)
         elif outcome.status:
@@ -547,7 +576,7 @@ class Model(Owner):
         argument.active_descriptors = len(ring.active) if ring is not None else 0
 
     def _snapshot(self, argument: Any) -> None:
-        self._check_size(argument)
+        self._check_size(argument, ffi.offsetof("struct nymph_snapshot", "transcript"))
         if argument.flags:
             fail(errno.EINVAL)
         ring = self._get_ring_state()
@@ -567,6 +596,43 @@ class Model(Owner):
         argument.first_error, argument.errors = carried.first_error, carried.errors
         argument.state = lib.NYMPH_STATE_PAUSED if ring is not None and ring.paused else 0
         argument.engine = _ENGINE_ID if ring is not None else 0
+        if argument.size > ffi.offsetof("struct nymph_snapshot", "transcript"):
+            argument.transcript = carried.transcript.digest()
+            argument.transcript_count = carried.transcript_count
+            argument.transcript_id = carried.transcript_id
+
+    def _attest(self, argument: Any) -> None:
+        self._check_size(argument)
+        if argument.flags:
+            fail(errno.EINVAL)
+        ring = self._need_ring()
+        if self.attest_key is None:
+            fail(errno.ENOKEY)
+        text = _statement_text()
+        snap = abi.new("nymph_snapshot")
+        self._snapshot(snap)
+        head = abi.new(
+            "nymph_statement",
+            magic=b"nymph attest v1",
+            nonce=bytes(argument.nonce),
+            text_offset=ffi.sizeof("struct nymph_statement"),
+            realtime_ns=time.time_ns(),
+            transcript=bytes(snap.transcript),
+            ring_hash=bytes(snap.ring_hash),
+            first_error=snap.first_error & 0xFFFFFFFF,
+            uid=os.getuid(),
+        )
+        head.size = head.text_offset + len(text)
+        self._fill_ring(ring, head)
+        for name in _STATED:
+            setattr(head, name, getattr(snap, name))
+        statement = bytes(ffi.buffer(head)) + text
+        argument.statement_size = len(statement)
+        if len(statement) > argument.max_statement:
+            fail(errno.ENOSPC)
+        if store(argument.statement, statement) < len(statement):
+            fail(errno.EFAULT)
+        argument.digest = blake3(statement, key=self.attest_key).digest()
 
     def _eventfd(self, argument: Any) -> None:
         self._check_size(argument)

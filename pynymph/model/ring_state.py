@@ -11,6 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from blake3 import blake3
+
+from pynymph import transcript
 from pynymph.abi import lib
 from pynymph.model.addresses import Process, fail
 from pynymph.owner import Owner
@@ -86,6 +89,9 @@ class Carried(Owner):
     latency_count: int = 0
     latency_sum: int = 0
     latency_max: int = 0
+    transcript: blake3 = field(default_factory=lambda: blake3(derive_key_context=transcript.CONTEXT))
+    transcript_count: int = 0
+    transcript_id: int = 0
 
     def __del__(self) -> None:
         if self.eventfd != -1:

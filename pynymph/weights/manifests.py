@@ -265,12 +265,12 @@ def _hex(value: Any) -> bytes:
     return bytes.fromhex(value)
 
 
-def replace_file(path: str | os.PathLike[str], text: str) -> None:
+def replace_file(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Write a file. It replaces an older file atomically.
 
     Args:
         path: path of the file.
-        text: the text.
+        data: text, or bytes.
 
     Raises:
         NymphError: the file can't be written; `errno` is that of the failure.
@@ -278,7 +278,7 @@ def replace_file(path: str | os.PathLike[str], text: str) -> None:
     target = Path(path)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(data if isinstance(data, bytes) else data.encode())
         os.replace(beside, target)
     except OSError as error:
         beside.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -41,8 +42,12 @@ with instrumented:
     from nymphd.parsing import _parse, _validate
     from nymphd.tensors import BadInput, Tensor, unpack_bytes
 
+    import pynymph
+    from pynymph import evidence as evidences
     from pynymph import signatures, weights
     from pynymph.errors import NymphError
+    from pynymph.evidence import canonical
+    from pynymph.model import Model
     from pynymph.weights.gguf_files import Gguf
     from pynymph.weights.sources import Npz
 
@@ -89,6 +94,25 @@ def certificates(data: bytes) -> None:
 def statement(data: bytes) -> None:
     """What a signature signs."""
     signatures._statement("a signature", data, "somebody")
+
+
+def evidence(data: bytes) -> None:
+    """Evidence of copies. Its digest is put right, or no more of it would be read."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, NymphError):
+        file = canonical.decode(data, "x", len(data))
+        told = blake3(file["evidence"], derive_key_context="pynymph 2026-12 evidence digest v1").digest()
+        data = canonical.encode(file | {"digest": told})
+    found, _ = evidences.verify(data, "evidence")
+    assert found.to_bytes() == data
+    evidences.summary(found)
+
+
+def slice_(data: bytes) -> None:
+    """A slice of a file."""
+    found = evidences.Slice.from_bytes(data)
+    assert found.to_bytes() == data
+    _, shown = found.proven()
+    assert found.digest != _WHOLE_DIGEST or shown == _WHOLE[found.begin : found.begin + found.length]
 
 
 def inference(data: bytes) -> None:
@@ -158,6 +182,8 @@ READERS: dict[str, tuple[Callable[[bytes], None], tuple[type[Exception], ...]]] 
     "bundle": (bundle, (NymphError,)),
     "certificates": (certificates, (NymphError,)),
     "statement": (statement, (NymphError,)),
+    "evidence": (evidence, (NymphError,)),
+    "slice": (slice_, (NymphError,)),
     "inference": (inference, (Refused, BadInput)),
     "elements": (elements, (BadInput,)),
     "descriptors": (descriptors, ()),
@@ -194,6 +220,25 @@ def _signed(name: str, chain: str | None = None) -> bytes:
     return (_KEYS / name).read_bytes()
 
 
+_WHOLE = bytes(range(250)) * 20
+_WHOLE_DIGEST = blake3(_WHOLE).digest()
+
+
+def _evidence(nonce: bytes | None) -> bytes:
+    """Evidence of a copy; with a nonce, the driver attests it, and a TPM quotes."""
+    log = evidences.Log(by="somebody")
+    Model.attest_key = bytes(32)
+    with pynymph.Ring(device="model:", evidence=log) as ring:
+        log.add(ring.copy(src=_WHOLE, dst=bytearray(len(_WHOLE)), verify=True), source="a", target="b")
+        made = log.evidence(nonce)
+    Model.attest_key = None
+    if made.attested is not None:
+        message = struct.pack(">IHHH32s", 0xFF544347, 0x8018, 0, 32, made.attested.to_quote()) + bytes(25)
+        message += struct.pack(">IHB3sH", 1, 11, 3, b"\0\0\1", 32) + sha256(bytes(32)).digest()
+        made = evidences.with_quote(made, message, b"", bytes(32))
+    return made.to_bytes()
+
+
 def _gguf() -> bytes:
     """A GGUF file of a key with a string, one with an array of strings, and two tensors."""
     text = struct.pack("<Q1s", 1, b"k")
@@ -228,6 +273,8 @@ SEEDS: dict[str, list[bytes]] = {
         f'"subject":[{{"name":"m","digest":{{"sha256":"{sha256(bytes(32)).hexdigest()}"}}}}],"predicate":{{"resources":[{_RESOURCE}],'
         f'"serialization":{{"method":"files","allow_symlinks":false,"ignore_paths":[".git"]}}}}}}'.encode()
     ],
+    "evidence": [_evidence(None), _evidence(b"nonce")],
+    "slice": [evidences.Slice.of(_WHOLE, begin, 100).to_bytes() for begin in (0, 2000, 9999)],
     "inference": [
         b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1,2.5]},{"name":"y","datatype":"BYTES",'
         b'"shape":[1],"parameters":{"binary_data_size":6}}]}\0\2\0\0\0ab'

@@ -39,12 +39,14 @@ QUERY = 0xC0484E06
 SETUP2 = 0xC0384E07
 ENABLE = 0x00004E08
 ENTER = 0xC0384E09
-SNAPSHOT = 0xC0704E0A
+SNAPSHOT = 0xC0A04E0A
+OLD_SNAPSHOT = 0xC0704E0A  # whose struct ends before `transcript`
 CANCEL = 0xC0184E0B
 BUFFER = 0xC0304E0C
 OLD_BUFFER = 0xC0284E0C  # whose struct ends before `fd`
 EVENTFD = 0x40104E0D
 LATENCY = 0xC0284E0E
+ATTEST = 0xC0584E0F
 
 OP_NOP, OP_COPY, OP_HASH, OP_FILL, OP_COMPARE = range(5)
 
@@ -67,6 +69,8 @@ STATE_PAUSED = 1 << 0
 NO_DEADLINE = 2**64 - 1
 MAX_LENGTH = 1 << 30
 MAX_BUFFERS = 4095
+STATEMENT_MAX = 16384
+TRANSCRIPT_CONTEXT = "pcie_nymph 2026-12 transcript v1"
 
 PROT_NONE = 0  # mmap has the others
 PAGE = mmap.PAGESIZE
@@ -202,6 +206,9 @@ class SnapshotArg(ctypes.Structure):
         ("errors", c_uint64),
         ("state", c_uint32),
         ("engine", c_uint32),
+        ("transcript", c_uint8 * 32),
+        ("transcript_count", c_uint64),
+        ("transcript_id", c_uint64),
     )
 
 
@@ -241,6 +248,18 @@ class LatencyArg(ctypes.Structure):
         ("sum_ns", c_uint64),
         ("max_ns", c_uint64),
         ("buckets", c_uint64),
+    )
+
+
+class AttestArg(ctypes.Structure):
+    _fields_ = (
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("nonce", c_uint8 * 32),
+        ("statement", c_uint64),
+        ("max_statement", c_uint32),
+        ("statement_size", c_uint32),
+        ("digest", c_uint8 * 32),
     )
 
 
@@ -433,6 +452,9 @@ class Snapshot(NamedTuple):
     first_error: int
     state: int
     engine: int
+    transcript: bytes
+    transcript_count: int
+    transcript_id: int
     entries: tuple[bytes, ...]
 
     @property
@@ -686,8 +708,25 @@ class Context:
             argument.first_error,
             argument.state,
             argument.engine,
+            bytes(argument.transcript),
+            argument.transcript_count,
+            argument.transcript_id,
             tuple(raw[64 * i : 64 * i + 64] for i in range(active)),
         )
+
+    def attest(self, nonce: bytes = bytes(32), room: int = STATEMENT_MAX) -> tuple[bytes, bytes]:
+        """The statement, and its digest."""
+        statement = ctypes.create_string_buffer(b"\xee" * (room + 64), room + 64)
+        argument = AttestArg(
+            size=ctypes.sizeof(AttestArg),
+            nonce=(c_uint8 * 32)(*nonce),
+            statement=ctypes.addressof(statement),
+            max_statement=room,
+        )
+        assert self.ioctl(ATTEST, argument) == 0
+        size = argument.statement_size
+        assert statement.raw[size:] == b"\xee" * (room + 64 - size)
+        return statement.raw[:size], bytes(argument.digest)
 
     @contextlib.contextmanager
     def refuses(self, *numbers: int) -> Iterator[None]:
@@ -720,7 +759,10 @@ def may_fail(*numbers: int) -> Iterator[None]:
             raise
 
 
-UNTOUCHED = Snapshot(0, 0, 0, 0, 0, blake3.blake3(bytes(32)).digest(), 0, 0, 0, 0, 0, ())
+UNTOUCHED = Snapshot(
+    *(0, 0, 0, 0, 0, blake3.blake3(bytes(32)).digest(), 0, 0, 0, 0, 0),
+    *(blake3.blake3(b"", derive_key_context=TRANSCRIPT_CONTEXT).digest(), 0, 0, ()),
+)
 
 
 def count(name: str) -> int:
@@ -886,6 +928,49 @@ def ticking(interval: float = 0.02) -> Iterator[None]:
 IS_NATIVE = os.environ.get("NYMPH_ACCEL") == "native"
 not_native = pytest.mark.skipif(IS_NATIVE, reason="user-mode Linux cannot: docs/how-to/native.md")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+class AttestKey:
+    """The key that the driver attests with, as the administrator adds and takes it. Needs root."""
+
+    _ADD_KEY, _KEYCTL = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+    REVOKE, CLEAR, LINK, SET_TIMEOUT = 3, 7, 8, 15
+    OWN = -2  # KEY_SPEC_PROCESS_KEYRING
+
+    @staticmethod
+    def keyring() -> int:
+        """The number of the module's keyring."""
+        for line in Path("/proc/keys").read_text().splitlines():
+            number, *_, kind, name = line.split(maxsplit=8)
+            if kind == "keyring" and name.startswith(".pcie_nymph:"):
+                return int(number, 16)
+        raise FileNotFoundError(errno.ENOENT, "/proc/keys shows no keyring .pcie_nymph")
+
+    @classmethod
+    def add(cls, payload: bytes, keyring: int | None = None) -> int:
+        """Make the key where there is none; returns its number."""
+        to = cls.keyring() if keyring is None else keyring
+        key: int = _libc.syscall(cls._ADD_KEY, b"logon", b"pcie_nymph:attest", payload, len(payload), to)
+        if key < 0:
+            raise failed()
+        return key
+
+    @classmethod
+    def replace(cls, payload: bytes) -> None:
+        """Take the key out, and add another one."""
+        cls.remove()
+        cls.add(payload)
+
+    @classmethod
+    def control(cls, command: int, key: int, argument: int = 0) -> None:
+        """keyctl(), with one of the commands above."""
+        if _libc.syscall(cls._KEYCTL, command, key, argument) < 0:
+            raise failed()
+
+    @classmethod
+    def remove(cls) -> None:
+        """Leave the driver without a key."""
+        cls.control(cls.CLEAR, cls.keyring())
 
 
 class Tap:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What several of the guest's test modules need."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from abi import SYSFS, Context, settle
+from abi import SYSFS, AttestKey, Context, settle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +42,15 @@ def context() -> Iterator[Context]:
     """An open file of the device, without a ring."""
     with Context() as context:
         yield context
+
+
+@pytest.fixture
+def attest_key() -> Iterator[bytes]:
+    """The administrator's key. Needs root."""
+    key = os.urandom(32)
+    AttestKey.add(key)
+    yield key
+    AttestKey.remove()
 
 
 @pytest.fixture(scope="session")

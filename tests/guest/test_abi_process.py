@@ -36,6 +36,7 @@ REQUESTS: dict[str, Callable[[Context], object]] = {
     "BUFFER free": lambda context: context.free(1),
     "EVENTFD": lambda context: context.eventfd(-1),
     "LATENCY": lambda context: context.latency(),
+    "ATTEST": lambda context: context.attest(),
     "read": lambda context: context.read(),
     "mmap": lambda context: Memory(PAGE, fd=context.fd, flags=mmap.MAP_SHARED),
 }
@@ -124,12 +125,13 @@ def program(fd: int) -> list[str]:
         (abi.BUFFER, abi.BufferArg(size=40, op=abi.BUFFER_ALLOC, length=PAGE)),
         (abi.EVENTFD, abi.EventfdArg(size=16, fd=-1)),
         (abi.LATENCY, abi.LatencyArg(size=40)),
+        (abi.ATTEST, abi.AttestArg(size=88)),
     ]
     told = [word for request, argument in arguments for word in (str(request), bytes(argument).hex())]
     return [sys.executable, "-I", "-S", "-c", EXECED, str(fd), *told]
 
 
-FOREIGN = str([0] + [errno.EPERM] * 13)
+FOREIGN = str([0] + [errno.EPERM] * 14)
 
 
 def test_executed_child_is_refused(context: Context) -> None:

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -226,6 +227,16 @@ def read(context: Context) -> None:
     context.read()
 
 
+def attest(context: Context) -> None:
+    context.attest()
+
+
+def attest_works(context: Context) -> None:
+    """Without a key it says so; test_abi_attest.py has the rest."""
+    with context.refuses(errno.ENOKEY):
+        context.attest()
+
+
 def read_works(context: Context) -> None:
     os.set_blocking(context.fd, False)
     if context.snapshot().unread_records:
@@ -246,7 +257,7 @@ def map_works(context: Context) -> None:
 
 
 def unknown(context: Context) -> None:
-    context.ioctl(0xC0404E0F, abi.Entry())
+    context.ioctl(0xC0404E10, abi.Entry())
 
 
 Check = Callable[[Context], None]
@@ -266,6 +277,7 @@ REQUESTS: dict[Check, dict[str, Check | int]] = {
     buffer: {"none": errno.EINVAL, "idle": buffer_works, "busy": buffer_works},
     eventfd: {"none": errno.EINVAL, "idle": eventfd_works, "busy": eventfd_works},
     latency: {"none": errno.EINVAL, "idle": latency_works, "busy": latency_works},
+    attest: {"none": errno.EINVAL, "idle": attest_works, "busy": attest_works},
     read: {"none": errno.EINVAL, "idle": read_works, "busy": read_works},
     map_: {"none": errno.EINVAL, "idle": map_works, "busy": map_works},
     unknown: dict.fromkeys(["none", "idle", "busy"], errno.ENOTTY),
@@ -374,7 +386,7 @@ def test_query_reports_version_features_and_limits(context: Context) -> None:
     query, engines = context.query(16)
     assert query.version == 1
     assert query.features == 0b111111
-    assert query.requests == sum(1 << n for n in range(1, 15))
+    assert query.requests == sum(1 << n for n in range(1, 16))
     assert query.opcodes == 0b11111
     assert query.entry_flags == 0b1111111
     assert query.max_length == 1 << 30
@@ -409,11 +421,15 @@ SIZED: dict[str, tuple[int, Callable[[], ctypes.Structure]]] = {
     "QUERY": (abi.QUERY, lambda: abi.Query(size=72)),
     "SETUP2": (abi.SETUP2, lambda: abi.Setup2(size=56, entries=4)),
     "ENTER": (abi.ENTER, lambda: abi.Enter(size=56)),
-    "SNAPSHOT": (abi.SNAPSHOT, lambda: abi.SnapshotArg(size=112, max_entries=0)),
+    "SNAPSHOT": (abi.SNAPSHOT, lambda: abi.SnapshotArg(size=160, max_entries=0)),
     "CANCEL": (abi.CANCEL, lambda: abi.CancelArg(size=24, cookie=QUEUED)),
     "BUFFER": (abi.BUFFER, lambda: abi.BufferArg(size=48, op=abi.BUFFER_ALLOC, length=PAGE)),
     "EVENTFD": (abi.EVENTFD, lambda: abi.EventfdArg(size=16, fd=-1)),
     "LATENCY": (abi.LATENCY, lambda: abi.LatencyArg(size=40)),
+    "ATTEST": (
+        abi.ATTEST,
+        lambda: abi.AttestArg(size=88, statement=_STATEMENT.address, max_statement=abi.STATEMENT_MAX),
+    ),
 }
 QUEUED = 4711
 FIXED: dict[str, tuple[int, Callable[[], ctypes.Structure]]] = {
@@ -423,7 +439,10 @@ FIXED: dict[str, tuple[int, Callable[[], ctypes.Structure]]] = {
     "GET_RING": (abi.GET_RING, abi.RingInfo),
 }
 ARGUMENTS = SIZED | FIXED
+LEAST = {"BUFFER": 40, "SNAPSHOT": 112}
+"""The size that the struct once had, where it has grown."""
 _WORK = Memory(2 * PAGE)
+_STATEMENT = Memory(abi.STATEMENT_MAX)
 
 
 def grown(structure: ctypes.Structure, size: int, tail: bytes) -> Memory:
@@ -438,6 +457,10 @@ def grown(structure: ctypes.Structure, size: int, tail: bytes) -> Memory:
 def ring(context: Context, request: pytest.FixtureRequest) -> Context:
     """An idle one, but CANCEL finds something to cancel."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("name") == "ATTEST":
+        if os.geteuid():
+            pytest.skip("only root can give the driver the key that ATTEST needs")
+        request.getfixturevalue("attest_key")
     cancel = parameters.get("name") == "CANCEL"
     context.setup(4, paused=cancel)
     if cancel:
@@ -487,7 +510,7 @@ def test_huge_struct_is_refused(ring: Context, name: str) -> None:
 @pytest.mark.parametrize("name", SIZED)
 def test_shorter_struct_is_refused(ring: Context, name: str) -> None:
     number, make = SIZED[name]
-    least = 40 if name == "BUFFER" else ctypes.sizeof(make())
+    least = LEAST.get(name, ctypes.sizeof(make()))
     for size in (0, 1, 3, 4, 8, least - 8, least - 1):
         memory = grown(make(), size, b"")
         with ring.refuses(errno.EINVAL):
@@ -527,7 +550,11 @@ def test_argument_may_end_where_its_page_ends(ring: Context, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY", "GET_STATUS", "GET_RING"]
+    "name",
+    [
+        *("QUERY", "SETUP2", "ENTER", "SNAPSHOT", "CANCEL", "BUFFER", "LATENCY", "ATTEST"),
+        *("GET_STATUS", "GET_RING"),
+    ],
 )
 def test_answer_into_read_only_memory_is_efault(ring: Context, name: str) -> None:
     number, make = ARGUMENTS[name]
@@ -584,7 +611,7 @@ def test_setup_ring_and_eventfd_take_read_only_arguments() -> None:
         assert abi.ioctl(context.fd, abi.EVENTFD, memory.address + 64) == 0
 
 
-@pytest.mark.parametrize("name", ["ENTER", "SNAPSHOT", "CANCEL", "EVENTFD", "LATENCY"])
+@pytest.mark.parametrize("name", ["ENTER", "SNAPSHOT", "CANCEL", "EVENTFD", "LATENCY", "ATTEST"])
 def test_unknown_flags_are_refused(ring: Context, name: str) -> None:
     number, make = SIZED[name]
     for bit in range(32):
@@ -620,7 +647,7 @@ def test_latency_refuses_a_bad_buckets_array(ring: Context) -> None:
     "number",
     [
         0x00004E00,
-        0xC0404E0F,
+        0xC0404E10,
         0xC0404EFF,  # no such number
         0x00004D05,
         0xC0204F01,  # not our letter
@@ -636,7 +663,8 @@ def test_latency_refuses_a_bad_buckets_array(ring: Context) -> None:
         0x40184E0B,
         0x80284E0C,
         0xC0104E0D,
-        0x40284E0E,  # as have the last four
+        0x40284E0E,
+        0x40584E0F,  # as have the last five
         0x00005401,  # TCGETS: isatty() asks everything
     ],
     ids=hex,
@@ -657,7 +685,7 @@ def test_snapshot_refuses_too_few_entries(context: Context) -> None:
     for count in (0, 1, 2):
         with context.refuses(errno.ENOSPC):
             context.ioctl(
-                abi.SNAPSHOT, abi.SnapshotArg(size=112, entries=ctypes.addressof(entries), max_entries=count)
+                abi.SNAPSHOT, abi.SnapshotArg(size=160, entries=ctypes.addressof(entries), max_entries=count)
             )
     assert context.snapshot(3).active == 3
 
@@ -666,17 +694,32 @@ def test_snapshot_refuses_a_bad_entries_array(context: Context) -> None:
     context.setup(4, paused=True)
     context.enter([abi.nop()])
     with context.refuses(errno.EFAULT):
-        context.ioctl(abi.SNAPSHOT, abi.SnapshotArg(size=112, entries=16, max_entries=4))
+        context.ioctl(abi.SNAPSHOT, abi.SnapshotArg(size=160, entries=16, max_entries=4))
 
 
 def test_snapshot_works_without_an_entries_array(context: Context) -> None:
     """Without an array there is the rest: whoever only wants the counters needs no room for 4096 entries."""
     context.setup(4, paused=True)
     context.enter([abi.nop(), abi.nop()])
-    argument = abi.SnapshotArg(size=112, entries=0, max_entries=0)
+    argument = abi.SnapshotArg(size=160, entries=0, max_entries=0)
     context.ioctl(abi.SNAPSHOT, argument)
     assert argument.active_descriptors == 2
     assert bytes(argument.ring_hash) == context.snapshot().computed_hash()
+
+
+@pytest.mark.parametrize("number", [abi.SNAPSHOT, abi.OLD_SNAPSHOT])
+def test_snapshot_answers_old_programs(context: Context, number: int) -> None:
+    """With as much as their struct has; nothing is written behind it."""
+    context.setup(4)
+    now = context.snapshot()
+    transcript = now.transcript + struct.pack("=QQ", now.transcript_count, now.transcript_id)
+    memory = Memory(PAGE)
+    for size in (112, 120, 152, 160):
+        memory.write(bytes(abi.SnapshotArg(size=size))[:size] + b"\xee" * 64)
+        assert abi.ioctl(context.fd, number, memory.address) == 0
+        assert memory.read(40, 32) == now.ring_hash
+        assert memory.read(112, size - 112) == transcript[: size - 112]
+        assert memory.read(size, 64) == b"\xee" * 64
 
 
 def test_write_is_refused(context: Context) -> None:

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from abi import (
+    ATTEST,
     COMPLETE_SYNC,
     ENTER,
     NO_DEADLINE,
@@ -16,7 +17,9 @@ from abi import (
     SETUP2,
     SETUP_RING,
     SNAPSHOT,
+    STATEMENT_MAX,
     SUBMIT_DMA,
+    AttestArg,
     Context,
     Desc,
     EngineInfo,
@@ -35,7 +38,7 @@ from abi import (
 )
 from nymph_vm.double_fetch import WORD, Argument, DoubleFetchError
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.usefixtures("attest_key")]
 
 SOURCE, DESTINATION = Memory(PAGE).randomize(), Memory(PAGE)
 COUNT = 3
@@ -48,6 +51,7 @@ ENTRIES = (Entry * COUNT)(
 ROOM = (Entry * 8)()
 RECORDS = (Record * COUNT)()
 ENGINES = (EngineInfo * COUNT)()
+STATEMENT = Memory(STATEMENT_MAX)
 
 
 def enter(entries: int) -> Enter:
@@ -69,8 +73,11 @@ ARGUMENTS: dict[int, ctypes.Structure] = {
     SETUP2: Setup2(size=ctypes.sizeof(Setup2), entries=8, ring_addr=OLD_LABEL),
     ENTER: enter(address_of(ENTRIES)),
     SNAPSHOT: SnapshotArg(size=ctypes.sizeof(SnapshotArg), entries=address_of(ROOM), max_entries=len(ROOM)),
+    ATTEST: AttestArg(
+        size=ctypes.sizeof(AttestArg), statement=STATEMENT.address, max_statement=STATEMENT_MAX
+    ),
 }
-SIZED = [QUERY, SETUP2, ENTER, SNAPSHOT]
+SIZED = [QUERY, SETUP2, ENTER, SNAPSHOT, ATTEST]
 
 
 def name(request: int) -> str:

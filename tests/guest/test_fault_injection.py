@@ -45,6 +45,7 @@ POINTS = ("failslab", "fail_page_alloc", "fail_usercopy")
 
 pytestmark = [
     needs_root,
+    pytest.mark.usefixtures("attest_key"),
     pytest.mark.skipif(not FAIL_NTH.exists(), reason="needs a kernel with FAULT_INJECTION: a debug one"),
 ]
 
@@ -251,6 +252,7 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "BUFFER free": (True, lambda c: c.free(c.alloc(PAGE).handle)),
     "EVENTFD": (True, _eventfd),
     "LATENCY": (True, lambda c: c.latency()),
+    "ATTEST": (True, lambda c: c.attest()),
     "engines": (False, lambda c: (SYSFS / "engines").read_text()),
     "fdinfo": (True, lambda c: c.fdinfo()),
     "ENABLE": (True, lambda c: c.enable()),

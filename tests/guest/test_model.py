@@ -63,6 +63,7 @@ def make_memory() -> int:
 
 
 AT = make_memory()
+CPU = 1  # the id of that engine, and of the model's
 ACTIVE = ffi.new("struct nymph_entry[]", lib.NYMPH_MAX_ENTRIES)
 FLAGS = [
     lib.NYMPH_DMA_FLAG_RECORD,
@@ -142,6 +143,8 @@ class Side:
         self.maps: dict[int, Any] = {}
         os.set_blocking(file.fileno(), False)
         self.eventfd = -1
+        self.by_cpu = True
+        """The CPU, whose number the model's engine has, ran all entries: a transcript has those numbers."""
 
     def request(self, number: int, arg: Any = None) -> tuple[int, int]:
         """What it returned, and errno."""
@@ -159,8 +162,10 @@ def snapshot(side: Side) -> tuple[Any, bytes]:
     ring = bytes(ffi.buffer(ffi.addressof(arg, "ring")))
     expected = blake3.blake3(ring + active + arg.dma_bytes.to_bytes(8, "little")).digest()
     assert bytes(arg.ring_hash) == expected
-    assert bool(arg.engine) == bool(arg.ring.ring_size)
-    arg.entries = arg.engine = 0
+    assert bool(arg.engine) == bool(arg.transcript_id) == bool(arg.ring.ring_size)
+    arg.entries = arg.engine = arg.transcript_id = 0
+    if not side.by_cpu:
+        arg.transcript = bytes(32)
     return bytes(ffi.buffer(arg)), active
 
 
@@ -220,25 +225,34 @@ class Both(RuleBasedStateMachine):
 
     # Setting up and taking away
 
-    @initialize(size=st.integers(1, 40), paused=st.booleans())
-    def first_setup(self, size: int, paused: bool) -> None:
-        self.setup(size, paused, 7, 0, b"auto")
+    @initialize(size=st.integers(1, 40), paused=st.booleans(), engine=st.sampled_from([b"auto", b"cpu"]))
+    def first_setup(self, size: int, paused: bool, engine: bytes) -> None:
+        self.setup(size, paused, 7, 0, engine)
+
+    def see_engine(self) -> None:
+        """Notice which engine the driver's ring has since SETUP."""
+        arg = abi.new("nymph_snapshot")
+        assert self.sides[0].request(abi.NYMPH_IOC_SNAPSHOT, arg) == (0, 0)
+        for side in self.sides:
+            side.by_cpu &= arg.engine in (0, CPU)
 
     @rule(
         size=st.one_of(st.integers(1, 40), st.sampled_from([0, 1, 4096, 4097, 2**32 - 1])),
         paused=st.booleans(),
         label=st.sampled_from([0, 0x1000000, 2**64 - 1]),
         flags=st.sampled_from([0] * 9 + [2]),
-        engine=st.sampled_from([b"auto"] * 5 + [b"", b"warp", b"x" * 32]),
+        engine=st.sampled_from([b"auto"] * 3 + [b"cpu"] * 2 + [b"", b"warp", b"x" * 32]),
     )
     def setup(self, size: int, paused: bool, label: int, flags: int, engine: bytes) -> None:
         def act(side: Side) -> Any:
-            arg = abi.new("nymph_setup2", entries=size, ring_addr=label, flags=flags | paused, engine=engine)
+            name = engine if side.is_driver or engine != b"cpu" else b"model"
+            arg = abi.new("nymph_setup2", entries=size, ring_addr=label, flags=flags | paused, engine=name)
             return side.request(abi.NYMPH_IOC_SETUP2, arg), arg.records
 
         was, self.paused = self.paused, True  # nothing runs while this is decided
         (result, number), _ = self.both(act)
         self.paused = was
+        self.see_engine()
         if (result, number) == (0, 0):
             self.paused, self.size = paused, size
 
@@ -249,6 +263,7 @@ class Both(RuleBasedStateMachine):
         arg = abi.new("nymph_dma_ring", **fields)
         done = self.both(lambda side: side.request(abi.NYMPH_IOC_SETUP_RING, arg))
         self.paused = was
+        self.see_engine()
         if done == (0, 0):
             self.paused, self.size = False, size
 
@@ -259,6 +274,8 @@ class Both(RuleBasedStateMachine):
         done = self.both(lambda side: side.request(abi.NYMPH_IOC_RESET))
         if done == (0, 0):
             self.paused, self.size = True, 0
+            for side in self.sides:
+                side.by_cpu = True
 
     @rule()
     def enable(self) -> None:
@@ -479,7 +496,7 @@ def test_the_driver_and_the_model_agree() -> None:
 @pytest.mark.usefixtures("driver")
 def test_difference_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     both = Both()
-    both.first_setup(3, False)
+    both.first_setup(3, False, b"cpu")
     both.enter(random.Random(1), 1, False)
     both.agree()
     run = Model._run

@@ -35,7 +35,7 @@ BINFMT = Path("/usr/lib/binfmt.d")  # which programs run those of other architec
 USERS = ("root", "nymph-user", "other-user")
 # For tests of any module; and what pynymph depends on, so that all projects share one disk.
 WHEELS = ["setuptools>=68", "pytest>=8", "hypothesis>=6", "numpy>=1.26"]
-WHEELS += ["cffi>=1.15", "click>=8.1", "ioctl-opt>=1.3", "blake3>=1.0", "rich>=13"]
+WHEELS += ["cbor2>=6", "cffi>=1.15", "click>=8.1", "ioctl-opt>=1.3", "blake3>=1.0", "rich>=13"]
 
 # Documentation, and what sparse and gcc bring along for jobs they do not have here.
 LEFT_OUT = [

@@ -14,6 +14,7 @@ from nymphd.settings import Settings
 import pynymph
 from pynymph.command import cli
 from pynymph.command.model_weights import weights
+from pynymph.command.proofs import evidence_group
 
 DOCS = ROOT / "docs"
 CODE = [block for block in blocks() if block.language not in PLAIN]
@@ -116,8 +117,9 @@ def test_the_page_of_python_has_every_public_name() -> None:
 
 def test_the_manual_of_pynymph_has_every_command_and_option() -> None:
     page = (DOCS / "man/pynymph.md").read_text()
-    commands = {name: each for name, each in cli.commands.items() if each is not weights}
+    commands = {name: each for name, each in cli.commands.items() if each not in (weights, evidence_group)}
     commands |= {f"weights {name}": each for name, each in weights.commands.items()}
+    commands |= {f"evidence {name}": each for name, each in evidence_group.commands.items()}
     assert len(commands) > 10
     for name, each in commands.items():
         assert f"**pynymph {name}**" in page, name

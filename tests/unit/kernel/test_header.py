@@ -60,7 +60,7 @@ def test_python_agrees_with_c(tmp_path: Path) -> None:
     assert compiled["nymph_record"] == 128
     assert compiled["nymph_record.dst_digest size"] == 32
     assert compiled["NYMPH_IOC_SUBMIT_DMA"] == 0xC0204E01
-    assert len([name for name in compiled if name.startswith("NYMPH_IOC_")]) == 15
+    assert len([name for name in compiled if name.startswith("NYMPH_IOC_")]) == 16
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_python_agrees_with_c(tmp_path: Path) -> None:
         ("_IO(NYMPH_IOC_MAGIC, 8)", "_IO(NYMPH_IOC_MAGIC, 18)"),
         (
             "#define NYMPH_IOC_ENABLE",
-            "#define NYMPH_IOC_DISABLE\t_IO(NYMPH_IOC_MAGIC, 15)\n#define NYMPH_IOC_ENABLE",
+            "#define NYMPH_IOC_DISABLE\t_IO(NYMPH_IOC_MAGIC, 16)\n#define NYMPH_IOC_ENABLE",
         ),
         ("__u32 num_engines;", "__u32 num_engines;\n\t__u64 more;"),
         ("\t__u32 to_submit;\n\t__u32 max_records;", "\t__u32 max_records;\n\t__u32 to_submit;"),

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 import pynymph
+from pynymph import evidence
 
 SOURCES = sorted(Path(pynymph.__file__).parent.glob("*.py"))
 
@@ -57,6 +58,39 @@ def test_verification_recomputes_hashes_and_digests(service: Service) -> None:
     assert engine["ring_hash"] == engine["recomputed_ring_hash"]
     assert again["engines"][0]["src_digest"] != engine["src_digest"], "other bytes each time"
     assert again["dma_bytes"] >= found["dma_bytes"] + 65536
+
+
+def test_answers_have_evidence_for_those_who_ask(service: Service) -> None:
+    data = SOURCES[0].read_bytes()
+    with service.client() as client:
+        verified = client.get("/fabric/verify", params={"evidence": True, "bytes": 5000}).json()
+        answers = [
+            infer(client, data, evidence=True).json(),
+            client.post("/infer", params={"evidence": True}, content=data,
+                        headers={"Content-Type": "application/octet-stream"}).json(),
+        ]  # fmt: skip
+        plain = infer(client, data).json()
+        refused = [
+            infer(client, data, evidence=True, nonce="5eed"),
+            client.get("/fabric/verify", params={"evidence": True, "nonce": "5eed"}),
+            client.get("/fabric/verify", params={"nonce": "5eed"}),
+            infer(client, data, evidence=True, nonce="xyz"),
+        ]
+        again = client.get("/fabric/verify").json()
+    assert plain["evidence"] is None and again["engines"][0]["evidence"] is None
+    assert [each.status_code for each in refused] == [409, 409, 409, 422]
+    assert "no key to attest with" in refused[0].json()["error"]
+    (engine,) = verified["engines"]
+    found, _ = evidence.verify(base64.b64decode(engine["evidence"]), "verified")
+    (copied,) = found.transfers
+    assert (found.by, found.count, copied.nbytes, copied.status) == ("nymphd", 1, 5000, 0)
+    assert copied.target_digest and copied.target_digest.hex() == engine["dst_digest"]
+    for answer in answers:
+        found, _ = evidence.verify(base64.b64decode(answer["evidence"]), "inferred")
+        (copied,) = found.transfers
+        assert copied.target == f"model magika, {answer['model_digest']}" and found.device == "model:"
+        assert copied.source_digest == pynymph.digest.payload(data)
+        assert answer["input_digest"] == copied.source_digest.hex()
 
 
 def test_inference_agrees_with_magika(service: Service) -> None:

@@ -32,7 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from pynymph import signatures, weights
+import pynymph
+from pynymph import evidence, signatures, weights
 from pynymph.errors import ArgumentError, NymphError, VerifyError
 
 HERE = Path(__file__).parent
@@ -875,3 +876,48 @@ def test_statements_are_canonical_json(signature: Path, programs: Path) -> None:
     payload = base64.b64decode(json.loads(signature.read_text())["dsseEnvelope"]["payload"])
     done = subprocess.run([programs / "bin/python", "-c", code], input=payload, capture_output=True)
     assert done.stdout == payload
+
+
+# --- evidence ---
+
+IN_TOTO = """
+import json
+import sys
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import SSlibKey
+bundle, pem = (open(name, "rb").read() for name in sys.argv[1:])
+envelope, key = json.loads(bundle)["dsseEnvelope"], SSlibKey.from_crypto(load_pem_public_key(pem))
+for each in envelope["signatures"]:
+    each["keyid"] = key.keyid
+made = Envelope.from_dict(envelope)
+made.verify([key], 1)
+statement = json.loads(made.payload)
+print(statement["subject"][0]["digest"]["sha256"], statement["predicateType"])
+"""
+
+
+def test_programs_of_sigstore_and_in_toto_verify_signatures_of_evidence(
+    keys: Path, tmp_path: Path, programs: Path
+) -> None:
+    log, made, signature = evidence.Log(), tmp_path / "e.cbor", tmp_path / "e.sig"
+    with pynymph.Ring(device="model:", evidence=log) as ring:
+        done = ring.copy(src=b"weights", dst=bytearray(7), verify=True)
+        log.add(done, source="n\u00e4me \u2028", target="card 0")
+        log.save(made)
+    evidence.sign(made, signature, key=keys / "key.pem")
+    public = keys / "key-public.pem"
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+    said = in_python(programs, IN_TOTO, signature, public)
+    assert said.split() == [digest, "https://pynymph/evidence/v1"]
+    if (programs / "node_modules").exists():
+        assert run("node", programs / "verify.js", signature, public) == "verified\n"
+    bundle = json.loads(signature.read_text())
+    payload = base64.b64decode(bundle["dsseEnvelope"]["payload"]).replace(b"card 0", b"card 1")
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
+    signature.write_text(json.dumps(bundle))
+    for command in (
+        (programs / "bin/python", "-c", IN_TOTO),
+        *([("node", programs / "verify.js")] if (programs / "node_modules").exists() else []),
+    ):
+        assert subprocess.run([*map(str, command), signature, public], capture_output=True).returncode

@@ -61,19 +61,20 @@ NO_DEADLINE = 2**64 - 1
 
 # The requests, and the layouts of their structs: kernel/pcie_nymph.h.
 SUBMIT_DMA, GET_STATUS, SETUP_RING, GET_RING, RESET = 0xC0204E01, 0x80304E02, 0x40184E03, 0x80184E04, 0x4E05
-QUERY, SETUP2, ENABLE, ENTER, SNAPSHOT = 0xC0484E06, 0xC0384E07, 0x4E08, 0xC0384E09, 0xC0704E0A
-CANCEL, BUFFER, EVENTFD, LATENCY = 0xC0184E0B, 0xC0304E0C, 0x40104E0D, 0xC0284E0E
+QUERY, SETUP2, ENABLE, ENTER, SNAPSHOT = 0xC0484E06, 0xC0384E07, 0x4E08, 0xC0384E09, 0xC0A04E0A
+CANCEL, BUFFER, EVENTFD, LATENCY, ATTEST = 0xC0184E0B, 0xC0304E0C, 0x40104E0D, 0xC0284E0E, 0xC0584E0F
 DESC = struct.Struct("<QQIIQ")
 ENTRY = struct.Struct("<HHIQQQIIQQQ")
 RING = struct.Struct("<IIIIQ")
 SETUP2_ARG = struct.Struct("<IIIIQ32s")
 ENTER_ARG = struct.Struct("<IIQQIIIIIiQ")
-SNAPSHOT_ARG = struct.Struct("<II24sQ32sIIQIiQII")
+SNAPSHOT_ARG = struct.Struct("<II24sQ32sIIQIiQII32sQQ")
 CANCEL_ARG = struct.Struct("<IIQII")
 BUFFER_ARG = struct.Struct("<IIIIQQQiI")
 BUFFER_FD = 40
 EVENTFD_ARG = struct.Struct("<IIiI")
 LATENCY_ARG = struct.Struct("<IIQQQQ")
+ATTEST_ARG = struct.Struct("<II32sQII32s")
 QUERY_ARG = struct.Struct("<II40xIIQII")
 NOP, COPY, HASH, FILL, COMPARE = range(5)
 ZERO_COPY, VERIFY, SYNC_ENTRY, DIGEST, RECORD, LINK, BARRIER = (1 << bit for bit in range(7))
@@ -126,8 +127,8 @@ class Generator:
             (30, self._enter), (6, self._submit), (5, self._setup), (4, self._enable), (3, self._reset),
             (4, self._snapshot), (4, self._cancel), (10, self._buffer), (5, self._map), (6, self._remap),
             (4, self._eventfd), (4, self._read), (2, self._poll), (3, self._close), (2, self._send),
-            (2, self._fork), (3, self._memfd), (2, self._query), (2, self._import), (1, self._userfault),
-            (1, self._setup_ring), (1, self._wild),
+            (2, self._fork), (3, self._memfd), (2, self._query), (2, self._attest), (2, self._import),
+            (1, self._userfault), (1, self._setup_ring), (1, self._wild),
         ]  # fmt: skip
 
     # Programs
@@ -393,7 +394,7 @@ class Generator:
         rng = self._rng
         to, most = rng.choice([(0, 0), (ARRAYS + 0x40000, 64), (ARRAYS + 0x40000, 1), (NOWHERE, 64)])
         arg = SNAPSHOT_ARG.pack(
-            SNAPSHOT_ARG.size, 0, bytes(24), 0, bytes(32), 0, 0, to, most, 0, 0, 0, 0
+            SNAPSHOT_ARG.size, 0, bytes(24), 0, bytes(32), 0, 0, to, most, 0, 0, 0, 0, bytes(32), 0, 0
         )  # fmt: skip
         return [
             *self._request(self._ring(), rng.choice([SNAPSHOT] * 4 + [GET_STATUS, GET_RING]), arg),
@@ -415,6 +416,12 @@ class Generator:
         return self._request(
             self._ring(), QUERY, QUERY_ARG.pack(QUERY_ARG.size, 0, 0, 0, engines, rng.choice([0, 1, 64]), 0)
         )
+
+    def _attest(self) -> list[Step]:
+        rng = self._rng
+        to, most = rng.choice([(RECORDS, 16384)] * 3 + [(RECORDS, 100), (NOWHERE, 16384)])
+        arg = ATTEST_ARG.pack(ATTEST_ARG.size, 0, rng.randbytes(32), to, most, 0, bytes(32))
+        return self._request(self._ring(), ATTEST, arg)
 
     # Buffers, and memory
 

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""Transcripts and attestations of the model: entries and records alone say what the digest is."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+import pynymph
+from pynymph import abi, transcript
+from pynymph.abi import address, ffi, lib
+from pynymph.model import Model
+
+HEADER = Path(__file__).parents[3] / "kernel" / "pcie_nymph.h"
+
+
+@pytest.fixture
+def ring() -> Iterator[pynymph.Ring]:
+    with pynymph.Ring(8, device="model:") as ring:
+        yield ring
+
+
+def test_context_is_the_headers() -> None:
+    [there] = re.findall(r'^#define NYMPH_TRANSCRIPT_CONTEXT "(.*)"$', HEADER.read_text(), re.MULTILINE)
+    assert there == transcript.CONTEXT
+
+
+def run_some(model: Model) -> tuple[list[bytes], list[bytes]]:
+    """Entries that end in different ways, and their records."""
+    setup = abi.new("nymph_setup2", entries=8, flags=lib.NYMPH_SETUP_PAUSED)
+    model.ioctl(abi.NYMPH_IOC_SETUP2, setup)
+    source, target = ffi.new("char[]", b"x" * 64), ffi.new("char[]", 64)
+    record, verify = lib.NYMPH_DMA_FLAG_RECORD, lib.NYMPH_DMA_FLAG_VERIFY_HASH
+    at = {"size": 64, "src": address(source), "dst": address(target), "length": 64}
+    array = ffi.new(
+        "struct nymph_entry[]",
+        [
+            {**at, "opcode": lib.NYMPH_OP_COPY, "flags": record | verify, "cookie": 1},
+            {"size": 64, "opcode": lib.NYMPH_OP_NOP, "flags": record, "cookie": 2},
+            {**at, "opcode": lib.NYMPH_OP_COPY, "flags": record, "cookie": 3},
+        ],
+    )
+    model.ioctl(abi.NYMPH_IOC_ENTER, abi.new("nymph_enter", entries=address(array), to_submit=3))
+    model.ioctl(abi.NYMPH_IOC_CANCEL, abi.new("nymph_cancel", cookie=3))
+    model.ioctl(abi.NYMPH_IOC_ENABLE)
+    raw = model.read(3 * 128)
+    return [bytes(ffi.buffer(array + i, 64)) for i in range(3)], [
+        raw[128 * i : 128 * i + 128] for i in range(3)
+    ]
+
+
+def seen(model: Model) -> tuple[bytes, int]:
+    snapshot = abi.new("nymph_snapshot")
+    model.ioctl(abi.NYMPH_IOC_SNAPSHOT, snapshot)
+    return bytes(snapshot.transcript), snapshot.transcript_count
+
+
+def test_digest_is_computed_from_entries_and_records() -> None:
+    model = Model()
+    packed = list(map(transcript.pack, *run_some(model)))
+    assert seen(model) == (transcript.digest(b"".join(packed)), 3)
+    model.close()
+
+
+def test_anything_else_has_another_digest() -> None:
+    """Another order, one less, one more, and every bit of the last and of the first."""
+    model = Model()
+    packed = list(map(transcript.pack, *run_some(model)))
+    digest, _ = seen(model)
+    for wrong in (packed[::-1], packed[:2], [*packed, packed[2]], [packed[0], *packed[2:]], []):
+        assert transcript.digest(b"".join(wrong)) != digest
+    stream = b"".join(packed)
+    for bit in [*range(8 * 128), *range(8 * 256, 8 * 384)]:
+        flipped = bytearray(stream)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert transcript.digest(bytes(flipped)) != digest
+    model.close()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = Model()
+    entries, records = run_some(model)
+    for entry, record in ((entries[0][:63], records[0]), (entries[0], records[0] + b"\0")):
+        with pytest.raises(pynymph.ArgumentError, match="give 64 bytes"):
+            transcript.pack(entry, record)
+    with pytest.raises(pynymph.ArgumentError, match="pair them by cookie"):
+        transcript.pack(entries[0], records[1])
+    with pytest.raises(pynymph.ArgumentError, match="127 bytes are not whole records"):
+        transcript.digest(bytes(127))
+    model.close()
+
+
+def test_reset_begins_another_transcript(ring: pynymph.Ring) -> None:
+    ring.copy(src=b"x", dst=bytearray(1))
+    before = ring.snapshot()
+    ring.reset()
+    after = ring.snapshot()
+    assert (before.transcript_count, after.transcript_count) == (1, 0)
+    assert after.transcript == transcript.digest(b"")
+    assert after.transcript_id > before.transcript_id
+
+
+def test_attestation_is_keyed(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, nonce = os.urandom(32), os.urandom(32)
+    with pytest.raises(pynymph.NymphError, match="the driver has no key to attest with"):
+        ring.attest(nonce)
+    monkeypatch.setattr(Model, "attest_key", key)
+    made = ring.attest(nonce)
+    assert made.digest == blake3(made.statement, key=key).digest()
+    statement = ffi.from_buffer("struct nymph_statement *", made.statement)
+    now = ring.snapshot()
+    assert bytes(statement.magic) == b"nymph attest v1\0"
+    assert bytes(statement.nonce) == nonce
+    assert statement.size == len(made.statement)
+    assert bytes(statement.transcript) == now.transcript
+    assert bytes(statement.ring_hash) == now.ring_hash
+    text = made.statement[statement.text_offset :].decode()
+    assert dict(line.split("=", 1) for line in text.splitlines())["engine.1"] == "model"
+
+
+@pytest.mark.parametrize("nonce", [b"", bytes(31), bytes(33), bytearray(32), "x" * 32, None])
+def test_nonce_is_32_bytes(ring: pynymph.Ring, nonce: object) -> None:
+    with pytest.raises(pynymph.ArgumentError, match="give 32 bytes"):
+        ring.attest(nonce)  # type: ignore[arg-type]
