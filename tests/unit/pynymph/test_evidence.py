@@ -541,3 +541,22 @@ def test_attesting_takes_the_key_that_the_administrator_gave(monkeypatch: pytest
     assert found.attested and found.attested.digest == blake3(found.attested.statement, key=KEY).digest()
     assert found.attested.challenge == NONCE
     assert evidence.Statement.parse(found.attested.statement).nonce == found.nonce(NONCE)
+
+
+def test_a_statement_agrees_with_the_records_whoever_has_the_key(made: Made) -> None:
+    assert made[0].attested
+    statement = made[0].attested.statement
+    for at, hint in (
+        (16, "attests other evidence"),
+        (64, "another transcript"),
+        (96, "another number of entries"),
+        (104, "another number of the transcript"),
+        (112, "bytes moved, and the records"),
+        (120, "hash of the ring"),
+        (152, "hash of the ring"),
+    ):
+        other = statement[:at] + bytes([statement[at] ^ 1]) + statement[at + 1 :]
+        keyed = evidence.Attested(NONCE, other, blake3(other, key=KEY).digest())
+        assert hint in wrong(
+            replace(made[0], attested=keyed).to_bytes(), replace(made[1], tpm_key=None, pcrs=None)
+        )
