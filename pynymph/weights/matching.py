@@ -43,8 +43,10 @@ _TOGETHER = 256 << 20
 _PIECE = 32 << 20
 """Bytes of a file's tensor that are cast at once."""
 
-_QUANTIZED = (("", "_scale_inv"), ("_blocks", "_scales"))
-"""What is behind the name of a tensor for its numbers and its scales in files of FP8, and of MXFP4."""
+_SCALES = "_scale_inv"
+"""What is behind the name of a tensor for its scales in files of FP8."""
+_BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
+"""What is behind the name of a tensor for its numbers and its scales in files of MXFP4."""
 
 
 @dataclass(frozen=True)
@@ -432,7 +434,7 @@ class _Forms:
         """By name in the files: live tensors of which it consists, if there are several."""
         self.together: dict[str, set[str]] = defaultdict(set)
         """By name in transformers' conversion: live tensors that can only be converted back together."""
-        self.suffixes = [each for each in _QUANTIZED if any(name.endswith(each[1]) for name in wanted)]
+        self.has_mxfp4 = any(name.endswith(_BLOCKS) for name in wanted)
         self.by_suffix: dict[str, list[str]] = defaultdict(list)
         for name in wanted:
             parts = name.split(".")
@@ -444,8 +446,8 @@ class _Forms:
         tensor = self.live[name]
         if name in self.sharded:
             return self._slice(name, self.sharded[name])
-        if quantized := self._quantized(name, tensor):
-            return quantized
+        if packed := self._packed_numbers(name, tensor):
+            return packed
         raised = False
         if self.revert is not None:
             try:
@@ -462,7 +464,7 @@ class _Forms:
                     found = turned
             if all(self._fits(key, each) for key, each in found.items()):
                 if found and sum(each.numel() for each in found.values()) == tensor.numel():
-                    return [_Part(key, each.detach(), (name,)) for key, each in found.items()]
+                    return [self._part(key, each, name) for key, each in found.items()]
                 if found:
                     self.why[name] = (
                         f"transformers makes {', '.join(found)} of it with other numbers of elements"
@@ -472,7 +474,7 @@ class _Forms:
                 return []
         for each in (name, _as_torchao_saves(name)):
             if (known := self._known(each)) in self.wanted:
-                return [_Part(known, tensor.detach(), (name,))]
+                return [self._part(known, tensor, name)]
         parts = self._unpacked(name, tensor)
         if raised and not parts:
             self.together[_converted_with(self.model, name)].add(name)
@@ -507,19 +509,21 @@ class _Forms:
             return None
         return self._known(renamed)
 
-    def _quantized(self, name: str, tensor: Any) -> list[_Part]:
-        """Return the numbers and scales of which a tensor was dequantized: FP8 in blocks, and MXFP4."""
-        if not tensor.is_floating_point():
+    def _part(self, source: str, tensor: Any, name: str) -> _Part:
+        """Return a part of the live tensor `name`, which may be dequantized from FP8 with a scale for each block."""
+        scales = f"{source}{_SCALES}"
+        made = self.wanted[source].dtype.startswith("F8_") and scales in self.wanted and _is_wide(tensor)
+        return _Part(source, tensor.detach(), (name,), scales=scales if made else "")
+
+    def _packed_numbers(self, name: str, tensor: Any) -> list[_Part]:
+        """Return the numbers and scales of which a tensor was dequantized, if they are MXFP4 in the files."""
+        if not self.has_mxfp4 or not _is_wide(tensor):
             return []
-        for numbers, scales in self.suffixes:
-            known = self._renamed(f"{name}{numbers}", tuple(tensor.shape), tensor.dtype)
-            if known is None or known not in self.wanted:
-                continue
-            beside = f"{known.removesuffix(numbers)}{scales}"
-            right = numbers or self.wanted[known].dtype.startswith("F8_")
-            if right and beside in self.wanted and tensor.element_size() > 1:
-                return [_Part(known, tensor.detach(), (name,), scales=beside)]
-        return []
+        known = self._renamed(f"{name}{_BLOCKS}", tuple(tensor.shape), tensor.dtype)
+        scales = f"{(known or '').removesuffix(_BLOCKS)}{_BLOCK_SCALES}"
+        if known is None or known not in self.wanted or scales not in self.wanted:
+            return []
+        return [_Part(known, tensor.detach(), (name,), scales=scales)]
 
     def _fits(self, name: str, tensor: Any) -> bool:
         return name in self.wanted and tuple(tensor.shape) == self.wanted[name].shape
@@ -548,7 +552,7 @@ class _Forms:
                 self.why[name] = f"it has other rows than {', '.join(sources)}"
                 return []
             split = tensor.detach().split(rows)
-            return [_Part(source, part, (name,)) for source, part in zip(sources, split, strict=True)]
+            return [self._part(source, part, name) for source, part in zip(sources, split, strict=True)]
         return []
 
     def _reverted(self, names: Iterable[str]) -> dict[str, Any] | None:
@@ -730,6 +734,11 @@ def _tied(live: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _shares(part: Any, live: Any) -> bool:
     return bool(part.untyped_storage().data_ptr() == live.untyped_storage().data_ptr())
+
+
+def _is_wide(tensor: Any) -> bool:
+    """Tell whether numbers of 8 bits and less can have been dequantized to this tensor's dtype."""
+    return bool(tensor.is_floating_point() and tensor.element_size() > 1)
 
 
 def _nbytes(tensor: Any) -> int:
