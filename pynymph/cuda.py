@@ -30,7 +30,7 @@ from pynymph.errors import ArgumentError
 __all__ = ["copy", "devices", "digest", "digest_into", "digest_many", "digest_segments", "tree"]
 
 
-_FIRST = 1 << 30
+_FIRST = 1 << 28
 """Bytes of arrays whose digests digest_many() launches first. Each later launch has twice as many."""
 
 
@@ -210,7 +210,8 @@ def digest_into(array: Any, out: Any, *, stream: Any = None, key: bytes | None =
         if memory.runs is None and memory.nbytes <= kernels.SMALL:
             address = on.gpu.kept_state().address if captured else on.new_state(kernels.SMALL_PAIRS)
             args = kernels.small_args(mode, address, to.address)
-            on.launch("small", args, kernels.aim_small(args, memory.address, memory.nbytes))
+            blocks = kernels.aim_small(args, memory.address, memory.nbytes)
+            on.launch("small", args, blocks, kernels.SMALL_THREADS)
         else:
             made = kernels.Leaves(on, mode, *segments_of([memory]), joined=True)
             state = on.new_state(made.pairs)

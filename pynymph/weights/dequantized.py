@@ -24,7 +24,9 @@ def mismatch(live: tuple[int, ...], numbers: Tensor, scales: Tensor) -> str:
         made: tuple[int, ...] = (*lead, 32 * blocks, rows)
     else:
         fits = len(numbers.shape) == len(scales.shape) > 1 and numbers.shape[:-2] == scales.shape[:-2]
-        fits = fits and all(grid and not size % grid for size, grid in zip(numbers.shape, scales.shape, strict=True))
+        fits = fits and all(
+            grid and not size % grid for size, grid in zip(numbers.shape, scales.shape, strict=True)
+        )
         fits = fits and (scales.dtype == "U8" or torch_dtype(scales.dtype) is not None)
         made = numbers.shape
     if not fits:
@@ -52,7 +54,11 @@ class Pieces:
         """Whether the bytes read are those of the manifest. It is known when differing() has ended."""
         dtype = torch_dtype(scales.dtype)
         self._scales = torch.frombuffer(copied, dtype=dtype).reshape(scales.shape).to(live.device)
-        self._scales = (self._scales.float() - 127).exp2() if dtype == torch.uint8 else self._scales.float()
+        if dtype == torch.uint8:
+            # An exponent has the place of one in a float. exp2() is not exact on each device.
+            bits = self._scales.int() << 23
+            self._scales = torch.where(bits == 0, 1 << 22, bits).view(torch.float32)
+        self._scales = self._scales.float()
 
     def differing(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges of the live tensor's bytes, in C order, that differ."""

@@ -30,6 +30,8 @@ from pynymph.weights.live import (
     device_of,
     differing_in,
     digests_of,
+    enough_memory,
+    is_out_of_memory,
     saved_beside,
     torch_dtype,
     transient_buffers,
@@ -176,7 +178,8 @@ def match(
         assert files is not None
         wanted = making.manifest(files)
     began = time.monotonic()
-    made = _Matching(model, wanted, files, progress).run()
+    with enough_memory("proving the tensors of a model"):
+        made = _Matching(model, wanted, files, progress).run()
     made.seconds = time.monotonic() - began
     return made
 
@@ -453,6 +456,8 @@ class _Forms:
             try:
                 reverted = self.revert(self.model, {name: tensor})
             except Exception as error:  # what a conversion raises that needs other tensors, too
+                if is_out_of_memory(error):
+                    raise
                 reverted = {}
                 self.why[name] = f"transformers can't convert it back: {error}"
                 raised = True
@@ -510,7 +515,7 @@ class _Forms:
         return self._known(renamed)
 
     def _part(self, source: str, tensor: Any, name: str) -> _Part:
-        """Return a part of the live tensor `name`, which may be dequantized from FP8 with a scale for each block."""
+        """Return a part of the live tensor `name`: dequantized, if the files have FP8 and scales of it."""
         scales = f"{source}{_SCALES}"
         made = self.wanted[source].dtype.startswith("F8_") and scales in self.wanted and _is_wide(tensor)
         return _Part(source, tensor.detach(), (name,), scales=scales if made else "")
@@ -561,6 +566,8 @@ class _Forms:
         try:
             reverted = self.revert(self.model, {name: self.live[name] for name in names})
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             self.why |= dict.fromkeys(names, f"transformers can't convert it back: {error}")
             return None
         return {self._known(key): each for key, each in reverted.items()}
@@ -674,8 +681,10 @@ def _range_of_slices(slices: tuple[tuple[int, int], ...], whole: Tensor) -> tupl
 
 def _converted_with(model: Any, name: str) -> str:
     """Return what all live tensors have in common that transformers converts back together with this one."""
-    from transformers.core_model_loading import WeightConverter, apply_converters
-
+    try:
+        from transformers.core_model_loading import WeightConverter, apply_converters
+    except ImportError:  # before transformers 5.2x each tensor is converted back alone
+        return name
     reversals = [
         each.reverse_transform() for each in reversed(getattr(model, "_weight_conversions", None) or [])
     ]
@@ -685,7 +694,7 @@ def _converted_with(model: Any, name: str) -> str:
 class _Stand:
     """Stand for a model of transformers with other conversions than the model has."""
 
-    def __init__(self, model: Any, conversions: list[Any]) -> None:
+    def __init__(self, model: Any, conversions: list[Any] | None) -> None:
         self._model, self._weight_conversions = model, conversions
 
     def __getattr__(self, name: str) -> Any:
@@ -693,8 +702,11 @@ class _Stand:
 
 
 def _reversible(model: Any) -> Any:
-    """Return the model, or what stands for it without conversions that have no reversal."""
+    """Return the model, or what stands for it without conversions that can't be reversed, or quantize."""
     conversions = list(getattr(model, "_weight_conversions", None) or ())
+    operations = [operation for each in conversions for operation in getattr(each, "operations", ())]
+    if any(hasattr(operation, "hf_quantizer") for operation in operations):
+        return _Stand(model, None)  # for which transformers takes the conversions of the class
     kept = []
     for each in conversions:
         try:

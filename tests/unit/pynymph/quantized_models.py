@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tiny random models that libraries quantized, and their files, for tests of weights on the CPU and on GPUs."""
+"""Tiny random models that libraries quantized, and their files, for tests on the CPU and on GPUs."""
 
 import json
 from pathlib import Path
@@ -62,8 +62,8 @@ def mxfp4(folder: Path, device: str = "cpu") -> Any:
     """A model whose experts are MXFP4 in the files, dequantized on loading."""
     transformers = pytest.importorskip("transformers", minversion="5.0")
     pytest.importorskip("accelerate")
-    kind, classes, arguments = tiny_models.MODELS["GPT-OSS"]
-    config = getattr(transformers, kind)(**arguments | {"intermediate_size": 32})
+    name, classes, arguments = tiny_models.MODELS["GPT-OSS"]
+    config = getattr(transformers, name)(**arguments | {"intermediate_size": 32})
     torch.manual_seed(1)
     getattr(transformers, classes)(config).bfloat16().save_pretrained(folder)
     tensors = safetensors.load_file(folder / "model.safetensors")
@@ -75,4 +75,6 @@ def mxfp4(folder: Path, device: str = "cpu") -> Any:
     safetensors.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     configured(folder, quant_method="mxfp4")
     config = transformers.Mxfp4Config(dequantize=True)
-    return transformers.GptOssForCausalLM.from_pretrained(folder, quantization_config=config, device_map=device)
+    return transformers.GptOssForCausalLM.from_pretrained(
+        folder, quantization_config=config, device_map=device
+    )
