@@ -576,7 +576,9 @@ DEVICE void hash_aligned(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 cou
 			compress(h, m, counter, end ? last : 64,
 				 (j ? 0 : CHUNK_START) | (end ? CHUNK_END | root : 0) | mode.flags, mode.one);
 		}
-		if (padded || stop == blocks)
+		if constexpr (padded)
+			break;
+		if (stop == blocks)
 			break;
 #pragma unroll 1
 		for (u32 i = 0; i < 64; i++)

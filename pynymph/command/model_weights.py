@@ -185,10 +185,10 @@ def match(
     MODEL is the folder of a model that transformers loads, with safetensors files. They have to agree with
     MANIFEST or the signature, if one is given.
     """
-    wanted = None if manifest is None else models.Manifest.load(manifest)
-    if signature is not None or key is not None or ca is not None:
+    if (manifest, signature, key, ca) != (None, None, None, None):
         _one_of(manifest, signature, key, ca)
-        assert signature is not None
+    wanted = None if manifest is None else models.Manifest.load(manifest)
+    if signature is not None:
         wanted = _signed_manifest(model, signature, key, ca, as_json)
     if build is not None:
         sys.path.insert(0, os.getcwd())  # of which `python -m pynymph` alone would import
