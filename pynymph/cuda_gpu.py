@@ -389,6 +389,10 @@ class On:
             args = kernels.small_args(mode, state.address, state.out, state.mailbox)
             blocks = kernels.aim_small(args, memory.address, memory.nbytes)
             self.launch("small", args, blocks, kernels.SMALL_THREADS)
+        return self.finish(state)
+
+    def finish(self, state: State) -> bytes:
+        """Wait for the digest of a launch, and give back its state."""
         found = self.await_digest(state, _PATIENCE)
         self.gpu.give_state(state)
         return found
@@ -401,9 +405,7 @@ class On:
         state.epoch = (state.epoch + 1) & 0xFFFFFFFF
         made.leaf(state.address)
         made.top(state.address, state.out, state.mailbox)
-        found = self.await_digest(state, _PATIENCE)
-        self.gpu.give_state(state)
-        return found
+        return self.finish(state)
 
     def await_digest(self, state: State, patience: float) -> bytes:
         """Wait for a digest: poll for `patience` seconds, which has less latency, then block."""

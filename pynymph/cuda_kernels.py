@@ -306,6 +306,11 @@ class Leaves:
             first = end
         return ranges, most * 1024
 
+    def move(self, addresses: Words) -> None:
+        """Change the addresses of the segments for what is launched from now on."""
+        (at,) = self._machine.upload(addresses)
+        self._args.addresses = ffi.cast("u64 *", at)
+
     def leaf(self, epoch: int = 0, blocks: tuple[int, int] | None = None) -> None:
         """Launch the kernel leaf, which makes the nodes of level `levels`.
 
@@ -319,6 +324,10 @@ class Leaves:
             self._args.epoch = ffi.cast("u32 *", 0 if first else epoch)
             kernel = "leaf" if self.aligned else "leaf_any"
             self._machine.launch(kernel, self._args, end - first, self.threads)
+
+    def complete(self, nbytes: int) -> int:
+        """Count the blocks of leaf of the only job that need no more than its first bytes, for leaf()."""
+        return 0 if len(self._ranges) > 1 else nbytes // (1024 * self.threads)
 
     def top(self, state: int, out: int, mailbox: int = 0) -> None:
         """Launch the kernels middle and top, which make the digests of the nodes.

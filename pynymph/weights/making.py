@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -155,6 +156,33 @@ def _places(header: bytes) -> Mapping[str, Place]:
     return MappingProxyType(places_of("the header's file", header))
 
 
+def _as_in_file(name: str, tensor: Any, span: Place) -> Bytes:
+    each = bytes_of(name, tensor)
+    if (each.dtype, each.shape) != (span.dtype, span.shape):
+        is_now, should = f"{each.dtype} {list(each.shape)}", f"{span.dtype} {list(span.shape)}"
+        raise ArgumentError(
+            errno.EINVAL, f"{name} is {is_now} instead of {should}; give it as it is in the file"
+        )
+    return each
+
+
+def _on_gpu(spans: Mapping[str, Place], tensors: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the tensors that have bytes, in their order in the file."""
+    for name, span in spans.items():
+        tensor = tensors[name]
+        if not is_plain(tensor, span.dtype, span.shape):
+            tensor = _as_in_file(name, tensor, span).device
+        if span.end > span.begin:
+            if tensor is None:
+                raise _on_host(name)
+            yield tensor
+
+
+def _on_host(name: str | None) -> ArgumentError:
+    message = f"{name} is in host memory, and others are not; give all from one GPU"
+    return ArgumentError(errno.EINVAL, message)
+
+
 def file_digest(header: bytes, tensors: Mapping[str, Any], *, algorithm: str = "blake3") -> bytes:
     """Make the digest of a whole safetensors file from its header, and from tensors in memory.
 
@@ -180,31 +208,16 @@ def file_digest(header: bytes, tensors: Mapping[str, Any], *, algorithm: str = "
     spans = _places(bytes(header))
     if missing := [name for name in spans if name not in tensors]:
         raise ArgumentError(errno.EINVAL, f"{missing[0]} is missing; give all tensors of the header")
-    live: dict[str, Bytes] = {}
-    on_device, on_host = [], ""
-    for name, span in spans.items():
-        tensor = tensors[name]
-        if algorithm == "blake3" and is_plain(tensor, span.dtype, span.shape):
-            on_device.append(tensor)
-            continue
-        live[name] = each = bytes_of(name, tensor)
-        if each.shape != span.shape or each.dtype != span.dtype:
-            is_now, should = f"{each.dtype} {list(each.shape)}", f"{span.dtype} {list(span.shape)}"
-            raise ArgumentError(
-                errno.EINVAL, f"{name} is {is_now} instead of {should}; give it as it is in the file"
-            )
-        if each.device is not None:
-            on_device.append(each.device)
-        elif each.nbytes:
-            on_host = on_host or name
-    if algorithm == "blake3" and on_device:
+    lengths = {name: span.end - span.begin for name, span in spans.items() if span.end > span.begin}
+    first = next(iter(lengths), None)
+    if algorithm == "blake3" and first is not None and bytes_of(first, tensors[first]).device is not None:
         from pynymph import cuda
 
-        if on_host:
-            raise ArgumentError(
-                errno.EINVAL, f"{on_host} is in host memory, and others are not; give all from one GPU"
-            )
-        return cuda.digest_segments([bytes(header), *on_device])
+        parts = itertools.chain((bytes(header),), _on_gpu(spans, tensors))
+        return cuda.digest_parts(parts, [len(header), *lengths.values()])
+    live = {name: _as_in_file(name, tensors[name], span) for name, span in spans.items()}
+    if algorithm == "blake3" and any(live[name].device is not None for name in lengths):
+        raise _on_host(first)
     hasher = blake3(header, max_threads=blake3.AUTO) if algorithm == "blake3" else hashlib.sha256(header)
     for each in live.values():
         for part in parts_of(each):
