@@ -188,15 +188,15 @@ DEVICE void mix(u32 (&v)[16], const u32 (&m)[16], u32 one)
 template <int round>
 DEVICE void rounds(u32 (&v)[16], const u32 (&m)[16], u32 one)
 {
-	/* Their order is of no matter but to the allocation of registers: this one was the best of 190. */
+	/* Their order is of no matter but to the allocation of registers: this one was the best of 32. */
+	mix<round, 1>(v, m, one);
+	mix<round, 2>(v, m, one);
 	mix<round, 0>(v, m, one);
 	mix<round, 3>(v, m, one);
-	mix<round, 2>(v, m, one);
-	mix<round, 1>(v, m, one);
 	mix<round, 6>(v, m, one);
+	mix<round, 5>(v, m, one);
 	mix<round, 4>(v, m, one);
 	mix<round, 7>(v, m, one);
-	mix<round, 5>(v, m, one);
 	if constexpr (round < 6)
 		rounds<round + 1>(v, m, one);
 }
