@@ -260,7 +260,7 @@ def digest_into(array: Any, out: Any, *, stream: Any = None, key: bytes | None =
             raise ArgumentError(
                 errno.EINVAL, "a graph can't capture an array with gaps; make it C-contiguous first"
             )
-        if memory.runs is None and kernels.is_small(memory.address, memory.nbytes):
+        if memory.runs is None and memory.nbytes <= kernels.SMALL:
             address = on.gpu.kept_state().address if captured else on.new_state(kernels.SMALL_PAIRS)
             args = kernels.small_args(mode, address, to.address)
             blocks = kernels.aim_small(args, memory.address, memory.nbytes)

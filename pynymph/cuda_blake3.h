@@ -556,7 +556,8 @@ template <bool padded>
 DEVICE void hash_aligned(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 counter, u32 root, u8 *tail,
 			 const struct mode &mode)
 {
-	if (__all_sync(~0u, is_whole(blocks, last, root))) {
+	/* It follows what runs before it in memory, too: a launch begins without its code in the caches. */
+	if (__builtin_expect(__all_sync(~0u, is_whole(blocks, last, root)), 1)) {
 		hash_whole(h, p, counter, mode);
 		return;
 	}
@@ -692,7 +693,7 @@ DEVICE void hash_any(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 counter
 {
 	if (__all_sync(~0u, !((u64)p & 15)))
 		hash_aligned<true>(h, p, blocks, last, counter, root, nullptr, mode);
-	else if (__all_sync(~0u, is_whole(blocks, last, root)))
+	else if (__builtin_expect(__all_sync(~0u, is_whole(blocks, last, root)), 1))
 		hash_whole_unaligned(h, p, counter, mode);
 	else
 		hash_unaligned(h, p, blocks, last, counter, root, mode);

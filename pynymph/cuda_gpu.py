@@ -375,7 +375,7 @@ class On:
 
     def one(self, memory: Span, mode: Mode) -> bytes:
         """Make the digest of one span. Returns 32 bytes."""
-        if memory.runs is not None or not kernels.is_small(memory.address, memory.nbytes):
+        if memory.runs is not None or memory.nbytes > kernels.SMALL:
             return self.joined([memory], mode)
         state = self.gpu.take_state(0)
         state.epoch = (state.epoch + 1) & 0xFFFFFFFF

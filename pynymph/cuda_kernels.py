@@ -39,8 +39,6 @@ LEVELS = 3
 """Levels of the tree that leaf makes above the leaves."""
 SMALL = 16 << 20
 """Longest input in bytes for which small is the fastest kernel."""
-SMALL_ALIGNED = 8 << 20
-"""The same for inputs at multiples of 16."""
 SMALL_PAIRS = 8 * (SMALL // (1024 * SMALL_LEAVES) + 64)
 SCRATCH = 512 << 20
 """Most bytes of copies of leaves at a time. More copies take more launches."""
@@ -153,11 +151,6 @@ def small_args(mode: Mode, state: int, out: int, mailbox: int = 0) -> Any:
     args.out = ffi.cast("u32 *", out)
     args.mailbox = ffi.cast("u64 *", mailbox)
     return args
-
-
-def is_small(address: int, length: int) -> bool:
-    """Tell whether small is the fastest kernel for an input."""
-    return length <= (SMALL if address % 16 else SMALL_ALIGNED)
 
 
 def aim_small(args: Any, address: int, length: int) -> int:
