@@ -188,15 +188,15 @@ DEVICE void mix(u32 (&v)[16], const u32 (&m)[16], u32 one)
 template <int round>
 DEVICE void rounds(u32 (&v)[16], const u32 (&m)[16], u32 one)
 {
-	/* Their order is of no matter but to the allocation of registers: this one was the best of 32. */
-	mix<round, 1>(v, m, one);
-	mix<round, 2>(v, m, one);
+	/* Their order is of no matter but to the allocation of registers: this one was the best of 190. */
 	mix<round, 0>(v, m, one);
 	mix<round, 3>(v, m, one);
+	mix<round, 2>(v, m, one);
+	mix<round, 1>(v, m, one);
 	mix<round, 6>(v, m, one);
-	mix<round, 5>(v, m, one);
 	mix<round, 4>(v, m, one);
 	mix<round, 7>(v, m, one);
+	mix<round, 5>(v, m, one);
 	if constexpr (round < 6)
 		rounds<round + 1>(v, m, one);
 }
@@ -506,42 +506,6 @@ DEVICE u64 leaves_of(u64 length)
 	return length ? (length + 1023) >> 10 : 1;
 }
 
-/*
- * A whole leaf at p, a multiple of 16, and not the only one. The ALU pipe is the limit, so what the loop
- * does beside compressions is little: one comparison, one selection, one addition.
- */
-DEVICE void hash_whole(u32 (&h)[8], const u8 *p, u64 counter, const struct mode &mode)
-{
-	u32 flags = mode.flags | CHUNK_START, left = 15;
-	uint4 next[4];
-
-	__builtin_assume(__isGlobal(p));
-#pragma unroll
-	for (int i = 0; i < 4; i++)
-		next[i] = ((const uint4 *)p)[i];
-#pragma unroll 1
-	for (;;) {
-		bool more = left;
-		u32 m[16];
-
-#pragma unroll
-		for (int i = 0; i < 4; i++)
-			put(m + 4 * i, next[i]);
-		if (more) {
-			p += 64;
-			__builtin_assume(__isGlobal(p));
-#pragma unroll
-			for (int i = 0; i < 4; i++)
-				next[i] = ((const uint4 *)p)[i];
-		}
-		compress(h, m, counter, 64, more ? flags : flags + CHUNK_END, mode.one);
-		if (!more)
-			break;
-		flags = mode.flags;
-		left--;
-	}
-}
-
 /* Whether a leaf is of 1 KiB, and not the only one. */
 DEVICE bool is_whole(u32 blocks, u32 last, u32 root)
 {
@@ -550,22 +514,25 @@ DEVICE bool is_whole(u32 blocks, u32 last, u32 root)
 
 /*
  * A leaf at p, a multiple of 16. Unless it is padded with zeros, the bytes of a block
- * that ends early are first copied to tail, 64 bytes at a multiple of 16.
+ * that ends early are first copied to tail, 64 bytes at a multiple of 16. Loads are a
+ * block ahead, so that few warps hide them.
  */
 template <bool padded>
 DEVICE void hash_aligned(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 counter, u32 root, u8 *tail,
 			 const struct mode &mode)
 {
-	/* It follows what runs before it in memory, too: a launch begins without its code in the caches. */
-	if (__builtin_expect(__all_sync(~0u, is_whole(blocks, last, root)), 1)) {
-		hash_whole(h, p, counter, mode);
-		return;
-	}
 	u32 j = 0, stop = padded ? blocks : blocks - (last < 64);
 
-	__builtin_assume(__isGlobal(p));
 #pragma unroll 1
 	for (;;) {
+		uint4 next[4] = {};
+
+		__builtin_assume(__isGlobal(p));
+		if (j < stop) {
+#pragma unroll
+			for (int i = 0; i < 4; i++)
+				next[i] = ((const uint4 *)(p + 64 * j))[i];
+		}
 #pragma unroll 1
 		for (; j < stop; j++) {
 			bool end = j + 1 == blocks;
@@ -573,7 +540,12 @@ DEVICE void hash_aligned(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 cou
 
 #pragma unroll
 			for (int i = 0; i < 4; i++)
-				put(m + 4 * i, ((const uint4 *)(p + 64 * j))[i]);
+				put(m + 4 * i, next[i]);
+			if (j + 1 < stop) {
+#pragma unroll
+				for (int i = 0; i < 4; i++)
+					next[i] = ((const uint4 *)(p + 64 * j))[4 + i];
+			}
 			compress(h, m, counter, end ? last : 64,
 				 (j ? 0 : CHUNK_START) | (end ? CHUNK_END | root : 0) | mode.flags, mode.one);
 		}
@@ -617,8 +589,9 @@ DEVICE void shift(u32 (&m)[16], const u32 (&w)[20], u32 words, u32 bits, u32 one
 }
 
 /*
- * As hash_whole() at any address: five aligned loads for the first block, then four. Of a lane whose leaf is
- * at a multiple of 16, the fifth would be outside.
+ * A whole leaf at any address, and not the only one: five aligned loads for the first block, then four. Of a
+ * lane whose leaf is at a multiple of 16, the fifth would be outside. The ALU pipe is the limit, so the loop
+ * does little beside compressions.
  */
 DEVICE void hash_whole_unaligned(u32 (&h)[8], const u8 *p, u64 counter, const struct mode &mode)
 {

@@ -130,8 +130,11 @@ def full() -> Any:
     held: list[torch.Tensor] = []
 
     def fill(rest: int) -> None:
-        torch.cuda.empty_cache()
-        held.append(torch.empty(torch.cuda.mem_get_info()[0] - rest, dtype=torch.uint8, device=GPU))
+        for _ in range(3):  # pools give memory back when the GPU is waited for
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            if (free := torch.cuda.mem_get_info()[0]) > rest:
+                held.append(torch.empty(free - rest, dtype=torch.uint8, device=GPU))
 
     yield fill
     held.clear()
