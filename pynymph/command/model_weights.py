@@ -219,7 +219,9 @@ def _signed_manifest(
     try:
         with _bar() as progress:
             report = signatures.verify(model, signature, key=key, ca=ca, progress=progress)
-        unsigned = sorted({each.file for each in made.tensors.values()} & set(report.ignored))
+        unsigned = sorted(
+            set(report.ignored).intersection(each.file for each in made.tensors.values() if each.file)
+        )
     except signatures.SignatureError as error:
         report, unsigned = error.report, []
     if not report.ok or unsigned:
