@@ -168,9 +168,11 @@ def together(bench: Bench, parts: list[tuple[int, int]]) -> Callable[[], None]:
     calls: list[tuple[Any, ...]] = []
     direct = on.launch
 
-    def record(kernel: str, args: Any, blocks: int, *, early: bool = False) -> None:
-        calls.append((kernel, args, blocks, early))
-        direct(kernel, args, blocks, early=early)
+    def record(
+        kernel: str, args: Any, blocks: int, threads: int = cuda_kernels.THREADS, *, early: bool = False
+    ) -> None:
+        calls.append((kernel, args, blocks, threads, early))
+        direct(kernel, args, blocks, threads, early=early)
 
     on.launch = record  # type: ignore[method-assign]
     out = on.scratch(32 * len(parts))
@@ -180,8 +182,8 @@ def together(bench: Bench, parts: list[tuple[int, int]]) -> Callable[[], None]:
     bench.kept.append(on)
 
     def launch() -> None:
-        for kernel, args, blocks, early in calls:
-            on.launch(kernel, args, blocks, early=early)
+        for kernel, args, blocks, threads, early in calls:
+            on.launch(kernel, args, blocks, threads, early=early)
 
     return launch
 

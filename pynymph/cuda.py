@@ -12,6 +12,7 @@ An array is a torch tensor or parameter of any dtype, or an object with `__cuda_
 from __future__ import annotations
 
 import errno
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,8 +31,12 @@ from pynymph.errors import ArgumentError
 __all__ = ["copy", "devices", "digest", "digest_into", "digest_many", "digest_segments", "tree"]
 
 
-_FIRST = 1 << 30
+_FIRST = 1 << 28
 """Bytes of arrays whose digests digest_many() launches first. Each later launch has twice as many."""
+
+
+_FIRST_PARTS = 1 << 30
+"""Bytes of parts whose leaves digest_parts() launches before it looks at the others."""
 
 
 def on_stream_of(memories: Sequence[Span], stream: int | None) -> On:
@@ -130,6 +135,54 @@ def digest_segments(
         )
 
 
+def digest_parts(parts: Iterable[Any], lengths: Sequence[int]) -> bytes:
+    """Make the digest of the concatenation of parts, and begin before all of them are found.
+
+    Args:
+        parts: `bytes`, then arrays on one GPU, as for digest_segments().
+        lengths: bytes of each of the parts, all above 0.
+
+    Returns:
+        As digest_segments() does.
+
+    Raises:
+        As digest_segments() does, or iterating over `parts`.
+    """
+    found = ((part, None) if isinstance(part, bytes) else (None, memory_of(part, None)) for part in parts)
+    header, _ = next(found)
+    assert header is not None
+    _, first = next(found)
+    assert first is not None
+    with on_stream_of((first,), None) as on:
+        (at,) = on.upload(np.frombuffer(header, np.uint8))
+        spans, nbytes = [Span(at, len(header), on.gpu.ordinal, None, header)], len(header)
+        addresses = np.zeros(len(lengths), np.uint64)
+        addresses[0] = at
+        made = state = None
+        begun = 0
+        for span in itertools.chain((first,), (span for _, span in found if span is not None)):
+            if span.device != on.gpu.ordinal:
+                raise ArgumentError(errno.EINVAL, f"parts are on GPUs {on.gpu.ordinal} and {span.device}")
+            on.wait_for(span.stream)
+            spans.append(span)
+            nbytes += span.nbytes
+            if made is None and nbytes >= _FIRST_PARTS:
+                addresses[: len(spans)] = [each.address for each in spans]
+                made = kernels.Leaves(on, PLAIN, lengths, addresses, joined=True)
+                begun = min(made.complete(nbytes), made.blocks - 1)
+                state = on.gpu.take_state(made.pairs)
+                state.epoch = (state.epoch + 1) & 0xFFFFFFFF
+                if begun:
+                    made.leaf(state.address, (0, begun))
+        if made is None or state is None or any(span.runs is not None for span in spans):
+            return on.joined(spans, PLAIN)  # what was begun ends unused
+        addresses[:] = [each.address for each in spans]
+        made.move(addresses)
+        made.leaf(state.address, (begun, made.blocks) if begun else None)
+        made.top(state.address, state.out, state.mailbox)
+        return on.finish(state)
+
+
 def digest_many(arrays: Iterable[Any], *, stream: Any = None, key: bytes | None = None) -> list[bytes]:
     """Make the digest of each of many arrays in few launches.
 
@@ -210,7 +263,8 @@ def digest_into(array: Any, out: Any, *, stream: Any = None, key: bytes | None =
         if memory.runs is None and memory.nbytes <= kernels.SMALL:
             address = on.gpu.kept_state().address if captured else on.new_state(kernels.SMALL_PAIRS)
             args = kernels.small_args(mode, address, to.address)
-            on.launch("small", args, kernels.aim_small(args, memory.address, memory.nbytes))
+            blocks = kernels.aim_small(args, memory.address, memory.nbytes)
+            on.launch("small", args, blocks, kernels.SMALL_THREADS)
         else:
             made = kernels.Leaves(on, mode, *segments_of([memory]), joined=True)
             state = on.new_state(made.pairs)

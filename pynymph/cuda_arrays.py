@@ -13,7 +13,7 @@ import numpy as np
 from pynymph.cuda_driver import cuda_core, driver, need_device
 from pynymph.cuda_gpu import Span, gpu_at
 from pynymph.cuda_kernels import Words
-from pynymph.errors import ArgumentError
+from pynymph.errors import ArgumentError, NymphError
 
 _MOST_RUNS = 1 << 24
 
@@ -44,8 +44,7 @@ def handle_of(stream: Any) -> int | None:
 
 def _torch_memory(tensor: Any, torch: Any, writes: bool) -> Span:
     kind = type(tensor)
-    plain = kind is torch.Tensor or kind is torch.nn.Parameter
-    if not plain and hasattr(tensor, "__tensor_flatten__"):
+    if kind is not torch.Tensor and kind is not torch.nn.Parameter and hasattr(tensor, "__tensor_flatten__"):
         names = ", ".join(tensor.__tensor_flatten__()[0])
         raise ArgumentError(
             errno.EINVAL, f"a {kind.__name__} only wraps other tensors ({names}); digest each of those"
@@ -54,7 +53,8 @@ def _torch_memory(tensor: Any, torch: Any, writes: bool) -> Span:
         raise ArgumentError(
             errno.EINVAL, f"a tensor of layout {tensor.layout} has no bytes of its own; digest its parts"
         )
-    if not tensor.is_cuda:
+    on_gpu = tensor.is_cuda
+    if not on_gpu:
         if tensor.device.type != "cpu":
             raise ArgumentError(
                 errno.EINVAL,
@@ -73,12 +73,17 @@ def _torch_memory(tensor: Any, torch: Any, writes: bool) -> Span:
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.detach().resolve_conj().resolve_neg()
     if not tensor.is_contiguous():
-        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
-    device = tensor.get_device() if tensor.is_cuda else torch.cuda.current_device()
-    nbytes = tensor.numel() * tensor.element_size()
+        try:
+            tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+        except torch.cuda.OutOfMemoryError as error:
+            message = "a copy without gaps: the GPU is out of memory; free some, or digest a part at a time"
+            raise NymphError(errno.ENOMEM, message) from error
+    device = tensor.get_device() if on_gpu else torch.cuda.current_device()
+    nbytes = tensor.nbytes
     address = tensor.data_ptr()
     if nbytes and not address:
-        raise ArgumentError(errno.EINVAL, f"a {kind.__name__} shows no memory; digest what it wraps")
+        why = "its memory was freed, as FSDP does it, or it wraps other tensors"
+        raise ArgumentError(errno.EINVAL, f"a {kind.__name__} shows no memory: {why}; give what has some")
     return Span(address, nbytes, device, torch._C._cuda_getCurrentRawStream(device), tensor)
 
 

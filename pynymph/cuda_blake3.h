@@ -23,7 +23,7 @@
  * byte first.
  */
 
-#define THREADS 256		/* of a block of leaf and many: as many leaves */
+#define THREADS 256		/* of a block of leaf and many, at most: as many leaves */
 /* Of blocks on a multiprocessor, at least: it is the registers that matter. */
 #define BLOCKS 2
 #define MIDDLE_BLOCKS 5
@@ -506,6 +506,12 @@ DEVICE u64 leaves_of(u64 length)
 	return length ? (length + 1023) >> 10 : 1;
 }
 
+/* Whether a leaf is of 1 KiB, and not the only one. */
+DEVICE bool is_whole(u32 blocks, u32 last, u32 root)
+{
+	return blocks == 16 && last == 64 && !root;
+}
+
 /*
  * A leaf at p, a multiple of 16. Unless it is padded with zeros, the bytes of a block
  * that ends early are first copied to tail, 64 bytes at a multiple of 16. Loads are a
@@ -555,12 +561,76 @@ DEVICE void hash_aligned(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 cou
 	}
 }
 
+/* 16 words from byte 4 * words + bits / 8 on. The FMA pipe moves those that are not shifted. */
 template <int words>
-DEVICE void shift(u32 (&m)[16], const u32 (&w)[20], u32 bits)
+DEVICE void shift(u32 (&m)[16], const u32 (&w)[20], u32 bits, u32 one)
 {
+	if (bits) {
 #pragma unroll
-	for (int i = 0; i < 16; i++)
-		m[i] = __funnelshift_r(w[i + words], w[i + words + 1], bits);
+		for (int i = 0; i < 16; i++)
+			m[i] = __funnelshift_r(w[i + words], w[i + words + 1], bits);
+	} else {
+#pragma unroll
+		for (int i = 0; i < 16; i++)
+			m[i] = add_fma(w[i + words], one, 0);
+	}
+}
+
+DEVICE void shift(u32 (&m)[16], const u32 (&w)[20], u32 words, u32 bits, u32 one)
+{
+	if (words == 0)
+		shift<0>(m, w, bits, one);
+	else if (words == 1)
+		shift<1>(m, w, bits, one);
+	else if (words == 2)
+		shift<2>(m, w, bits, one);
+	else
+		shift<3>(m, w, bits, one);
+}
+
+/*
+ * A whole leaf at any address, and not the only one: five aligned loads for the first block, then four. Of a
+ * lane whose leaf is at a multiple of 16, the fifth would be outside. The ALU pipe is the limit, so the loop
+ * does little beside compressions.
+ */
+DEVICE void hash_whole_unaligned(u32 (&h)[8], const u8 *p, u64 counter, const struct mode &mode)
+{
+	u32 off = (u32)(u64)p & 15, words = off >> 2, bits = (off & 3) * 8;
+	u32 flags = mode.flags | CHUNK_START, left = 15;
+	const uint4 *q = (const uint4 *)(p - off);
+	uint4 ahead[5] = {};
+
+	__builtin_assume(__isGlobal(q));
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		ahead[i] = q[i];
+	if (off)
+		ahead[4] = q[4];
+#pragma unroll 1
+	for (;;) {
+		bool more = left;
+		u32 m[16], w[20];
+
+#pragma unroll
+		for (int i = 0; i < 5; i++)
+			put(w + 4 * i, ahead[i]);
+		if (more) {
+			q += 4;
+			__builtin_assume(__isGlobal(q));
+			ahead[0] = off ? ahead[4] : q[0];
+#pragma unroll
+			for (int i = 1; i < 4; i++)
+				ahead[i] = q[i];
+			if (off)
+				ahead[4] = q[4];
+		}
+		shift(m, w, words, bits, mode.one);
+		compress(h, m, counter, 64, more ? flags : flags + CHUNK_END, mode.one);
+		if (!more)
+			break;
+		flags = mode.flags;
+		left--;
+	}
 }
 
 /*
@@ -572,40 +642,19 @@ DEVICE void hash_unaligned(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 c
 {
 	u32 off = (u32)(u64)p & 15, words = off >> 2, bits = (off & 3) * 8;
 	const uint4 *q = (const uint4 *)(p - off);
-	uint4 ahead[5] = {};
 
 	__builtin_assume(__isGlobal(q));
-	if (blocks) {
-#pragma unroll
-		for (int i = 0; i < 4; i++)
-			ahead[i] = q[i];
-		if (off || blocks > 1)
-			ahead[4] = q[4];
-	}
 #pragma unroll 1
 	for (u32 j = 0; j < blocks; j++) {
 		bool end = j + 1 == blocks;
-		u32 m[16], w[20];
+		u32 m[16], w[20] = {};
 
 #pragma unroll
-		for (int i = 0; i < 5; i++)
-			put(w + 4 * i, ahead[i]);
-		if (!end) {
-			ahead[0] = ahead[4];
-#pragma unroll
-			for (int i = 1; i < 4; i++)
-				ahead[i] = q[4 * j + 4 + i];
-			if (off || j + 2 < blocks)
-				ahead[4] = q[4 * j + 8];
-		}
-		if (words == 0)
-			shift<0>(m, w, bits);
-		else if (words == 1)
-			shift<1>(m, w, bits);
-		else if (words == 2)
-			shift<2>(m, w, bits);
-		else
-			shift<3>(m, w, bits);
+		for (int i = 0; i < 4; i++)
+			put(w + 4 * i, q[4 * j + i]);
+		if (off)
+			put(w + 16, q[4 * j + 4]);
+		shift(m, w, words, bits, mode.one);
 		compress(h, m, counter, end ? last : 64,
 			 (j ? 0 : CHUNK_START) | (end ? CHUNK_END | root : 0) | mode.flags, mode.one);
 	}
@@ -617,6 +666,8 @@ DEVICE void hash_any(u32 (&h)[8], const u8 *p, u32 blocks, u32 last, u64 counter
 {
 	if (__all_sync(~0u, !((u64)p & 15)))
 		hash_aligned<true>(h, p, blocks, last, counter, root, nullptr, mode);
+	else if (__builtin_expect(__all_sync(~0u, is_whole(blocks, last, root)), 1))
+		hash_whole_unaligned(h, p, counter, mode);
 	else
 		hash_unaligned(h, p, blocks, last, counter, root, mode);
 }
@@ -771,12 +822,12 @@ struct found {
 
 DEVICE struct found find_leaf(const struct leaf_args &args, const struct job &job, u32 block, u32 *s)
 {
-	u64 leaves = leaves_of(job.length), idx = (u64)block * THREADS + threadIdx.x, offset = idx << 10;
+	u64 leaves = leaves_of(job.length), idx = (u64)block * blockDim.x + threadIdx.x, offset = idx << 10;
 	bool single = !args.starts, outside = false;
 	struct segments of = { single ? &args.start : args.starts + job.first_segment,
 			     single ? &args.address : args.addresses + job.first_segment, job.segments, job.length };
 	struct found leaf = { nullptr, 0, 64, leaves == 1 ? (u32)ROOT : 0, idx };
-	u32 length = 0, slot = 0, k = search(of.n, (u64)block * THREADS * 1024, [&](u32 i) { return of.starts[i]; });
+	u32 length = 0, slot = 0, k = search(of.n, (u64)block * blockDim.x * 1024, [&](u32 i) { return of.starts[i]; });
 
 	if (idx < leaves) {
 		u64 begin = single ? 0 : of.starts[k], end = k + 1 < of.n ? of.starts[k + 1] : job.length;
@@ -815,7 +866,7 @@ DEVICE struct found find_leaf(const struct leaf_args &args, const struct job &jo
 /* The same for jobs of one segment at a multiple of 16 each. */
 DEVICE struct found find_aligned(const struct leaf_args &args, const struct job &job, u32 block)
 {
-	u64 leaves = leaves_of(job.length), idx = (u64)block * THREADS + threadIdx.x;
+	u64 leaves = leaves_of(job.length), idx = (u64)block * blockDim.x + threadIdx.x;
 	struct found leaf = { nullptr, 0, 64, leaves == 1 ? (u32)ROOT : 0, idx };
 
 	if (idx < leaves) {
@@ -876,12 +927,12 @@ DEVICE void make_leaves(const struct leaf_args &args)
 
 	const struct job &job = args.njobs > 1 ? args.jobs[job_of_block] : args.only;
 	u32 local = args.first + blockIdx.x - job.first_block;
-	u32 n = (u32)min((u64)THREADS, leaves_of(job.length) - (u64)local * THREADS);
+	u32 n = (u32)min((u64)blockDim.x, leaves_of(job.length) - (u64)local * blockDim.x);
 
 	raise_below_root(s, n, args.levels, args.mode);
-	u32 *to = args.nodes + (job.first_node + (u64)local * (THREADS >> args.levels)) * 8;
+	u32 *to = args.nodes + (job.first_node + (u64)local * (blockDim.x >> args.levels)) * 8;
 
-	for (u32 i = t; i < n * 8; i += THREADS)
+	for (u32 i = t; i < n * 8; i += blockDim.x)
 		to[i] = s[at(i >> 3) + (i & 7)];
 }
 

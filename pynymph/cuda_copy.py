@@ -253,11 +253,12 @@ def _to_device(on: On, source: _Side, target: _Side) -> bytes:
 
 def _arriving(on: On, source: _Side, target: _Side) -> bytes:
     """Copy to a GPU, and digest there what has arrived while the rest is copied."""
-    gpu, unit, at = on.gpu, 1024 * kernels.THREADS, 0
+    gpu, at = on.gpu, 0
     with On(gpu, gpu.second_stream()) as second:
         order(on.stream, second.stream)
         lengths, addresses = segments_of([target.memory])
         made = kernels.Leaves(second, PLAIN, lengths, addresses, joined=True)
+        unit = 1024 * made.threads
         state = gpu.take_state(made.pairs)
         state.epoch = (state.epoch + 1) & 0xFFFFFFFF
 

@@ -42,11 +42,11 @@ class Span:
     """Addresses of runs of equal length if the bytes are not contiguous, else None."""
 
 
-def _config(kernel: str, blocks: int, stream: int, early: bool = False) -> Any:
+def _config(blocks: int, threads: int, stream: int, early: bool = False) -> Any:
     """Make a struct launch_config. `early`: the kernel may start before the kernel before it has ended."""
     config = ffi.new("struct launch_config *")
     config.blocks = (blocks, 1, 1)
-    config.threads = (128 if kernel == "small" else kernels.THREADS, 1, 1)
+    config.threads = (threads, 1, 1)
     config.stream = stream
     if early:
         config.attributes = _EARLY
@@ -91,7 +91,7 @@ class State:
         self._digest, self._epochs = self.words[::2], self.words[1::2]
         self.small = kernels.small_args(PLAIN, self.address, self.out, self.mailbox)
         self.small_parameters = ffi.new("void *[]", [self.small])
-        self.small_config = _config("small", 1, 0)
+        self.small_config = _config(1, kernels.SMALL_THREADS, 0)
 
     def digest(self) -> bytes | None:
         """Return the digest of launch `epoch`, 32 bytes, or None if the launch has not ended."""
@@ -334,9 +334,11 @@ class On:
         self._kept.append(joined)
         return [address + int(offset) for offset in offsets[:-1]]
 
-    def launch(self, kernel: str, args: Any, blocks: int, *, early: bool = False) -> None:
+    def launch(
+        self, kernel: str, args: Any, blocks: int, threads: int = kernels.THREADS, *, early: bool = False
+    ) -> None:
         """Launch a kernel. `early`: it may start before the kernel before it has ended."""
-        config = _config(kernel, blocks, self.stream, early)
+        config = _config(blocks, threads, self.stream, early)
         self._launch(kernel, config, ffi.new("void *[]", [args]))
 
     def _launch(self, kernel: str, config: Any, parameters: Any) -> None:
@@ -385,7 +387,12 @@ class On:
             self._launch("small", config, state.small_parameters)
         else:
             args = kernels.small_args(mode, state.address, state.out, state.mailbox)
-            self.launch("small", args, kernels.aim_small(args, memory.address, memory.nbytes))
+            blocks = kernels.aim_small(args, memory.address, memory.nbytes)
+            self.launch("small", args, blocks, kernels.SMALL_THREADS)
+        return self.finish(state)
+
+    def finish(self, state: State) -> bytes:
+        """Wait for the digest of a launch, and give back its state."""
         found = self.await_digest(state, _PATIENCE)
         self.gpu.give_state(state)
         return found
@@ -398,9 +405,7 @@ class On:
         state.epoch = (state.epoch + 1) & 0xFFFFFFFF
         made.leaf(state.address)
         made.top(state.address, state.out, state.mailbox)
-        found = self.await_digest(state, _PATIENCE)
-        self.gpu.give_state(state)
-        return found
+        return self.finish(state)
 
     def await_digest(self, state: State, patience: float) -> bytes:
         """Wait for a digest: poll for `patience` seconds, which has less latency, then block."""
@@ -528,17 +533,12 @@ def order(first: int, then: int) -> None:
 
 def segments_of(memories: Sequence[Span]) -> tuple[Words | Sequence[int], Words | Sequence[int]]:
     """Return the lengths and the addresses of all contiguous segments of spans."""
-    if len(memories) == 1 and memories[0].runs is None:
-        return (memories[0].nbytes,), (memories[0].address,)
+    if all(memory.runs is None for memory in memories):
+        return [memory.nbytes for memory in memories], [memory.address for memory in memories]
     lengths: list[Words] = []
     addresses: list[Words] = []
     for memory in memories:
-        if memory.runs is None:
-            addresses.append(np.array([memory.address], np.uint64))
-            lengths.append(np.array([memory.nbytes], np.uint64))
-        else:
-            addresses.append(memory.runs)
-            lengths.append(np.full(len(memory.runs), memory.nbytes // len(memory.runs), np.uint64))
-    if not lengths:
-        return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+        runs = np.array([memory.address], np.uint64) if memory.runs is None else memory.runs
+        addresses.append(runs)
+        lengths.append(np.full(len(runs), memory.nbytes // len(runs), np.uint64))
     return np.concatenate(lengths), np.concatenate(addresses)

@@ -20,8 +20,12 @@ from pynymph import digest
 HEADER = Path(__file__).with_name("cuda_blake3.h")
 
 THREADS = 256
-"""Leaves that a block of the kernels leaf and many hashes."""
-SMALL_LEAVES = 32
+"""Threads of a block of all kernels but small: as many leaves as a block of leaf and many hashes."""
+FEW_THREADS = 128
+"""Threads of a block of leaf if it has at most FEW leaves: more of the GPU's multiprocessors get some."""
+FEW = 128 * FEW_THREADS
+SMALL_THREADS = 128
+SMALL_LEAVES = SMALL_THREADS // 4
 """Leaves that a block of the kernel small hashes."""
 TOP_NODES = 512
 """Nodes that a block of the kernel top takes."""
@@ -86,7 +90,9 @@ class Machine(Protocol):
     def scratch(self, nbytes: int) -> int:
         """Allocate memory until the launched kernels have ended. Returns its address."""
 
-    def launch(self, kernel: str, args: Any, blocks: int, *, early: bool = False) -> None:
+    def launch(
+        self, kernel: str, args: Any, blocks: int, threads: int = THREADS, *, early: bool = False
+    ) -> None:
         """Launch `blocks` blocks of a kernel. `early`: it may start before the kernel before it has ended."""
 
 
@@ -110,6 +116,11 @@ class Mode:
 
 def leaves(length: int) -> int:
     return max(1, -(-length // 1024))
+
+
+def _threads_of(count: int) -> int:
+    """Choose the threads of a block of leaf."""
+    return FEW_THREADS if count <= FEW else THREADS
 
 
 def pairs_of(blocks: int) -> int:
@@ -183,7 +194,7 @@ class Leaves:
         levels: int = LEVELS,
     ) -> None:
         self._machine, self._mode = machine, mode
-        if joined and len(lengths) == 1:
+        if len(lengths) == 1:
             self._alone(int(lengths[0]), int(addresses[0]), levels)
             return
         lengths, addresses = np.asarray(lengths, np.uint64), np.asarray(addresses, np.uint64)
@@ -201,7 +212,8 @@ class Leaves:
     def _alone(self, length: int, address: int, levels: int) -> None:
         count = leaves(length)
         self.jobs, self.length, self.levels = 1, length, self._levels(count, levels)
-        self.blocks, self.nodes = -(-count // THREADS), -(-count // (1 << self.levels))
+        self.threads = _threads_of(count)
+        self.blocks, self.nodes = -(-count // self.threads), -(-count // (1 << self.levels))
         self.tops = -(-self.nodes // TOP_NODES)
         self.pairs = pairs_of(self.tops)
         self.aligned = address % 16 == 0
@@ -224,7 +236,8 @@ class Leaves:
         nodes = _ceil(count, 1 << self.levels)
         tops = _ceil(nodes, TOP_NODES)
         pairs = np.array([pairs_of(n) for n in tops.tolist()], np.uint64)
-        blocks = _ceil(count, THREADS)
+        self.threads = _threads_of(int(count.sum()))
+        blocks = _ceil(count, self.threads)
         jobs = np.zeros(len(totals), _JOB)
         jobs["length"] = totals
         jobs["first_node"] = _before(nodes)
@@ -247,7 +260,7 @@ class Leaves:
         self._ranges = [(0, self.blocks, 0)]
         scratch = 64 * len(totals) if self.aligned else 1024 * int(copies.sum())
         if not self.aligned and scratch > SCRATCH:
-            first_blocks = _ceil(starts, 1024) // np.uint64(THREADS) if joined else jobs["first_block"]
+            first_blocks = _ceil(starts, 1024) // np.uint64(self.threads) if joined else jobs["first_block"]
             self._ranges, scratch = self._split(first_blocks.astype(np.uint64), slots, copies)
         self._table, starts_at, addresses_at, slots_at = self._machine.upload(
             jobs, starts, addresses, slots.astype(np.uint32)
@@ -286,6 +299,11 @@ class Leaves:
             first = end
         return ranges, most * 1024
 
+    def move(self, addresses: Words) -> None:
+        """Change the addresses of the segments for what is launched from now on."""
+        (at,) = self._machine.upload(addresses)
+        self._args.addresses = ffi.cast("u64 *", at)
+
     def leaf(self, epoch: int = 0, blocks: tuple[int, int] | None = None) -> None:
         """Launch the kernel leaf, which makes the nodes of level `levels`.
 
@@ -297,7 +315,12 @@ class Leaves:
             self._args.first = first
             self._args.slot0 = slot
             self._args.epoch = ffi.cast("u32 *", 0 if first else epoch)
-            self._machine.launch("leaf" if self.aligned else "leaf_any", self._args, end - first)
+            kernel = "leaf" if self.aligned else "leaf_any"
+            self._machine.launch(kernel, self._args, end - first, self.threads)
+
+    def complete(self, nbytes: int) -> int:
+        """Count the blocks of leaf of the only job that need no more than its first bytes, for leaf()."""
+        return 0 if len(self._ranges) > 1 else nbytes // (1024 * self.threads)
 
     def top(self, state: int, out: int, mailbox: int = 0) -> None:
         """Launch the kernels middle and top, which make the digests of the nodes.

@@ -166,16 +166,30 @@ def load(
 @click.option("--dtype", default="auto", help="To which transformers casts (default: that of the files).")
 @click.option("--device", default="cuda:0", help="As torch names it (default: cuda:0).")
 @click.option("--quiet", is_flag=True, help="Print no tensors that are proven or computed.")
+@_signed
 @json_option
 def match(
-    model: str, manifest: str | None, build: str | None, dtype: str, device: str, quiet: bool, as_json: bool
+    model: str,
+    manifest: str | None,
+    signature: str | None,
+    key: str | None,
+    ca: str | None,
+    build: str | None,
+    dtype: str,
+    device: str,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Load a model, and tell where each tensor of it comes from, and what proves it.
 
     MODEL is the folder of a model that transformers loads, with safetensors files. They have to agree with
-    MANIFEST, if it is given.
+    MANIFEST or the signature, if one is given.
     """
+    if (manifest, signature, key, ca) != (None, None, None, None):
+        _one_of(manifest, signature, key, ca)
     wanted = None if manifest is None else models.Manifest.load(manifest)
+    if signature is not None:
+        wanted = _signed_manifest(model, signature, key, ca, as_json)
     if build is not None:
         sys.path.insert(0, os.getcwd())  # of which `python -m pynymph` alone would import
     made = models.loaded_model(model, device=device, dtype=dtype, build=build)
@@ -191,8 +205,34 @@ def match(
         }
         print_json({"ok": found.ok, **asdict(found), **listed})
     else:
-        _origins(found, quiet, "files" if manifest is None else "manifest")
+        _origins(found, quiet, "manifest" if manifest else "signature" if signature else "files")
     click.get_current_context().exit(0 if found.ok else DIFFERS)
+
+
+def _signed_manifest(
+    model: str, signature: str, key: str | None, ca: str | None, as_json: bool
+) -> models.Manifest:
+    """Return the manifest of a model's files if the signature covers all of them. Else print why, and end."""
+    with _bar() as progress:
+        made = models.manifest(model, progress=progress)
+    # After the manifest, so that what it says of files that changed before that is found out.
+    try:
+        with _bar() as progress:
+            report = signatures.verify(model, signature, key=key, ca=ca, progress=progress)
+        unsigned = sorted(
+            set(report.ignored).intersection(each.file for each in made.tensors.values() if each.file)
+        )
+    except signatures.SignatureError as error:
+        report, unsigned = error.report, []
+    if not report.ok or unsigned:
+        if as_json:
+            print_json({**asdict(report), "ok": False, "unsigned": unsigned})
+        else:
+            for line in (*report.lines(), *(f"{name}: left out by the signature" for name in unsigned)):
+                click.echo(line)
+            click.echo(f"NOT as signed by {report.signer}: {report.files} files; the model was not loaded")
+        click.get_current_context().exit(DIFFERS)
+    return made
 
 
 def _origins(found: models.Match, quiet: bool, against: str) -> None:

@@ -23,8 +23,10 @@ def mismatch(live: tuple[int, ...], numbers: Tensor, scales: Tensor) -> str:
         fits = last == 16 and scales.dtype == "U8" and scales.shape == numbers.shape[:-1]
         made: tuple[int, ...] = (*lead, 32 * blocks, rows)
     else:
-        fits = len(numbers.shape) == len(scales.shape) == 2 and all(scales.shape)
-        fits = fits and not any(size % grid for size, grid in zip(numbers.shape, scales.shape, strict=False))
+        fits = len(numbers.shape) == len(scales.shape) > 1 and numbers.shape[:-2] == scales.shape[:-2]
+        fits = fits and all(
+            grid and not size % grid for size, grid in zip(numbers.shape, scales.shape, strict=True)
+        )
         fits = fits and (scales.dtype == "U8" or torch_dtype(scales.dtype) is not None)
         made = numbers.shape
     if not fits:
@@ -52,7 +54,11 @@ class Pieces:
         """Whether the bytes read are those of the manifest. It is known when differing() has ended."""
         dtype = torch_dtype(scales.dtype)
         self._scales = torch.frombuffer(copied, dtype=dtype).reshape(scales.shape).to(live.device)
-        self._scales = (self._scales.float() - 127).exp2() if dtype == torch.uint8 else self._scales.float()
+        if dtype == torch.uint8:
+            # An exponent has the place of one in a float. exp2() is not exact on each device.
+            bits = self._scales.int() << 23
+            self._scales = torch.where(bits == 0, 1 << 22, bits).view(torch.float32)
+        self._scales = self._scales.float()
 
     def differing(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges of the live tensor's bytes, in C order, that differ."""
@@ -65,9 +71,9 @@ class Pieces:
             scales = self._scales.reshape(-1, *self._scales.shape[-2:])
             live = live.reshape(-1, *live.shape[-2:])
         else:
-            block = numbers.shape[0] // len(self._scales)
-            size, scales = block * numbers.shape[1], self._scales
-            live = live.reshape(len(scales), block, numbers.shape[1])
+            block, row = numbers.shape[-2] // self._scales.shape[-2], numbers.shape[-1]
+            size, scales = block * row, self._scales.flatten(0, -2)
+            live = live.reshape(len(scales), block, row)
         at_once = max(1, _PIECE // max(1, size))
         hasher = blake3(max_threads=blake3.AUTO)
         for first in range(0, len(scales), at_once):
@@ -85,6 +91,6 @@ class Pieces:
                 made = (grid * by[:, None, :, None]).reshape(here.shape)
             made = made.to(live.dtype).contiguous()
             if not torch.equal(made.view(torch.uint8), here.contiguous().view(torch.uint8)):
-                row = here[0].numel() * here.element_size()
-                yield first * row, (first + len(here)) * row
+                each = here[0].numel() * here.element_size()
+                yield first * each, (first + len(here)) * each
         self.right = self.right and hasher.digest() == numbers.digest

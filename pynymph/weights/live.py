@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pynymph import digest
-from pynymph.errors import ArgumentError
+from pynymph.errors import ArgumentError, NymphError
 from pynymph.weights.manifests import LEVEL, NODE_BYTES, Progress, Tensor
 from pynymph.weights.wrappers import inner_tensors, is_wrapper
 
@@ -104,6 +105,36 @@ def saved_beside(model: Any, modules: list[tuple[str, Any]] | None = None) -> It
                 yield name, each
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that torch found no memory on a GPU."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+@contextlib.contextmanager
+def enough_memory(doing: str) -> Iterator[None]:
+    """Turn torch's error of a GPU without memory into a NymphError (ENOMEM)."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        message = f"{doing}: the GPU is out of memory; free some, and do it again"
+        raise NymphError(errno.ENOMEM, message) from error
+
+
+def is_plain(tensor: Any, dtype: str, shape: tuple[int, ...]) -> bool:
+    """Tell whether this is a tensor of torch itself on a GPU, of a shape, and of a dtype of safetensors."""
+    torch = sys.modules.get("torch")
+    return (
+        torch is not None
+        and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.is_cuda
+        and tensor.shape == shape
+        and tensor.dtype is _dtype_of(dtype)
+    )
+
+
 def bytes_of(name: str, tensor: Any) -> Bytes:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
@@ -119,7 +150,11 @@ def bytes_of(name: str, tensor: Any) -> Bytes:
         shape = tuple(tensor.shape)
         if dtype == "F4" and shape:
             shape = (*shape[:-1], 2 * shape[-1])
-        nbytes = tensor.numel() * tensor.element_size()
+        nbytes = tensor.nbytes
+        if nbytes and not tensor.data_ptr() and not tensor.is_meta:
+            raise ArgumentError(
+                errno.EINVAL, f"the memory of {name} was freed, as FSDP does it; give it while it has some"
+            )
         if tensor.is_cuda:
             return Bytes(dtype, shape, nbytes, device=tensor)
         if tensor.device.type != "cpu":
@@ -182,6 +217,11 @@ def digests_of(
             made[name] = digest.root(tree), tree if len(tree) > 32 else b""
             tell(each.nbytes)
     return made
+
+
+@functools.cache
+def _dtype_of(name: str) -> Any:
+    return torch_dtype(name)
 
 
 @functools.cache

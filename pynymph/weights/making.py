@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from blake3 import blake3
 
 from pynymph.errors import ArgumentError
-from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, parts_of
+from pynymph.weights.live import Bytes, bytes_of, differing_in, digests_of, is_plain, parts_of
 from pynymph.weights.manifests import File, Manifest, Progress, Report, Tensor, WeightsError, Wrong
-from pynymph.weights.safetensors_files import places_of
+from pynymph.weights.safetensors_files import Place, places_of
 from pynymph.weights.sources import opened, tensors_of
 from pynymph.weights.wrappers import inner_tensors
 
@@ -147,6 +150,39 @@ def compare(
     return report
 
 
+@functools.lru_cache(maxsize=16)
+def _places(header: bytes) -> Mapping[str, Place]:
+    """Read a header, which takes as long as the digest of GiBs, once."""
+    return MappingProxyType(places_of("the header's file", header))
+
+
+def _as_in_file(name: str, tensor: Any, span: Place) -> Bytes:
+    each = bytes_of(name, tensor)
+    if (each.dtype, each.shape) != (span.dtype, span.shape):
+        is_now, should = f"{each.dtype} {list(each.shape)}", f"{span.dtype} {list(span.shape)}"
+        raise ArgumentError(
+            errno.EINVAL, f"{name} is {is_now} instead of {should}; give it as it is in the file"
+        )
+    return each
+
+
+def _on_gpu(spans: Mapping[str, Place], tensors: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the tensors that have bytes, in their order in the file."""
+    for name, span in spans.items():
+        tensor = tensors[name]
+        if not is_plain(tensor, span.dtype, span.shape):
+            tensor = _as_in_file(name, tensor, span).device
+        if span.end > span.begin:
+            if tensor is None:
+                raise _on_host(name)
+            yield tensor
+
+
+def _on_host(name: str | None) -> ArgumentError:
+    message = f"{name} is in host memory, and others are not; give all from one GPU"
+    return ArgumentError(errno.EINVAL, message)
+
+
 def file_digest(header: bytes, tensors: Mapping[str, Any], *, algorithm: str = "blake3") -> bytes:
     """Make the digest of a whole safetensors file from its header, and from tensors in memory.
 
@@ -169,27 +205,19 @@ def file_digest(header: bytes, tensors: Mapping[str, Any], *, algorithm: str = "
     """
     if algorithm not in ("blake3", "sha256"):
         raise ArgumentError(errno.EINVAL, f"there is no {algorithm!r} of a file; give blake3 or sha256")
-    spans = places_of("the header's file", header)
+    spans = _places(bytes(header))
     if missing := [name for name in spans if name not in tensors]:
         raise ArgumentError(errno.EINVAL, f"{missing[0]} is missing; give all tensors of the header")
-    live = {name: bytes_of(name, tensors[name]) for name in spans}
-    for name, span in spans.items():
-        if (live[name].dtype, live[name].shape) != (span.dtype, span.shape):
-            is_now, should = (
-                f"{live[name].dtype} {list(live[name].shape)}",
-                f"{span.dtype} {list(span.shape)}",
-            )
-            raise ArgumentError(
-                errno.EINVAL, f"{name} is {is_now} instead of {should}; give it as it is in the file"
-            )
-    if algorithm == "blake3" and any(each.device is not None for each in live.values()):
+    lengths = {name: span.end - span.begin for name, span in spans.items() if span.end > span.begin}
+    first = next(iter(lengths), None)
+    if algorithm == "blake3" and first is not None and bytes_of(first, tensors[first]).device is not None:
         from pynymph import cuda
 
-        if name := next((name for name, each in live.items() if each.device is None and each.nbytes), ""):
-            raise ArgumentError(
-                errno.EINVAL, f"{name} is in host memory, and others are not; give all from one GPU"
-            )
-        return cuda.digest_segments([header, *(each.device for each in live.values() if each.nbytes)])
+        parts = itertools.chain((bytes(header),), _on_gpu(spans, tensors))
+        return cuda.digest_parts(parts, [len(header), *lengths.values()])
+    live = {name: _as_in_file(name, tensors[name], span) for name, span in spans.items()}
+    if algorithm == "blake3" and any(live[name].device is not None for name in lengths):
+        raise _on_host(first)
     hasher = blake3(header, max_threads=blake3.AUTO) if algorithm == "blake3" else hashlib.sha256(header)
     for each in live.values():
         for part in parts_of(each):

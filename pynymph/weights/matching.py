@@ -30,6 +30,8 @@ from pynymph.weights.live import (
     device_of,
     differing_in,
     digests_of,
+    enough_memory,
+    is_out_of_memory,
     saved_beside,
     torch_dtype,
     transient_buffers,
@@ -43,8 +45,10 @@ _TOGETHER = 256 << 20
 _PIECE = 32 << 20
 """Bytes of a file's tensor that are cast at once."""
 
-_QUANTIZED = (("", "_scale_inv"), ("_blocks", "_scales"))
-"""What is behind the name of a tensor for its numbers and its scales in files of FP8, and of MXFP4."""
+_SCALES = "_scale_inv"
+"""What is behind the name of a tensor for its scales in files of FP8."""
+_BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
+"""What is behind the name of a tensor for its numbers and its scales in files of MXFP4."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ def match(
         assert files is not None
         wanted = making.manifest(files)
     began = time.monotonic()
-    made = _Matching(model, wanted, files, progress).run()
+    with enough_memory("proving the tensors of a model"):
+        made = _Matching(model, wanted, files, progress).run()
     made.seconds = time.monotonic() - began
     return made
 
@@ -432,7 +437,7 @@ class _Forms:
         """By name in the files: live tensors of which it consists, if there are several."""
         self.together: dict[str, set[str]] = defaultdict(set)
         """By name in transformers' conversion: live tensors that can only be converted back together."""
-        self.suffixes = [each for each in _QUANTIZED if any(name.endswith(each[1]) for name in wanted)]
+        self.has_mxfp4 = any(name.endswith(_BLOCKS) for name in wanted)
         self.by_suffix: dict[str, list[str]] = defaultdict(list)
         for name in wanted:
             parts = name.split(".")
@@ -444,13 +449,15 @@ class _Forms:
         tensor = self.live[name]
         if name in self.sharded:
             return self._slice(name, self.sharded[name])
-        if quantized := self._quantized(name, tensor):
-            return quantized
+        if packed := self._packed_numbers(name, tensor):
+            return packed
         raised = False
         if self.revert is not None:
             try:
                 reverted = self.revert(self.model, {name: tensor})
             except Exception as error:  # what a conversion raises that needs other tensors, too
+                if is_out_of_memory(error):
+                    raise
                 reverted = {}
                 self.why[name] = f"transformers can't convert it back: {error}"
                 raised = True
@@ -462,7 +469,7 @@ class _Forms:
                     found = turned
             if all(self._fits(key, each) for key, each in found.items()):
                 if found and sum(each.numel() for each in found.values()) == tensor.numel():
-                    return [_Part(key, each.detach(), (name,)) for key, each in found.items()]
+                    return [self._part(key, each, name) for key, each in found.items()]
                 if found:
                     self.why[name] = (
                         f"transformers makes {', '.join(found)} of it with other numbers of elements"
@@ -472,7 +479,7 @@ class _Forms:
                 return []
         for each in (name, _as_torchao_saves(name)):
             if (known := self._known(each)) in self.wanted:
-                return [_Part(known, tensor.detach(), (name,))]
+                return [self._part(known, tensor, name)]
         parts = self._unpacked(name, tensor)
         if raised and not parts:
             self.together[_converted_with(self.model, name)].add(name)
@@ -507,19 +514,21 @@ class _Forms:
             return None
         return self._known(renamed)
 
-    def _quantized(self, name: str, tensor: Any) -> list[_Part]:
-        """Return the numbers and scales of which a tensor was dequantized: FP8 in blocks, and MXFP4."""
-        if not tensor.is_floating_point():
+    def _part(self, source: str, tensor: Any, name: str) -> _Part:
+        """Return a part of the live tensor `name`: dequantized, if the files have FP8 and scales of it."""
+        scales = f"{source}{_SCALES}"
+        made = self.wanted[source].dtype.startswith("F8_") and scales in self.wanted and _is_wide(tensor)
+        return _Part(source, tensor.detach(), (name,), scales=scales if made else "")
+
+    def _packed_numbers(self, name: str, tensor: Any) -> list[_Part]:
+        """Return the numbers and scales of which a tensor was dequantized, if they are MXFP4 in the files."""
+        if not self.has_mxfp4 or not _is_wide(tensor):
             return []
-        for numbers, scales in self.suffixes:
-            known = self._renamed(f"{name}{numbers}", tuple(tensor.shape), tensor.dtype)
-            if known is None or known not in self.wanted:
-                continue
-            beside = f"{known.removesuffix(numbers)}{scales}"
-            right = numbers or self.wanted[known].dtype.startswith("F8_")
-            if right and beside in self.wanted and tensor.element_size() > 1:
-                return [_Part(known, tensor.detach(), (name,), scales=beside)]
-        return []
+        known = self._renamed(f"{name}{_BLOCKS}", tuple(tensor.shape), tensor.dtype)
+        scales = f"{(known or '').removesuffix(_BLOCKS)}{_BLOCK_SCALES}"
+        if known is None or known not in self.wanted or scales not in self.wanted:
+            return []
+        return [_Part(known, tensor.detach(), (name,), scales=scales)]
 
     def _fits(self, name: str, tensor: Any) -> bool:
         return name in self.wanted and tuple(tensor.shape) == self.wanted[name].shape
@@ -548,7 +557,7 @@ class _Forms:
                 self.why[name] = f"it has other rows than {', '.join(sources)}"
                 return []
             split = tensor.detach().split(rows)
-            return [_Part(source, part, (name,)) for source, part in zip(sources, split, strict=True)]
+            return [self._part(source, part, name) for source, part in zip(sources, split, strict=True)]
         return []
 
     def _reverted(self, names: Iterable[str]) -> dict[str, Any] | None:
@@ -557,6 +566,8 @@ class _Forms:
         try:
             reverted = self.revert(self.model, {name: self.live[name] for name in names})
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             self.why |= dict.fromkeys(names, f"transformers can't convert it back: {error}")
             return None
         return {self._known(key): each for key, each in reverted.items()}
@@ -670,8 +681,10 @@ def _range_of_slices(slices: tuple[tuple[int, int], ...], whole: Tensor) -> tupl
 
 def _converted_with(model: Any, name: str) -> str:
     """Return what all live tensors have in common that transformers converts back together with this one."""
-    from transformers.core_model_loading import WeightConverter, apply_converters
-
+    try:
+        from transformers.core_model_loading import WeightConverter, apply_converters
+    except ImportError:  # before transformers 5.2x each tensor is converted back alone
+        return name
     reversals = [
         each.reverse_transform() for each in reversed(getattr(model, "_weight_conversions", None) or [])
     ]
@@ -681,7 +694,7 @@ def _converted_with(model: Any, name: str) -> str:
 class _Stand:
     """Stand for a model of transformers with other conversions than the model has."""
 
-    def __init__(self, model: Any, conversions: list[Any]) -> None:
+    def __init__(self, model: Any, conversions: list[Any] | None) -> None:
         self._model, self._weight_conversions = model, conversions
 
     def __getattr__(self, name: str) -> Any:
@@ -689,8 +702,11 @@ class _Stand:
 
 
 def _reversible(model: Any) -> Any:
-    """Return the model, or what stands for it without conversions that have no reversal."""
+    """Return the model, or what stands for it without conversions that can't be reversed, or quantize."""
     conversions = list(getattr(model, "_weight_conversions", None) or ())
+    operations = [operation for each in conversions for operation in getattr(each, "operations", ())]
+    if any(hasattr(operation, "hf_quantizer") for operation in operations):
+        return _Stand(model, None)  # for which transformers takes the conversions of the class
     kept = []
     for each in conversions:
         try:
@@ -730,6 +746,11 @@ def _tied(live: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _shares(part: Any, live: Any) -> bool:
     return bool(part.untyped_storage().data_ptr() == live.untyped_storage().data_ptr())
+
+
+def _is_wide(tensor: Any) -> bool:
+    """Tell whether numbers of 8 bits and less can have been dequantized to this tensor's dtype."""
+    return bool(tensor.is_floating_point() and tensor.element_size() > 1)
 
 
 def _nbytes(tensor: Any) -> int:

@@ -146,7 +146,8 @@ def shard_of(tensor: Any) -> Shard | None:
     for placement in tensor.placements:
         # a _StridedShard is a Shard by its class, and its rows are not in a row
         if type(placement) not in (module.Shard, module.Replicate):
-            return Shard(local, shape, None, f"it is {placement!r} of the whole")
+            why = f"it is {placement!r} of the whole; redistribute() it to Shard or Replicate to prove it"
+            return Shard(local, shape, None, why)
     sizes, offsets = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )

@@ -3,6 +3,7 @@
 
 import hashlib
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,37 @@ def test_digest_of_a_file_is_made_from_gpu_memory(
     live["odd"] = live["odd"].cpu()
     with pytest.raises(ArgumentError, match="odd is in host memory"):
         weights.file_digest(manifest.files["b.safetensors"].header, live)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 8])
+def test_digest_of_a_large_file_begins_before_all_tensors_are_found(odd: int) -> None:
+    """Above 1 GiB the GPU hashes the first tensors while the others are looked at."""
+    whole = torch.empty(3 << 30, dtype=torch.uint8, device="cuda")
+    whole.view(torch.int64).random_()
+    sizes = [(300 << 20) + odd] * 6 + [0, 7, (200 << 20) + 3 * odd, 1024, 65]
+    entries, live, at = {}, {}, 0
+    rest = len(whole) - odd - sum(sizes)
+    for i, (size, part) in enumerate(zip([*sizes, rest], whole[odd:].split([*sizes, rest]), strict=True)):
+        if i == len(sizes):
+            break
+        entries[f"t{i}"] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        live[f"t{i}"], at = part, at + size
+    text = json.dumps(entries).encode()
+    header = len(text).to_bytes(8, "little") + text
+    hasher = blake3(header, max_threads=blake3.AUTO)
+    for part in live.values():
+        hasher.update(part.cpu().numpy())
+    for _ in range(2):
+        assert weights.file_digest(header, live) == hasher.digest()
+    live["t2"].view(-1)[77] ^= 1
+    assert weights.file_digest(header, live) != hasher.digest()
+    live["t2"].view(-1)[77] ^= 1
+    with pytest.raises(ArgumentError, match="t9 is in host memory"):
+        weights.file_digest(header, live | {"t9": live["t9"].cpu()})
+    with pytest.raises(ArgumentError, match=r"t8 is U8 \[5\] instead"):
+        weights.file_digest(header, live | {"t8": live["t8"][:5]})
+    live["t3"] = torch.stack([live["t3"], live["t3"]], 1)[:, 0]  # with gaps
+    assert weights.file_digest(header, live) == hasher.digest()
 
 
 def test_a_signature_is_verified_in_gpu_memory(

@@ -6,17 +6,17 @@
 
 static const void *arguments;
 
-#define LAUNCH(kernel, of, threads)                                                         \
-	extern "C" void launch_##kernel(const struct of##_args *args, unsigned int blocks) \
-	{                                                                               \
+#define LAUNCH(kernel, of)                                                                               \
+	extern "C" void launch_##kernel(const struct of##_args *args, unsigned int blocks, int threads) \
+	{                                                                                               \
 		arguments = args;                                                       \
 		host::launch([] { kernel(*(const struct of##_args *)arguments); }, blocks, threads); \
 	}
 
-LAUNCH(leaf, leaf, THREADS)
-LAUNCH(leaf_any, leaf, THREADS)
-LAUNCH(middle, middle, THREADS)
-LAUNCH(top, top, TOP_THREADS)
-LAUNCH(many, many, THREADS)
-LAUNCH(many_any, many, THREADS)
-LAUNCH(small, small, SMALL_THREADS)
+LAUNCH(leaf, leaf)
+LAUNCH(leaf_any, leaf)
+LAUNCH(middle, middle)
+LAUNCH(top, top)
+LAUNCH(many, many)
+LAUNCH(many_any, many)
+LAUNCH(small, small)

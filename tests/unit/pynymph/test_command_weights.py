@@ -2,6 +2,7 @@
 """`pynymph weights match`: of models that transformers loads, and of those that a function builds."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,32 @@ def test_files_have_to_agree_with_the_manifest(folder: Path, tmp_path: Path) -> 
         )
     finally:
         file.write_bytes(right)
+
+
+def test_a_model_is_matched_with_its_signature(folder: Path, tmp_path: Path) -> None:
+    for command in (
+        "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key",
+        "pkey -in key -pubout -out public",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=tmp_path, check=True)
+    pytest.importorskip("cryptography")
+    public = ["--signature", tmp_path / "sig", "--key", tmp_path / "public", "--build", "built:model"]
+    signed = run(
+        "weights", "sign", folder / "model", "--key", tmp_path / "key", "--signature", tmp_path / "sig"
+    )
+    assert signed.returncode == 0, signed.stderr
+    done = match("model", *public, cwd=folder)
+    assert done.returncode == 0 and "as the signature says: 2 tensors proven" in done.stdout, done.stderr
+    done = match("model", *public[:-1], "built:flipped", cwd=folder)
+    assert done.returncode == 1 and "NOT what the signature says" in done.stdout
+    refused(match("model", *public[:2], cwd=folder), 2, "either --key or --ca")
+    refused(match("model", tmp_path / "m.json", *public, cwd=folder), 2, "either a manifest, or --signature")
+    (folder / "model/config.json").write_text("{}")
+    try:
+        done = match("model", *public, cwd=folder)
+        assert done.returncode == 1 and "config.json" in done.stdout and "was not loaded" in done.stdout
+    finally:
+        (folder / "model/config.json").unlink()
 
 
 def test_transformers_loads_the_class_that_the_configuration_names(tmp_path: Path) -> None:

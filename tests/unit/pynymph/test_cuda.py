@@ -64,10 +64,12 @@ class Host:
     def scratch(self, nbytes: int) -> int:
         return self.memory(nbytes, 0xA5)
 
-    def launch(self, kernel: str, args: Any, blocks: int, *, early: bool = False) -> None:
+    def launch(
+        self, kernel: str, args: Any, blocks: int, threads: int = kernels.THREADS, *, early: bool = False
+    ) -> None:
         self.launched.append(kernel)
         getattr(self.library, f"launch_{kernel}")(
-            ctypes.c_void_p(int(kernels.ffi.cast("uintptr_t", args))), ctypes.c_uint(blocks)
+            ctypes.c_void_p(int(kernels.ffi.cast("uintptr_t", args))), ctypes.c_uint(blocks), threads
         )
 
 
@@ -100,7 +102,8 @@ class Small:
         )
 
     def digest(self, offset: int, length: int) -> bytes:
-        self.host.launch("small", self.args, kernels.aim_small(self.args, ADDRESS + offset, length))
+        blocks = kernels.aim_small(self.args, ADDRESS + offset, length)
+        self.host.launch("small", self.args, blocks, kernels.SMALL_THREADS)
         self.epoch += 1
         pairs = np.frombuffer(read(self.mailbox, 64), np.uint64)
         assert (pairs >> np.uint64(32) == self.epoch).all()

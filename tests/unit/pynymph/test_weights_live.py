@@ -67,6 +67,17 @@ def test_checksums_of_another_process_are_compared() -> None:
     assert [each.problem for each in checker.compare(checksums).mismatches] == ["differs", "is new"]
 
 
+def test_a_tensor_whose_memory_was_freed_is_an_error() -> None:
+    """FSDP frees a parameter's storage so, and keeps the tensor. Its pointer is 0 then."""
+    torch = pytest.importorskip("torch")
+    freed = torch.ones(10)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(ArgumentError, match="the memory of w was freed, as FSDP does it"):
+        weights.Checker({"w": freed}).checksum()
+    with pytest.raises(ArgumentError, match="the memory of w was freed, as FSDP does it"):
+        weights.manifest({"w": freed})
+
+
 def test_comparison_needs_a_snapshot() -> None:
     with pytest.raises(ArgumentError, match=r"call snapshot\(\) first"):
         weights.Checker(arrays()).compare()

@@ -3,13 +3,13 @@
 
 import dataclasses
 import enum
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 from pynymph_command import run
+from quantized_models import bitsandbytes, fp8, mxfp4, quantized
 
 import pynymph
 from pynymph import weights
@@ -120,18 +120,6 @@ def test_reset_reaches_the_inner_tensors() -> None:
     assert names == {"w.numbers", "w.scale.numbers", "w.scale.scale"}  # no update brings a context
 
 
-def quantized(kind: str, folder: Path) -> Any:
-    """A model that torchao quantized, and its files as torchao writes them."""
-    torchao = pytest.importorskip("torchao.quantization")
-    support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
-    torch.manual_seed(1)
-    model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8)).bfloat16()
-    torchao.quantize_(model, getattr(torchao, kind)())
-    tensors, metadata = support.flatten_tensor_state_dict(model.state_dict())
-    safetensors.save_file(tensors, folder / "model.safetensors", metadata)
-    return model
-
-
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
 def test_torchao_is_proven_with_its_fields(kind: str, tmp_path: Path) -> None:
     model = quantized(kind, tmp_path)
@@ -181,17 +169,6 @@ def test_torchao_in_transformers_is_proven(tmp_path: Path) -> None:
     found = weights.match(live, tmp_path / "int8")
     assert found.ok, (found.unproven, found.missing, found.wrong)
     assert sum(each.how == "context" for each in found.origins.values()) == 14
-
-
-def bitsandbytes(folder: Path, **options: Any) -> Any:
-    transformers = pytest.importorskip("transformers", minversion="5.0")
-    pytest.importorskip("bitsandbytes")
-    pytest.importorskip("accelerate")
-    tiny_models.make(transformers, "Llama").save_pretrained(folder / "plain")
-    kind, config = transformers.LlamaForCausalLM, transformers.BitsAndBytesConfig(**options)
-    made = kind.from_pretrained(folder / "plain", quantization_config=config, device_map="cpu")
-    made.save_pretrained(folder / "quantized")
-    return kind.from_pretrained(folder / "quantized", device_map="cpu")
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -267,43 +244,6 @@ def test_compressed_tensors_are_proven_under_their_names(tmp_path: Path) -> None
     assert not found.ok and weight in found.unproven and "model.norm.weight" in found.of("bytes")
 
 
-def configured(folder: Path, **quantization: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-
-
-def fp8(folder: Path, model: str = "Llama") -> Any:
-    """A model whose files are FP8 with a scale for each 16 rows and columns, dequantized on loading."""
-    transformers = pytest.importorskip("transformers", minversion="5.0")
-    made = tiny_models.make(transformers, model).bfloat16()
-    made.save_pretrained(folder)
-    tensors = safetensors.load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if "_proj.weight" in name or ".experts." in name]:
-        tensors[f"{name}_scale_inv"] = 0.1 + torch.rand([size // 16 for size in tensors[name].shape])
-        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
-    safetensors.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    configured(folder, quant_method="fp8", weight_block_size=[16, 16], activation_scheme="dynamic")
-    return type(made).from_pretrained(folder)
-
-
-def mxfp4(folder: Path) -> Any:
-    """A model whose experts are MXFP4 in the files, dequantized on loading."""
-    transformers = pytest.importorskip("transformers", minversion="5.0")
-    kind, classes, arguments = tiny_models.MODELS["GPT-OSS"]
-    config = getattr(transformers, kind)(**arguments | {"intermediate_size": 32})
-    torch.manual_seed(1)
-    getattr(transformers, classes)(config).bfloat16().save_pretrained(folder)
-    tensors = safetensors.load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
-        experts, width, rows = tensors.pop(name).shape
-        shape = (experts, rows, width // 32)
-        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
-        tensors[f"{name}_scales"] = torch.randint(120, 130, shape, dtype=torch.uint8)
-    safetensors.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    configured(folder, quant_method="mxfp4")
-    return transformers.GptOssForCausalLM.from_pretrained(folder)
-
-
 @pytest.mark.parametrize("make", [fp8, mxfp4])
 def test_dequantized_tensors_are_proven_by_the_files(make: Any, tmp_path: Path) -> None:
     live = make(tmp_path)
@@ -349,25 +289,30 @@ def test_scales_of_another_grid_prove_nothing(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = safetensors.load_file(path)
     name = "model.layers.0.mlp.up_proj.weight_scale_inv"
-    for grid in ((5, 2), (3, 2, 1), (0, 2)):
+    for grid in ((5, 2), (1, 3, 2), (3, 2, 1), (0, 2), ()):
         safetensors.save_file(tensors | {name: torch.ones(grid)}, path)
         found = weights.match(live, path)
         assert list(found.unproven) == [name.removesuffix("_scale_inv")]
         assert "its scales are F32" in found.wrong[0].problem
 
 
-def test_experts_that_were_dequantized_and_merged_are_not_proven(tmp_path: Path) -> None:
+def test_experts_that_were_dequantized_and_merged_are_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind, classes, arguments = tiny_models.MODELS["Mixtral"]
     fitting = kind, classes, arguments | {"intermediate_size": 48}
-    tiny_models.MODELS["FP8 Mixtral"] = fitting
-    try:
-        live = fp8(tmp_path, "FP8 Mixtral")
-    finally:
-        del tiny_models.MODELS["FP8 Mixtral"]
+    monkeypatch.setitem(tiny_models.MODELS, "FP8 Mixtral", fitting)
+    live = fp8(tmp_path, "FP8 Mixtral")
     found = weights.match(live, tmp_path)
-    experts = {
-        f"model.layers.{i}.mlp.experts.{part}" for i in (0, 1) for part in ("gate_up_proj", "down_proj")
-    }
-    assert not found.ok and set(found.unproven) == experts
-    assert len(found.of("dequantized")) == 8  # of attention
-    assert any("experts" in name for name in found.missing)
+    assert found.ok, (found.unproven, found.missing, found.wrong)
+    for part, experts in (("gate_up_proj", 8), ("down_proj", 4)):
+        name = f"model.layers.1.mlp.experts.{part}"
+        origin = found.origins[name]
+        assert (origin.how, origin.proof, len(origin.sources)) == ("merged", "dequantized", experts)
+        assert found.holders[f"{origin.sources[2]}_scale_inv"] == (name,)
+        octets = live.get_parameter(name).detach()[2].view(-1).view(torch.uint8)
+        octets[5] ^= 1
+        flipped = weights.match(live, tmp_path)
+        assert list(flipped.unproven) == [name]
+        assert [each.name for each in flipped.wrong] == [origin.sources[2]]
+        octets[5] ^= 1
