@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from abi import needs_root
 
 import pynymph
 from pynymph import evidence
@@ -22,6 +23,7 @@ pytest.importorskip("cbor2")
 NONCE = bytes.fromhex("5eed01")
 
 
+@needs_root
 def test_driver_attests_evidence(attest_key: bytes, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(attest_key)
@@ -67,6 +69,7 @@ def test_every_engine_has_evidence() -> None:
         assert set(found.engines) == {done.engine}
 
 
+@needs_root
 def test_command_makes_evidence_that_the_driver_attests(attest_key: bytes, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(attest_key)
     (tmp_path / "film").write_bytes(os.urandom(3_000_001))
