@@ -4,11 +4,6 @@
  */
 #include <kunit/test.h>
 #include <linux/string.h>
-#if __has_include(<linux/unaligned.h>)
-#include <linux/unaligned.h>
-#else
-#include <asm/unaligned.h>
-#endif
 
 #include "kunit.h"
 #include "ring.h"
@@ -33,6 +28,23 @@ static struct transcripts *begin(struct kunit *test)
 	nymph_transcript_begin(&t->one);
 	nymph_transcript_begin(&t->other);
 	return t;
+}
+
+/* Writes a number of @n bytes, little-endian. */
+static void put(u8 *to, u64 value, unsigned int n)
+{
+	for (; n; n--, value >>= 8)
+		*to++ = value;
+}
+
+/* Reads a number of @n bytes, little-endian. */
+static u64 get(const u8 *from, unsigned int n)
+{
+	u64 value = 0;
+
+	while (n--)
+		value = value << 8 | from[n];
+	return value;
 }
 
 /* Entry number @i: every field differs from that of the entry before. */
@@ -60,23 +72,23 @@ static void add(struct nymph_transcript *transcript,
 	int status = i % 3 ? 0 : -ECANCELED;
 
 	memset(to, 0, RECORD);
-	put_unaligned_le32(status, to);
-	put_unaligned_le32(e.flags, to + 4);
-	put_unaligned_le16(e.opcode, to + 8);
-	put_unaligned_le64(e.length, to + 16);
-	put_unaligned_le64(e.src, to + 24);
-	put_unaligned_le64(e.dst, to + 32);
-	put_unaligned_le32(e.src_buffer, to + 40);
-	put_unaligned_le32(e.dst_buffer, to + 44);
-	put_unaligned_le64(e.cookie, to + 48);
+	put(to, status, 4);
+	put(to + 4, e.flags, 4);
+	put(to + 8, e.opcode, 2);
+	put(to + 16, e.length, 8);
+	put(to + 24, e.src, 8);
+	put(to + 32, e.dst, 8);
+	put(to + 40, e.src_buffer, 4);
+	put(to + 44, e.dst_buffer, 4);
+	put(to + 48, e.cookie, 8);
 	transfer->done = e.length - 1;
 	transfer->record_flags = i % 4;
 	memset(transfer->src_digest, i, NYMPH_DIGEST_SIZE);
 	memset(transfer->dst_digest, ~i, NYMPH_DIGEST_SIZE);
 	if (started) {
-		put_unaligned_le16(i % 4, to + 10);
-		put_unaligned_le32(i + 1, to + 12);
-		put_unaligned_le64(e.length - 1, to + 56);
+		put(to + 10, i % 4, 2);
+		put(to + 12, i + 1, 4);
+		put(to + 56, e.length - 1, 8);
 		if (i % 4 & NYMPH_RECORD_SRC_DIGEST)
 			memset(to + 64, i, NYMPH_DIGEST_SIZE);
 		if (i % 4 & NYMPH_RECORD_DST_DIGEST)
@@ -170,26 +182,26 @@ static void statement_is_little_endian_test(struct kunit *test)
 	b = (const u8 *)s;
 	KUNIT_EXPECT_EQ(test, memcmp(b, "nymph attest v1", 16), 0);
 	KUNIT_EXPECT_EQ(test, memcmp(b + 16, nonce, 32), 0);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 48), 213U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 52), 208U);
-	KUNIT_EXPECT_NE(test, get_unaligned_le64(b + 56), 0ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 48, 4), 213ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 52, 4), 208ULL);
+	KUNIT_EXPECT_NE(test, get(b + 56, 8), 0ULL);
 	KUNIT_EXPECT_EQ(test, memcmp(b + 64, snap->transcript, 32), 0);
 	KUNIT_EXPECT_EQ(test, b[96], 8);
 	KUNIT_EXPECT_EQ(test, b[103], 1);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le64(b + 104), 9ULL);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le64(b + 112), 10ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 104, 8), 9ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 112, 8), 10ULL);
 	KUNIT_EXPECT_EQ(test, memcmp(b + 120, snap->ring_hash, 32), 0);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 152), 11U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 156), 12U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 160), 13U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le64(b + 168), 14ULL);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 176), 15U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 180), 16U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le64(b + 184), 17ULL);
-	KUNIT_EXPECT_EQ(test, (int)get_unaligned_le32(b + 192), -EIO);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 196), 18U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 200), 19U);
-	KUNIT_EXPECT_EQ(test, get_unaligned_le32(b + 204), 20U);
+	KUNIT_EXPECT_EQ(test, get(b + 152, 4), 11ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 156, 4), 12ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 160, 4), 13ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 168, 8), 14ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 176, 4), 15ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 180, 4), 16ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 184, 8), 17ULL);
+	KUNIT_EXPECT_EQ(test, (int)get(b + 192, 4), -EIO);
+	KUNIT_EXPECT_EQ(test, get(b + 196, 4), 18ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 200, 4), 19ULL);
+	KUNIT_EXPECT_EQ(test, get(b + 204, 4), 20ULL);
 }
 
 static struct kunit_case transcript_cases[] = {
