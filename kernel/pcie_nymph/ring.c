@@ -444,6 +444,9 @@ static int nymph_ring_submit_buffers(struct nymph_ring *ring,
 		if (ret)
 			break;
 		trace_nymph_pinned(ring, &slot.entry);
+		/* in a trace one stage ends before the next one begins */
+		if (trace_nymph_submit_enabled())
+			now = ktime_get_ns();
 		ret = nymph_ring_push(ring, &slot, now);
 		if (ret) {
 			nymph_entry_release(ring, &slot);
