@@ -43,7 +43,9 @@ class RightRing:
 
     def snapshot(self) -> Snapshot:
         ring = struct.pack("<IIIIQ", 256, 0, 0, 0, 0)
-        empty = Snapshot(256, 0, 0, 0, self.moved, b"", 0, 0, 0, 0, False, self.engine, ring, b"")
+        empty = Snapshot(
+            256, 0, 0, 0, self.moved, b"", 0, 0, 0, 0, False, self.engine, bytes(32), 0, 1, ring, b""
+        )
         return dataclasses.replace(empty, ring_hash=digest.ring_hash(empty))
 
     def hash(self) -> bytes:
