@@ -7,6 +7,7 @@ import contextlib
 import mmap
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def is_evidence(path: str) -> bool:
         return False
     if path.endswith(SUFFIX):
         return True
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return False  # what is read from a pipe is gone
     with open(path, "rb") as file:
         return file.read(1 + len(MAGIC))[1:] == MAGIC
 

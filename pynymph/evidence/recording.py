@@ -15,6 +15,7 @@ import pynymph
 from pynymph import transcript
 from pynymph.errors import ArgumentError, NymphError
 from pynymph.evidence.form import MOST_RECORDS, MOST_TEXT, RECORD, Attested, Evidence, Part, Transfer
+from pynymph.integers import UINT64_MAX, whole
 from pynymph.owner import Owner
 from pynymph.state import Completion
 from pynymph.weights.manifests import replace_file
@@ -72,8 +73,11 @@ class Log(Owner):
             time_ns: when it ended, in ns since 1970; None leaves it out.
 
         Raises:
-            ArgumentError: EINVAL, a name is too long, or this Log has no record of it.
+            ArgumentError: EINVAL, a name is too long, `time_ns` is no whole number, or this Log has no record
+                of it.
         """
+        if time_ns is not None:
+            time_ns = whole(time_ns, "time_ns", 0, UINT64_MAX)
         part = self.part(0, done)
         length = RECORD.unpack_from(self._records, RECORD.size * part.record)[5]
         self.add_transfer(
@@ -102,10 +106,11 @@ class Log(Owner):
             done: its Completion.
 
         Raises:
-            ArgumentError: EINVAL, there is none: it is of another ring, or from before a reset.
+            ArgumentError: EINVAL, there is none: it is of another ring, or from before a reset; or `at` is no
+                whole number.
         """
         try:
-            return Part(at, self._numbers[done.cookie])
+            return Part(whole(at, "at", 0, UINT64_MAX), self._numbers[done.cookie])
         except KeyError:
             message = "this Log has no record of it; give a completion of its ring, from after the last reset"
             raise ArgumentError(errno.EINVAL, message) from None

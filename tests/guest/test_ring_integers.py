@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import pynymph
-from pynymph import abi, batch, buffer, digest, fabric, integers
+from pynymph import abi, batch, buffer, digest, evidence, fabric, integers
 from pynymph.abi import address, ffi, lib
 
 try:
@@ -166,6 +166,17 @@ def hashed(ring: pynymph.Ring, dma_bytes: Any) -> None:
     assert said == blake3(found.ring_bytes + struct.pack("<Q", int(dma_bytes))).digest()
 
 
+def in_log(ring: pynymph.Ring, n: Any, field: str) -> int | None:
+    """What a Log of another ring has of an offset, or of a time."""
+    log = evidence.Log()
+    with pynymph.Ring(1, evidence=log) as other:
+        done = other.copy(src=b"x", dst=bytearray(1))
+    if field == "at":
+        return log.part(done=done, at=n).at
+    log.add(done, source="", target="", time_ns=n)
+    return log._transfers[-1].time_ns
+
+
 INT32 = (-(2**31), 2**31 - 1)
 CALLS = {
     "Ring.entries": Call(1, 4096, 4096, lambda ring, n: opened(pynymph.Ring(n)).ring_size),
@@ -195,6 +206,8 @@ CALLS = {
     ),
     "ZLTA2Fabric.get_fabric_verify_status.nbytes": Call(1, 2**30, 4096, lambda ring, n: fabric_bytes(n)),
     "Snapshot.dma_bytes": Call(0, 2**64 - 1, 2**64, hashed),
+    "Log.part.at": Call(0, 2**64 - 1, 2**64, lambda ring, n: in_log(ring, n, "at")),
+    "Log.add.time_ns": Call(0, 2**64 - 1, 2**64, lambda ring, n: in_log(ring, n, "time_ns")),
 }
 SECONDS = {
     *(f"Ring.{each}.timeout" for each in ("copy", "fill", "digest", "compare", "run_many", "completions")),

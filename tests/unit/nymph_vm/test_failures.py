@@ -47,7 +47,7 @@ def test_missing_qemu_names_the_package(fp: FakeProcess, monkeypatch: pytest.Mon
 def test_missing_emulator_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root, "BINFMT", tmp_path)
     with pytest.raises(HarnessError, match="`sudo apt-get install qemu-user-static`"):
-        root._binfmt_hook(ARM64)
+        root.binfmt_hook(ARM64)
 
 
 class TestAccelerator:

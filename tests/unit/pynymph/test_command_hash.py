@@ -155,7 +155,7 @@ def test_check_of_what_has_no_digests(tmp_path: Path) -> None:
         (["hash", "--quiet", "x"], "--quiet belongs to --check"),
         (["hash", "--check", "--no-names", "x"], "exclude each other"),
         (["hash", "--length", "5"], "No such option"),
-        (["verify", "x"], "Missing argument 'B'"),
+        (["verify", "x"], "x can't be read: No such file or directory"),
         (["verify", "-", "-"], "only one of both can be standard input"),
         (["verify", ".", "x"], ". is a folder; give files"),
         (["verify", "/nowhere", "x"], "/nowhere: No such file or directory"),

@@ -23,8 +23,8 @@ from pynymph.command.story import build
 from pynymph.ring import DEVICE
 
 no_driver = pytest.mark.skipif(Path(DEVICE).exists(), reason="there is a driver here")
-COMMANDS = ["bench", "copy", "hash", "info", "reset", "serve", "top", "topology", "trace", "verify"]
-COMMANDS += ["weights"]
+COMMANDS = ["bench", "copy", "evidence", "hash", "info", "reset", "serve", "top", "topology", "trace"]
+COMMANDS += ["verify", "weights"]
 
 
 @pytest.fixture
@@ -399,7 +399,7 @@ def test_there_are_these_commands() -> None:
 def test_every_command_that_reports_has_json(name: str) -> None:
     command = cli.commands[name]
     options = {spelled for each in command.params for spelled in each.opts}
-    assert "--json" in options or name in ("serve", "weights")
+    assert "--json" in options or name in ("evidence", "serve", "weights")
 
 
 @pytest.mark.parametrize(

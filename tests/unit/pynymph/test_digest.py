@@ -32,6 +32,9 @@ def snapshot(entries: list[Entry], dma_bytes: int, label: int) -> Snapshot:
         first_error=0,
         paused=True,
         engine="cpu",
+        transcript=bytes(32),
+        transcript_count=0,
+        transcript_id=1,
         ring_bytes=struct.pack("<IIIIQ", 8, head, tail, 0, label),
         entry_bytes=b"".join(
             struct.pack("<HHIQQQIIQQQ", 64, e.opcode, e.flags, e.length, e.src, e.dst, 0, 0, e.cookie, 0, 0)
