@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,18 @@ def test_wrong_usage(arguments: list[str], words: str) -> None:
 
 
 # --- verify ---
+
+
+def test_verify_reads_a_pipe_from_its_start(tmp_path: Path) -> None:
+    """Nothing looks at its first bytes before that, as whether a file is evidence."""
+    pipe, file, content = tmp_path / "pipe", tmp_path / "file", b"the same bytes" * 100
+    os.mkfifo(pipe)
+    file.write_bytes(content)
+    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer.start()
+    result = CliRunner().invoke(cli, ["verify", str(pipe), str(file)])
+    writer.join()
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
