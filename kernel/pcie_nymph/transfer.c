@@ -600,8 +600,8 @@ static int nymph_copy_land(struct nymph_ring *ring, struct nymph_slot *slot,
 }
 
 /*
- * Has the source hashed while an engine moves it. If only the destination is hashed,
- * the CPU hashes it as it copies.
+ * Has the source hashed while an engine moves it. Between pages the CPU hashes both
+ * sides as it copies.
  */
 static void nymph_hash_sending(struct nymph_ring *ring, struct nymph_slot *slot,
 			       struct nymph_move *move,

@@ -332,16 +332,16 @@ def test_attest_needs_a_key_of_the_right_size(context: Context) -> None:
                 context.attest()
         AttestKey.replace(bytes(32))
         context.attest()
-        for command, argument, number in (
-            (AttestKey.SET_TIMEOUT, 1, errno.EKEYEXPIRED),
-            (AttestKey.REVOKE, 0, errno.EKEYREVOKED),
+        for command, argument, number, after in (
+            (AttestKey.SET_TIMEOUT, 1, errno.EKEYEXPIRED, 1.2),  # nothing tells that it has expired
+            (AttestKey.REVOKE, 0, errno.EKEYREVOKED, 0),
         ):
             AttestKey.remove()
             key = AttestKey.add(bytes(32), AttestKey.OWN)  # who has it may do that to it
             AttestKey.control(AttestKey.LINK, key, AttestKey.keyring())
             context.attest()
             AttestKey.control(command, key, argument)
-            time.sleep(1.2)
+            time.sleep(after)
             with context.refuses(number):
                 context.attest()
     finally:

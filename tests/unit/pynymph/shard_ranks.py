@@ -2,12 +2,11 @@
 """A model of which each of two ranks has a part, with gloo: what the ranks find, on the CPU or on one GPU."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rank_processes import run_ranks
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -92,18 +91,8 @@ def tell(folder: Path, device: str) -> list[dict[str, Any]]:
     }
     safetensors.save_file(tensors, folder / "model.safetensors")
     files = [str(folder / "store"), str(folder / "model.safetensors")]
-    commands = [[sys.executable, "-c", RANK, str(rank), *files, device] for rank in range(2)]
-    processes = [
-        subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in commands
-    ]
-    try:
-        outputs = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), outputs
     found = []
-    for out, _ in outputs:
+    for out in run_ranks(RANK, 2, *files, device):
         lines = [line for line in out.splitlines() if line.endswith("]")]
         found.append({line[: line.index(" [")]: ast.literal_eval(line[line.index("[") :]) for line in lines})
     return found

@@ -3,8 +3,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blake3 import blake3
+from rank_processes import run_ranks
 
 from pynymph import weights
 from pynymph.errors import ArgumentError, NymphError
@@ -284,17 +283,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What each of three ranks prints of each case."""
     pytest.importorskip("torch")
     store = tmp_path_factory.mktemp("ranks") / "store"
-    commands = [[sys.executable, "-c", RANK, str(rank), str(store)] for rank in range(3)]
-    processes = [
-        subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in commands
-    ]
-    try:
-        outputs = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), outputs
-    return [dict(line.split(" ", 1) for line in out.splitlines()) for out, _ in outputs]
+    return [dict(line.split(" ", 1) for line in out.splitlines()) for out in run_ranks(RANK, 3, str(store))]
 
 
 def test_ranks_that_are_equal_are_found_equal(ranks: list[dict[str, str]]) -> None:
