@@ -28,6 +28,7 @@ PYTHON = "3.11"
 GLIBC = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")  # 2.36 runs all of these
 
 GUEST_PACKAGES = ["python3", "openssh-server", "udev", "kmod", "procps"]
+GUEST_PACKAGES += ["keyutils", "tpm2-tools"]  # for what the driver and a TPM attest
 BUILD_PACKAGES = ["python3", "gcc", "make", "libc6-dev", "libpython3-dev", "libelf1", "pahole", "sparse"]
 BUILD_PACKAGES += ["liburing-dev"]  # for programs with io_uring
 BUILD_PACKAGES += ["bc", "bison", "flex", "kmod", "libelf-dev", "xz-utils"]  # for whole kernels

@@ -248,9 +248,6 @@ def test_the_guide_works(film: Path, tmp_path: Path) -> None:
 
 def test_the_guide_quotes_with_a_tpm(film: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Its commands with swtpm, which is a TPM 2.0 in software, and with tpm2-tools alone."""
-    for program in ("swtpm", "tpm2_quote", "tpm2_checkquote"):
-        if shutil.which(program) is None:
-            pytest.skip(f"there is no {program}: sudo apt-get install swtpm tpm2-tools")
     made = attesting(
         tmp_path, "copy", *MODEL, "--evidence", "evidence.cbor", "--nonce", "5eed", "film.mkv", "x"
     )
@@ -289,24 +286,24 @@ def test_the_guide_quotes_with_a_tpm(film: Path, tmp_path: Path, request: pytest
         shell(f"""tpm2_createprimary -Q -C e -G ecc:ecdsa-sha256:null -g sha256 -c ak.ctx -a '{attributes}'
             tpm2_evictcontrol -Q -C o -c ak.ctx 0x81010001
             tpm2_readpublic -Q -c 0x81010001 -f pem -o ak.pem
-            tpm2_pcrextend 16:sha256={module}
-            tpm2_pcrread -Q sha256:16 -o expected""")
+            tpm2_pcrextend 10:sha256={module}
+            tpm2_pcrread -Q sha256:10 -o expected""")
         expected = (tmp_path / "expected").read_bytes().hex()
         (block,) = doc_blocks.run_by(doc_blocks.QUOTE)
         script = block.text.replace("pynymph", f"{sys.executable} -m pynymph")
-        said = shell(script.replace("PCR_OF_YOUR_MODULE", expected))
+        said = shell(script.replace("PCR_OF_YOUR_MODULES", expected))
         assert "vouched for by a TPM, by its key" in said
         checked = json.loads(run("verify", "evidence.cbor", "--json", cwd=tmp_path).stdout)
-        assert checked["says"]["attested"]["quote"]["pcrs"] == {"sha256:16": expected}
+        assert checked["says"]["attested"]["quote"]["pcrs"] == {"sha256:10": expected}
     finally:
         tpm.kill()
         tpm.wait()
     # tpm2-tools agree, without the TPM.
     found, _ = evidence.verify((tmp_path / "evidence.cbor").read_bytes(), "e")
     assert found.attested
-    shell("tpm2_checkquote -Q -u ak.pem -m quote.msg -s quote.sig -f quote.pcrs -l sha256:16 -g sha256 -q "
+    shell("tpm2_checkquote -Q -u ak.pem -m quote.msg -s quote.sig -f quote.pcrs -l sha256:10 -g sha256 -q "
           + found.attested.to_quote().hex())  # fmt: skip
     wrong = run(
-        "verify", "evidence.cbor", "--tpm-key", "ak.pem", "--pcr", f"sha256:16={module}", cwd=tmp_path
+        "verify", "evidence.cbor", "--tpm-key", "ak.pem", "--pcr", f"sha256:10={module}", cwd=tmp_path
     )
-    refused(wrong, 1, "PCR sha256:16 was")
+    refused(wrong, 1, "PCR sha256:10 was")
