@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: gpu help setup demo bench performance bench-blake3 bench-files fuzz-blake3 fuzz-readers fuzz test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint long matrix arm64 coverage clean
+.PHONY: gpu help setup demo bench performance bench-blake3 bench-files fuzz-blake3 fuzz-readers fuzz test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint stock long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,8 +49,10 @@ fuzz-readers: .venv/ready ## what reads files and requests of others, for SECOND
 fuzz: .venv/ready ## the requests of the driver, in native guests, for MINUTES=10; dist/fuzz has what was found
 	$(NYMPH_VM) fuzz --minutes $(MINUTES)
 
-test: .venv/ready ## unit tests here, then the others in a VM
-	.venv/bin/pytest tests/unit tests/vm
+test: .venv/ready ## unit tests here, the guest tests natively, then in a VM what needs one
+	.venv/bin/pytest tests/unit
+	.venv/bin/pytest --arch um --native tests/vm/test_native.py tests/vm/test_pci.py tests/vm/test_guest_suite.py
+	.venv/bin/pytest --after-native tests/vm
 
 ifdef KDIR
 module: ## build pcie_nymph.ko for the VM's kernel; KDIR=/lib/modules/.../build for another
@@ -135,7 +137,7 @@ audit: .venv/ready ## asks an advisory service about the packages that nymphd ne
 	.venv/bin/pip install --quiet 'pip-audit>=2.7'
 	.venv/bin/python tools/audit.py
 
-check: lint docs audit sanitized long ## lint, docs, audit, sanitized and long
+check: lint docs audit sanitized stock long ## lint, docs, audit, sanitized, stock and long
 
 sanitized: sanitized-guest sanitized-endpoint ## sanitized-guest and sanitized-endpoint
 
@@ -145,6 +147,9 @@ sanitized-guest: .venv/ready ## the guest tests, KUnit and planted bugs on a ker
 
 sanitized-endpoint: .venv/ready ## the endpoint's faults on a kernel with sanitizers
 	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_endpoint.py tests/vm/test_spread.py
+
+stock: .venv/ready ## all guest tests on the kernel that Debian ships
+	.venv/bin/pytest tests/vm/test_guest_suite.py
 
 long: .venv/ready ## leftovers of processes, and the driver against its model, for long
 	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_guest_suite.py::test_driver_and_model_agree_for_long

@@ -926,7 +926,6 @@ def ticking(interval: float = 0.02) -> Iterator[None]:
 # User-mode Linux: its kernel reads memory without asking whether the process may, and each page of a process
 # is a mapping of the host's, of which a process has vm.max_map_count at most.
 IS_NATIVE = os.environ.get("NYMPH_ACCEL") == "native"
-not_native = pytest.mark.skipif(IS_NATIVE, reason="user-mode Linux cannot: docs/how-to/native.md")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from abi import SYSFS, AttestKey, Context, settle
+from abi import IS_NATIVE, SYSFS, AttestKey, Context, settle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,12 +15,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "emulated: of what user-mode Linux has not: docs/how-to/native.md")
     if config.getoption("--model"):
         import pynymph
 
         assert pynymph.Ring.__init__.__kwdefaults__ is not None
         pynymph.Ring.__init__.__kwdefaults__["device"] = "model:"
         pynymph.query.__defaults__ = ("model:",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if IS_NATIVE and item.get_closest_marker("emulated"):
+            item.add_marker(pytest.mark.skip("user-mode Linux has no such thing: docs/how-to/native.md"))
 
 
 @pytest.fixture(autouse=True)

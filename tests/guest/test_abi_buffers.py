@@ -357,6 +357,7 @@ def test_register_refuses_unmapped_and_read_only_memory(context: Context) -> Non
 
 
 @abi.needs_root
+@pytest.mark.emulated
 def test_register_refuses_writable_shared_disk_files(context: Context, disk: Path) -> None:
     """Writable and shared: refused, as for ZERO_COPY; to read from only, or a private copy: taken."""
     path = disk / "file"

@@ -178,7 +178,7 @@ def test_copy_of_20_mib_is_exact(context: Context, flags: int) -> None:
 
 
 @abi.needs_root
-@abi.not_native
+@pytest.mark.emulated
 def test_copy_of_one_gib_is_exact(context: Context) -> None:
     """The longest transfer there is: all of its ends compared, and both ends of every page between."""
     available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * KIB
@@ -322,6 +322,7 @@ def test_copy_on_write_stays_private(flags: str) -> None:
 
 
 @abi.needs_root
+@pytest.mark.emulated
 @pytest.mark.parametrize("flags", FLAGS)
 def test_copy_works_on_reserved_huge_pages(context: Context, flags: str) -> None:
     setting = Path("/proc/sys/vm/nr_hugepages")
@@ -362,6 +363,7 @@ def restless_khugepaged() -> Iterator[Callable[[], int]]:
 
 
 @abi.needs_root
+@pytest.mark.emulated
 @pytest.mark.parametrize("flags", FLAGS)
 def test_khugepaged_takes_turns_with_copies_and_mappings(
     context: Context, restless_khugepaged: Callable[[], int], flags: str
@@ -400,6 +402,7 @@ def test_khugepaged_takes_turns_with_copies_and_mappings(
 
 
 @abi.needs_root
+@pytest.mark.emulated
 @pytest.mark.parametrize("flags", FLAGS)
 def test_zero_copy_refuses_writable_shared_disk_files(context: Context, disk: Path, flags: str) -> None:
     """Pinned for long it could be written behind the file system's back: ZERO_COPY refuses it."""
@@ -415,6 +418,7 @@ def test_zero_copy_refuses_writable_shared_disk_files(context: Context, disk: Pa
 
 
 @abi.needs_root
+@pytest.mark.emulated
 def test_read_only_shared_disk_file_can_be_the_source(context: Context, disk: Path) -> None:
     path = disk / "source"
     path.write_bytes(os.urandom(4 * PAGE))
@@ -435,12 +439,17 @@ TAKE_AWAY: dict[str, Callable[[Memory], None]] = {
 
 
 @pytest.mark.parametrize("flags", ["default", "verify", "digest"])
-@pytest.mark.parametrize("how", TAKE_AWAY)
-@pytest.mark.parametrize("side", ["src", "dst"])
+@pytest.mark.parametrize(
+    "side,how",
+    [
+        ("src", "unmapped"),
+        pytest.param("src", "no_access", marks=pytest.mark.emulated),
+        ("dst", "unmapped"),
+        ("dst", "no_access"),
+    ],
+)
 def test_memory_taken_away_after_submit_is_efault(side: str, how: str, flags: str) -> None:
     """-EFAULT; bytes_done bytes reached the destination, and not one more."""
-    if abi.IS_NATIVE and (side, how) == ("src", "no_access"):
-        pytest.skip(abi.not_native.kwargs["reason"])
     src, dst = Memory(LARGE).randomize(), Memory(LARGE)
     dst.fill(POISON)
     with Context() as context:

@@ -350,6 +350,7 @@ def huge_kib(memory: Memory) -> int:
     )
 
 
+@pytest.mark.emulated
 @abi.needs_huge_pages
 def test_zero_copy_charges_whole_folios() -> None:
     """One byte of a huge page holds all of it: beside the ring, the fourth does not fit."""

@@ -162,6 +162,7 @@ def test_unaligned_memory_is_mapped_from_its_start(context: Context) -> None:
     assert memory.read(start, PAGE) == memory.read(start + PAGE, PAGE)
 
 
+@pytest.mark.emulated
 @abi.needs_huge_pages
 def test_registered_huge_pages_work_on_a_channel(context: Context) -> None:
     memory = Memory(8 * MIB)

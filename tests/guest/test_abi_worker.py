@@ -186,6 +186,7 @@ def test_setup_fails_if_no_worker_can_start(context: Context, cgroup: Path) -> N
     Child(inside).result()
 
 
+@pytest.mark.emulated
 def test_worker_obeys_protection_keys_of_the_submitter(context: Context) -> None:
     """Inline or by the worker, and whatever the thread that happens to run it may reach."""
     key = _libc.pkey_alloc(0, 0)

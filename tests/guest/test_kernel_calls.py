@@ -14,6 +14,7 @@ from abi import CHUNK, DIGEST_ONLY, MIB, PAGE, RECORD, VERIFY_HASH, ZERO_COPY, C
 
 import pynymph
 
+pytestmark = pytest.mark.emulated
 TRACING = Path("/sys/kernel/tracing")
 CHANNELS = [engine.encode() for engine in pynymph.query().engines.values() if engine != "cpu"]
 CAP_IPC_LOCK = 14

@@ -41,6 +41,9 @@ assert said.split()[0] == file["digest"], said
 END
 	printf x | dd of=target bs=1 seek=5000000 conv=notrunc
 	! pynymph verify source target
+	pynymph copy --evidence evidence.cbor source shown
+	pynymph verify evidence.cbor source shown
+	! pynymph verify evidence.cbor target
 '
 status=0; su - stranger -c 'pynymph copy /etc/passwd copy' > refused 2>&1 || status=$?
 cat refused

@@ -6,6 +6,9 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-engine", action="store_true", help="The guest suite: each user on each engine.")
+    parser.addoption(
+        "--after-native", action="store_true", help="The guest suite: only what a native guest cannot run."
+    )
     parser.addoption("--native", action="store_true", help="Run what needs a native guest's kernel.")
 
 

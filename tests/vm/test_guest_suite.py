@@ -66,16 +66,23 @@ def sysfs_readers(vm: Machine) -> Iterator[None]:
     indirect=["engine"],
 )
 @pytest.mark.usefixtures("sysfs_readers")
-def test_guest_tests_pass(vm: Machine, run_guest_tests: Callable[..., None], user: str, engine: str) -> None:
+def test_guest_tests_pass(
+    request: pytest.FixtureRequest, vm: Machine, run_guest_tests: Callable[..., None], user: str, engine: str
+) -> None:
     vm.copy_in("examples", to=FOLDER)
-    run_guest_tests(user, "tests/guest", f"--ignore={COMMAND}")
+    chosen = ["-m", "emulated"] if request.config.getoption("after_native") else []
+    run_guest_tests(user, "tests/guest", f"--ignore={COMMAND}", *chosen)
 
 
 @pytest.mark.parametrize("user", ["root", "nymph-user"])
-def test_command_passes(vm: Machine, run_guest_tests: Callable[..., None], user: str) -> None:
+def test_command_passes(
+    request: pytest.FixtureRequest, vm: Machine, run_guest_tests: Callable[..., None], user: str
+) -> None:
     """On one kernel: it starts Python dozens of times, and asks of the driver nothing that others do not."""
     if kernels.KERNELS[vm.state.kernel].debug:
         pytest.skip("takes a debug kernel a quarter of an hour: the stock kernel has it")
+    if request.config.getoption("after_native"):
+        pytest.skip("a native guest has run it")
     vm.copy_in("tests/guest", to=FOLDER)
     run_guest_tests(user, COMMAND)
 
