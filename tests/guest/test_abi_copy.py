@@ -552,14 +552,18 @@ def test_legacy_descriptor_makes_a_verified_sync_copy(context: Context, flags: s
 @pytest.mark.parametrize("flags", ["verify", "zero_copy_verify"])
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
 def test_verify_detects_a_concurrent_writer(context: Context, flags: str, sync: bool) -> None:
-    """-EBADMSG, with both digests, and they differ. Tried until the other thread comes at the right time."""
+    """-EBADMSG, with both digests, and they differ. Tried until the other thread comes at the right time.
+
+    It writes everywhere: each part of the destination is read again soon after it was written.
+    """
     length = 2 * MIB
     src, dst = Memory(length).randomize(), Memory(length)
     stop = threading.Event()
 
     def scribbles() -> None:
         while not stop.is_set():
-            dst.fill(POISON, 0, PAGE)
+            for at in range(0, length, PAGE):
+                dst.fill(POISON, at, PAGE)
 
     scribbler = abi.Thread(scribbles)
     try:

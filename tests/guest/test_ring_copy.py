@@ -189,7 +189,8 @@ def test_verify_detects_a_concurrent_writer(ring: pynymph.Ring) -> None:
 
     def scribble() -> None:
         while not stop.is_set():
-            dst[0] ^= 0xFF
+            for at in range(0, len(dst), mmap.PAGESIZE):
+                dst[at] ^= 0xFF
 
     thread = threading.Thread(target=scribble)
     thread.start()

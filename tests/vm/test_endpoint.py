@@ -619,8 +619,8 @@ open(driver + "bind", "w").write(function)
 """
 
 
-def test_query_does_not_wait_for_a_dead_device(vm: Machine, endpoint: Endpoint) -> None:
-    """That is being unbound: its channel is told to stop, and does not answer."""
+def asks_beside_unbind(vm: Machine, endpoint: Endpoint) -> tuple[float, float]:
+    """How long unbind took of a device that does not answer, and the longest QUERY beside it."""
     command = vm.command(["python3", "-c", ASKED, channels(vm)[0]])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdin and running.stdout
@@ -632,8 +632,15 @@ def test_query_does_not_wait_for_a_dead_device(vm: Machine, endpoint: Endpoint) 
         finally:
             endpoint.thaw()
         running.communicate("\n", timeout=60)
-    # dmaengine's own lock is held while a channel is given back
-    assert longest < took / 2
+    return took, longest
+
+
+def test_query_does_not_wait_for_a_dead_device(vm: Machine, endpoint: Endpoint) -> None:
+    """That is being unbound: its channel is told to stop, and does not answer."""
+    # dmaengine's own lock is held while a channel is given back. A QUERY that waits for it does each time; one
+    # that a busy host holds up does once.
+    tries = (asks_beside_unbind(vm, endpoint) for _ in range(4))
+    assert any(longest < took / 2 for took, longest in tries)
     wait_for(lambda: len(channels(vm)) == vm.endpoints[NAME].channels)
     assert load(vm, f"--engine={channels(vm)[0]}", "--count=64")["load"]["ended"] == {"ok": 64}
 
