@@ -242,11 +242,10 @@ def _bend(rows: list[dict[str, Any]], axis: str, cpus: int) -> dict[str, Any] | 
 
 def _ran_out(first: dict[str, Any], before: dict[str, Any], row: dict[str, Any], axis: str, cpus: int) -> str:
     one, tasks, at_work = first["parameters"][axis], row["tasks"], row["engine_share"] or 0.0
-    dearer = row["cpu_s_per_gib"] / first["cpu_s_per_gib"]
-    cpu = (
-        f"{tasks:.1f} tasks at a time run on one of the {cpus} CPUs or wait for one, and an operation takes "
-        f"{dearer:.1f} times the CPU time that it takes with {one}"
-    )
+    cpu = f"{tasks:.1f} tasks at a time run on one of the {cpus} CPUs or wait for one"
+    if first["cpu_s_per_gib"]:  # else it took less than the kernel's clock ticks tell
+        dearer = row["cpu_s_per_gib"] / first["cpu_s_per_gib"]
+        cpu += f", and an operation takes {dearer:.1f} times the CPU time that it takes with {one}"
     if row["fallbacks"] > before["fallbacks"]:
         return "the engine: it failed, and the CPU did its work"
     if tasks >= BUSY * cpus:

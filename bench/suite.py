@@ -53,6 +53,7 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 KEPT_TIMES = 200_000
 RINGS_FOR_MEMORY = 16
 SECONDS_TO_START = 20.0
+AF_ALG = ("sha256", "blake2b-256")
 """Of nymphd, a guess."""
 
 
@@ -133,6 +134,8 @@ class Suite:
     """All, one of each device first."""
     no_infer: str | None
     """Why nymphd is not measured, if it isn't."""
+    hashes: tuple[str, ...]
+    """What AF_ALG hashes with here."""
 
     def c(self, group: str, path: str, works: list[Work], **parameters: Any) -> Way:
         work = works[0]
@@ -295,8 +298,10 @@ class Suite:
         return [
             *found,
             other("Python", "memmove", "then blake3", hashing("blake3", plain)),
-            other("Python", "memmove", "then AF_ALG sha256", hashing("sha256", plain)),
-            other("Python", "memmove", "then AF_ALG blake2b-256", hashing("blake2b-256", plain)),
+            *(
+                other("Python", "memmove", f"then AF_ALG {each}", hashing(each, plain))
+                for each in self.hashes
+            ),
             other("C", "io_uring", "then blake3", partial(ways.uring_and_hash, self.program, plain)),
             other("C", "memmove", "nothing hashed", partial(ways.from_c, self.program, "memmove", [plain])),
         ]
@@ -486,7 +491,11 @@ def _prepare(
     no_infer = inference.why_not() if plan.infer_rounds else "left out of the quick suite: it takes minutes"
     if no_infer:
         report["nulls"].append({"id": "infer", "because": no_infer})
-    suite = Suite(plan, program, data, ("cpu", *channels[:1]), channels, no_infer)
+    refused = {each: because for each in AF_ALG if (because := ways.why_not_af_alg(each))}
+    for each, because in refused.items():
+        report["nulls"].append({"id": f"instead: AF_ALG {each}", "because": because})
+    hashes = tuple(each for each in AF_ALG if each not in refused)
+    suite = Suite(plan, program, data, ("cpu", *channels[:1]), channels, no_infer, hashes)
     return suite, Instruments(Counters(drivers), Yardstick(), energy)
 
 

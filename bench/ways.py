@@ -465,6 +465,19 @@ def memmove_and_hash(algorithm: str, work: Work, *, both: bool = False) -> Itera
         yield _repeat(once, check, lambda: _poison(dst))
 
 
+def why_not_af_alg(algorithm: str) -> str | None:
+    """Why AF_ALG does not hash with that algorithm here; None: it does."""
+    try:
+        with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(("hash", algorithm))
+    except OSError as error:
+        # From Linux 7.3 at the latest, it serves a list of algorithms: findings/af-alg-allowlist.sh.
+        return (
+            f"AF_ALG does not serve it ({error.strerror}), as the sysctl crypto.af_alg_restrict can have it"
+        )
+    return None
+
+
 @contextlib.contextmanager
 def _splicer(algorithm: str, file: int) -> Iterator[Callable[[int, int], bytes]]:
     """What hashes a range of a file in the kernel, without its bytes coming to user space."""
