@@ -459,8 +459,11 @@ struct nymph_latency {
 };
 
 #define NYMPH_ATTEST_KEYRING	".pcie_nymph"
-#define NYMPH_ATTEST_KEY	"pcie_nymph:attest"	/* a logon key */
+#define NYMPH_ATTEST_KEY	"pcie_nymph:attest"	/* a logon or asymmetric key */
 #define NYMPH_ATTEST_KEY_SIZE	32
+#define NYMPH_ATTEST_SIGN	0x1U	/* sign the statement, with the asymmetric key */
+#define NYMPH_SIGNATURE_MIN	256	/* of RSA with 2048 bits */
+#define NYMPH_SIGNATURE_MAX	512	/* of RSA with 4096 bits */
 #define NYMPH_NONCE_SIZE	32
 #define NYMPH_STATEMENT_MAGIC	"nymph attest v1"	/* and a NUL */
 #define NYMPH_STATEMENT_MAX	16384
@@ -523,16 +526,26 @@ struct nymph_statement {
 /**
  * struct nymph_attest - authenticated statement about a ring
  * @size: bytes of this struct
- * @flags: 0
+ * @flags: 0, or NYMPH_ATTEST_SIGN
  * @nonce: in: any bytes of the caller's, which the statement repeats
  * @statement: in: address that the statement is written to
  * @max_statement: in: number of bytes there; -ENOSPC if the statement has more.
  *	NYMPH_STATEMENT_MAX is enough
  * @statement_size: out: number of bytes written
- * @digest: out: BLAKE3-256 of the statement, keyed with the key of the administrator
+ * @digest: out: BLAKE3-256 of the statement, keyed with the logon key of the
+ *	administrator; zeros with NYMPH_ATTEST_SIGN
+ * @signature: in: address that the signature is written to, with NYMPH_ATTEST_SIGN;
+ *	else 0
+ * @max_signature: in: number of bytes there; -ENOSPC if the signature has more.
+ *	NYMPH_SIGNATURE_MAX is enough. 0 without NYMPH_ATTEST_SIGN
+ * @signature_size: out: number of bytes written there; 0 without NYMPH_ATTEST_SIGN
  *
- * The key is the logon key NYMPH_ATTEST_KEY in the module's keyring
- * NYMPH_ATTEST_KEYRING, and has NYMPH_ATTEST_KEY_SIZE bytes. Only root adds keys there.
+ * The keys have the description NYMPH_ATTEST_KEY, in the module's keyring
+ * NYMPH_ATTEST_KEYRING. Only root adds keys there. The logon key has
+ * NYMPH_ATTEST_KEY_SIZE bytes. The asymmetric key is a private RSA key of 2048 to 4096
+ * bits; with it, the statement is signed by RSASSA-PKCS1-v1_5 with SHA-256. A request
+ * needs the key that it asks for, and does not look for the other one. A struct that
+ * ends before @signature is taken, without NYMPH_ATTEST_SIGN.
  */
 struct nymph_attest {
 	__u32 size;
@@ -542,6 +555,9 @@ struct nymph_attest {
 	__u32 max_statement;
 	__u32 statement_size;
 	__u8 digest[NYMPH_DIGEST_SIZE];
+	__u64 signature;
+	__u32 max_signature;
+	__u32 signature_size;
 };
 
 #define NYMPH_IOC_MAGIC		'N'

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pcie_nymph: statements about a ring, the driver and the kernel, keyed with a key of
- * the administrator.
+ * pcie_nymph: statements about a ring, the driver and the kernel, keyed or signed with
+ * a key of the administrator.
  *
  * The key is in a keyring of the module's own, as NVMe has one: root adds the key, and
  * the users of rings need no access to it.
  */
+#include <crypto/sha2.h>
 #include <keys/user-type.h>
 #include <linux/buildid.h>
 #include <linux/cred.h>
@@ -13,6 +14,7 @@
 #include <linux/gfp.h>
 #include <linux/kernel.h>
 #include <linux/key.h>
+#include <linux/keyctl.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
@@ -26,24 +28,48 @@
 
 #include "ring.h"
 
+#if IS_REACHABLE(CONFIG_ASYMMETRIC_KEY_TYPE) && \
+	IS_REACHABLE(CONFIG_CRYPTO_LIB_SHA256)
+#define NYMPH_HAS_SIGNERS
+#include <keys/asymmetric-type.h> /* not without CONFIG_KEYS */
+#endif
+
+/**
+ * struct nymph_signer - the administrator's key that signs
+ * @key: the key, or NULL
+ * @size: bytes of its signatures
+ */
+struct nymph_signer {
+	struct key *key;
+	u32 size;
+};
+
 #ifdef CONFIG_KEYS
 
 static struct key *nymph_keyring;
 
+/* Returns the administrator's key of a type, to be put, or why there is none. */
+static struct key *nymph_attest_find(struct key_type *type)
+{
+	/* whoever asks has all rights of the keyring's possessor */
+	key_ref_t found = keyring_search(make_key_ref(nymph_keyring, true),
+					 type, NYMPH_ATTEST_KEY, false);
+
+	if (IS_ERR(found))
+		return found == ERR_PTR(-EAGAIN) ? ERR_PTR(-ENOKEY) :
+						   ERR_CAST(found);
+	return key_ref_to_ptr(found);
+}
+
 /* Copies the administrator's key. Returns 0, or why there is none. */
 static int nymph_attest_key(u8 to[NYMPH_ATTEST_KEY_SIZE])
 {
+	struct key *key = nymph_attest_find(&key_type_logon);
 	const struct user_key_payload *payload;
-	key_ref_t found;
-	struct key *key;
 	int ret = 0;
 
-	/* whoever asks has all rights of the keyring's possessor */
-	found = keyring_search(make_key_ref(nymph_keyring, true),
-			       &key_type_logon, NYMPH_ATTEST_KEY, false);
-	if (IS_ERR(found))
-		return found == ERR_PTR(-EAGAIN) ? -ENOKEY : PTR_ERR(found);
-	key = key_ref_to_ptr(found);
+	if (IS_ERR(key))
+		return PTR_ERR(key);
 	down_read(&key->sem);
 	payload = user_key_payload_locked(key);
 	if (!payload)
@@ -53,7 +79,7 @@ static int nymph_attest_key(u8 to[NYMPH_ATTEST_KEY_SIZE])
 	else
 		memcpy(to, payload->data, NYMPH_ATTEST_KEY_SIZE);
 	up_read(&key->sem);
-	key_ref_put(found);
+	key_put(key);
 	return ret;
 }
 
@@ -98,6 +124,108 @@ void nymph_attest_exit(void)
 }
 
 #endif /* !CONFIG_KEYS */
+
+#ifdef NYMPH_HAS_SIGNERS
+
+/* Returns the errno of ATTEST for one of the kernel's keys or crypto. */
+static int nymph_signer_errno(int ret)
+{
+	switch (ret) {
+	case -ENOMEM:
+	case -EINTR:
+		return ret;
+	case -EINVAL: /* not RSA, or of a length that the kernel does not serve */
+	case -EOVERFLOW:
+	case -EBADMSG:
+		return -EKEYREJECTED;
+	default: /* -ENOENT, -ENOPKG: a module of the kernel's crypto is missing */
+		return -EOPNOTSUPP;
+	}
+}
+
+static struct kernel_pkey_params
+nymph_signer_params(const struct nymph_signer *signer)
+{
+	return (struct kernel_pkey_params){
+		.key = signer->key,
+		.encoding = "pkcs1",
+		.hash_algo = "sha256",
+		.in_len = SHA256_DIGEST_SIZE,
+		.out_len = signer->size,
+		.op = kernel_pkey_sign,
+	};
+}
+
+/* Finds the administrator's key that signs. Returns 0, or why there is none. */
+static int nymph_signer_get(struct nymph_signer *signer)
+{
+	struct kernel_pkey_query info = {};
+	struct kernel_pkey_params params;
+	int ret;
+
+	signer->key = nymph_attest_find(&key_type_asymmetric);
+	if (IS_ERR(signer->key)) {
+		ret = PTR_ERR(signer->key);
+		signer->key = NULL;
+		return ret;
+	}
+	params = nymph_signer_params(signer);
+	ret = signer->key->type->asym_query(&params, &info);
+	if (ret)
+		return nymph_signer_errno(ret);
+	if (!(info.supported_ops & KEYCTL_SUPPORTS_SIGN) ||
+	    info.max_sig_size < NYMPH_SIGNATURE_MIN ||
+	    info.max_sig_size > NYMPH_SIGNATURE_MAX)
+		return -EKEYREJECTED;
+	signer->size = info.max_sig_size;
+	return 0;
+}
+
+static void nymph_signer_put(struct nymph_signer *signer)
+{
+	key_put(signer->key);
+}
+
+/*
+ * Signs. Memory for @signature is kmalloc()'s, as a device may write it. Returns 0 or
+ * a negative errno.
+ */
+static int nymph_sign(const struct nymph_signer *signer, const void *data,
+		      size_t size, u8 *signature)
+{
+	struct kernel_pkey_params params = nymph_signer_params(signer);
+	u8 *hash = kmalloc(SHA256_DIGEST_SIZE, GFP_KERNEL_ACCOUNT);
+	int ret;
+
+	if (!hash)
+		return -ENOMEM;
+	sha256(data, size, hash);
+	ret = signer->key->type->asym_eds_op(&params, hash, signature);
+	kfree(hash);
+	if (ret < 0)
+		return nymph_signer_errno(ret);
+	/* some kernels answer 0, and others the length */
+	return ret && ret != signer->size ? -EKEYREJECTED : 0;
+}
+
+#else /* !NYMPH_HAS_SIGNERS */
+
+static int nymph_signer_get(struct nymph_signer *signer)
+{
+	return -EOPNOTSUPP;
+}
+
+static void nymph_signer_put(struct nymph_signer *signer)
+{
+}
+
+static int nymph_sign(const struct nymph_signer *signer, const void *data,
+		      size_t size, u8 *signature)
+{
+	return -EOPNOTSUPP;
+}
+
+#endif /* !NYMPH_HAS_SIGNERS */
 
 /**
  * struct nymph_attestation - working memory of nymph_attest()
@@ -241,17 +369,49 @@ static int nymph_attest_state(struct nymph_attestation *a,
 	return ret;
 }
 
+/* Writes the statement, and its signature. Returns 0 or a negative errno. */
+static int nymph_attest_sign(const struct nymph_attestation *a, size_t size,
+			     const struct nymph_signer *signer,
+			     struct nymph_attest *arg)
+{
+	u8 *signature;
+	int ret;
+
+	if (signer->size > arg->max_signature)
+		return -ENOSPC;
+	signature = kzalloc(signer->size, GFP_KERNEL_ACCOUNT);
+	if (!signature)
+		return -ENOMEM;
+	ret = nymph_sign(signer, &a->statement, size, signature);
+	if (ret)
+		goto free;
+	arg->signature_size = signer->size;
+	if (copy_to_user(u64_to_user_ptr(arg->statement), &a->statement, size) ||
+	    copy_to_user(u64_to_user_ptr(arg->signature), signature,
+			 signer->size))
+		ret = -EFAULT;
+free:
+	kfree(signature);
+	return ret;
+}
+
 /**
- * nymph_attest() - Make a statement about a ring, and its keyed digest
+ * nymph_attest() - Make a statement about a ring, and key or sign it
  * @ring: the ring
- * @arg: the request; what is out is filled
+ * @arg: the request, with known flags; what is out is filled
+ *
+ * With NYMPH_ATTEST_SIGN the statement is signed, its digest is zeros, and no logon key
+ * is looked for.
  *
  * Return: 0; -ENOKEY, -EKEYREVOKED, -EKEYEXPIRED, or -EKEYREJECTED if the key has the
- * wrong size; -ENOSPC if the caller has too little room; -EFAULT; -ENOMEM; -EINTR if
- * current was killed; -ESTALE if the ring was reset or replaced.
+ * wrong size, or cannot sign; -EOPNOTSUPP if the kernel cannot sign; -ENOSPC if the
+ * caller has too little room; -EFAULT; -ENOMEM; -EINTR if current was killed; -ESTALE
+ * if the ring was reset or replaced.
  */
 int nymph_attest(struct nymph_ring *ring, struct nymph_attest *arg)
 {
+	bool sign = arg->flags & NYMPH_ATTEST_SIGN;
+	struct nymph_signer signer = {};
 	struct nymph_attestation *a;
 	size_t size;
 	int ret;
@@ -264,7 +424,7 @@ int nymph_attest(struct nymph_ring *ring, struct nymph_attest *arg)
 	a = kvzalloc(sizeof(*a), NYMPH_GFP_SIZED);
 	if (!a)
 		return -ENOMEM;
-	ret = nymph_attest_key(a->key);
+	ret = sign ? nymph_signer_get(&signer) : nymph_attest_key(a->key);
 	if (ret)
 		goto free;
 	nymph_attest_module(a);
@@ -278,15 +438,23 @@ int nymph_attest(struct nymph_ring *ring, struct nymph_attest *arg)
 		goto free;
 
 	size = sizeof(a->statement) + a->text_len;
-	nymph_blake3_init_keyed(&a->hash, a->key);
-	nymph_blake3_update(&a->hash, &a->statement, size);
-	nymph_blake3_final(&a->hash, arg->digest);
 	arg->statement_size = size;
-	if (size > arg->max_statement)
+	memset(arg->digest, 0, sizeof(arg->digest));
+	arg->signature_size = 0;
+	if (size > arg->max_statement) {
 		ret = -ENOSPC;
-	else if (copy_to_user(u64_to_user_ptr(arg->statement), &a->statement, size))
-		ret = -EFAULT;
+	} else if (sign) {
+		ret = nymph_attest_sign(a, size, &signer, arg);
+	} else {
+		nymph_blake3_init_keyed(&a->hash, a->key);
+		nymph_blake3_update(&a->hash, &a->statement, size);
+		nymph_blake3_final(&a->hash, arg->digest);
+		if (copy_to_user(u64_to_user_ptr(arg->statement), &a->statement,
+				 size))
+			ret = -EFAULT;
+	}
 free:
+	nymph_signer_put(&signer);
 	kvfree_sensitive(a, sizeof(*a));
 	return ret;
 }

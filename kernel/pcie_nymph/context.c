@@ -904,8 +904,14 @@ static int nymph_ioc_attest(struct nymph_context *ctx,
 	struct nymph_ring *ring;
 	int ret;
 
-	if (arg->attest.flags)
+	if (arg->attest.flags & ~NYMPH_ATTEST_SIGN)
 		return -EINVAL;
+	if (arg->attest.flags & NYMPH_ATTEST_SIGN) {
+		if (arg->attest.size < sizeof(arg->attest))
+			return -EINVAL;
+	} else if (arg->attest.signature || arg->attest.max_signature) {
+		return -EINVAL;
+	}
 	do {
 		ring = nymph_need_ring(ctx);
 		if (IS_ERR(ring))
@@ -947,7 +953,7 @@ static const struct nymph_handler nymph_handlers[] = {
 		      nymph_ioc_eventfd),
 	NYMPH_REQUEST(LATENCY, sizeof(struct nymph_latency), true,
 		      nymph_ioc_latency),
-	NYMPH_REQUEST(ATTEST, sizeof(struct nymph_attest), true,
+	NYMPH_REQUEST(ATTEST, offsetof(struct nymph_attest, signature), true,
 		      nymph_ioc_attest),
 };
 

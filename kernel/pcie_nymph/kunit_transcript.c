@@ -105,7 +105,9 @@ static void layout_test(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, sizeof(struct nymph_statement), (size_t)208);
 	KUNIT_EXPECT_EQ(test, offsetof(struct nymph_statement, ring_size),
 			(size_t)152);
-	KUNIT_EXPECT_EQ(test, sizeof(struct nymph_attest), (size_t)88);
+	KUNIT_EXPECT_EQ(test, sizeof(struct nymph_attest), (size_t)104);
+	KUNIT_EXPECT_EQ(test, offsetof(struct nymph_attest, signature),
+			(size_t)88);
 	KUNIT_EXPECT_EQ(test, offsetof(struct nymph_snapshot, transcript),
 			(size_t)112);
 }

@@ -410,7 +410,7 @@ bool nymph_batch_has_ended(const struct nymph_batch *batch,
 int nymph_batch_land(struct nymph_ring *ring, struct nymph_slot *slot,
 		     unsigned int i);
 
-/* attest.c: statements about a ring, keyed with a key of the administrator */
+/* attest.c: statements about a ring, keyed or signed with a key of the administrator */
 
 void nymph_statement_fill(struct nymph_statement *statement,
 			  const struct nymph_snapshot *snap, const u8 *nonce,

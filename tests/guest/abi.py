@@ -15,6 +15,7 @@ import resource
 import select
 import signal
 import struct
+import subprocess
 import threading
 import time
 import traceback
@@ -46,7 +47,10 @@ BUFFER = 0xC0304E0C
 OLD_BUFFER = 0xC0284E0C  # whose struct ends before `fd`
 EVENTFD = 0x40104E0D
 LATENCY = 0xC0284E0E
-ATTEST = 0xC0584E0F
+ATTEST = 0xC0684E0F
+OLD_ATTEST = 0xC0584E0F  # whose struct ends before `signature`
+ATTEST_SIGN = 1
+SIGNATURE_MAX = 512
 
 OP_NOP, OP_COPY, OP_HASH, OP_FILL, OP_COMPARE = range(5)
 
@@ -260,6 +264,9 @@ class AttestArg(ctypes.Structure):
         ("max_statement", c_uint32),
         ("statement_size", c_uint32),
         ("digest", c_uint8 * 32),
+        ("signature", c_uint64),
+        ("max_signature", c_uint32),
+        ("signature_size", c_uint32),
     )
 
 
@@ -726,7 +733,28 @@ class Context:
         assert self.ioctl(ATTEST, argument) == 0
         size = argument.statement_size
         assert statement.raw[size:] == b"\xee" * (room + 64 - size)
+        assert argument.signature_size == 0
         return statement.raw[:size], bytes(argument.digest)
+
+    def sign(self, nonce: bytes = bytes(32), room: int = SIGNATURE_MAX) -> tuple[bytes, bytes]:
+        """The statement, and its signature."""
+        statement = ctypes.create_string_buffer(STATEMENT_MAX)
+        signature = ctypes.create_string_buffer(b"\xee" * (room + 64), room + 64)
+        argument = AttestArg(
+            size=ctypes.sizeof(AttestArg),
+            flags=ATTEST_SIGN,
+            nonce=(c_uint8 * 32)(*nonce),
+            statement=ctypes.addressof(statement),
+            max_statement=STATEMENT_MAX,
+            digest=(c_uint8 * 32)(*b"\xee" * 32),
+            signature=ctypes.addressof(signature),
+            max_signature=room,
+        )
+        assert self.ioctl(ATTEST, argument) == 0
+        size = argument.signature_size
+        assert signature.raw[size:] == b"\xee" * (room + 64 - size)
+        assert not any(argument.digest)
+        return statement.raw[: argument.statement_size], signature.raw[:size]
 
     @contextlib.contextmanager
     def refuses(self, *numbers: int) -> Iterator[None]:
@@ -930,10 +958,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 class AttestKey:
-    """The key that the driver attests with, as the administrator adds and takes it. Needs root."""
+    """The keys that the driver attests with, as the administrator adds and takes them. Needs root."""
 
     _ADD_KEY, _KEYCTL = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
-    REVOKE, CLEAR, LINK, SET_TIMEOUT = 3, 7, 8, 15
+    REVOKE, CLEAR, LINK, READ, SET_TIMEOUT, PKEY_SIGN = 3, 7, 8, 11, 15, 27
     OWN = -2  # KEY_SPEC_PROCESS_KEYRING
 
     @staticmethod
@@ -946,13 +974,25 @@ class AttestKey:
         raise FileNotFoundError(errno.ENOENT, "/proc/keys shows no keyring .pcie_nymph")
 
     @classmethod
-    def add(cls, payload: bytes, keyring: int | None = None) -> int:
+    def add(cls, payload: bytes, keyring: int | None = None, kind: bytes = b"logon") -> int:
         """Make the key where there is none; returns its number."""
         to = cls.keyring() if keyring is None else keyring
-        key: int = _libc.syscall(cls._ADD_KEY, b"logon", b"pcie_nymph:attest", payload, len(payload), to)
+        key: int = _libc.syscall(cls._ADD_KEY, kind, b"pcie_nymph:attest", payload, len(payload), to)
         if key < 0:
             raise failed()
         return key
+
+    @classmethod
+    def add_signer(cls, payload: bytes, keyring: int | None = None) -> int:
+        """Make the key that signs, PKCS#8 in DER. Skips the test where the kernel has no such keys."""
+        modules = ["modprobe", "-q", "-a", "asymmetric_keys", "pkcs8_key_parser", "rsa"]  # or built in
+        subprocess.run(modules, capture_output=True)
+        try:
+            return cls.add(payload, keyring, b"asymmetric")
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.EBADMSG):
+                raise
+        pytest.skip("this kernel has no asymmetric keys, or no parser of PKCS#8")
 
     @classmethod
     def replace(cls, payload: bytes) -> None:
@@ -965,6 +1005,19 @@ class AttestKey:
         """keyctl(), with one of the commands above."""
         if _libc.syscall(cls._KEYCTL, command, key, argument) < 0:
             raise failed()
+
+    @classmethod
+    def sign(cls, key: int, digest: bytes) -> bytes:
+        """KEYCTL_PKEY_SIGN: what somebody without the driver would do with the key."""
+        room = ctypes.create_string_buffer(SIGNATURE_MAX)
+        # struct keyctl_pkey_params
+        told = (c_uint32 * 10)(key, len(digest), SIGNATURE_MAX)
+        done: int = _libc.syscall(
+            cls._KEYCTL, cls.PKEY_SIGN, ctypes.byref(told), b"enc=pkcs1 hash=sha256", digest, room
+        )
+        if done < 0:
+            raise failed()
+        return room.raw[:done]
 
     @classmethod
     def remove(cls) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from abi import IS_NATIVE, SYSFS, AttestKey, Context, settle
+from rsa_keys import RSAKey
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,6 +57,15 @@ def attest_key() -> Iterator[bytes]:
     """The administrator's key. Needs root."""
     key = os.urandom(32)
     AttestKey.add(key)
+    yield key
+    AttestKey.remove()
+
+
+@pytest.fixture
+def sign_key() -> Iterator[RSAKey]:
+    """The administrator's key that signs. Needs root."""
+    key = RSAKey.of()
+    AttestKey.add_signer(key.private())
     yield key
     AttestKey.remove()
 

@@ -4,7 +4,9 @@
 import contextlib
 import errno
 import os
+import shutil
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ from abi import (
     fails,
     needs_root,
 )
+from rsa_keys import ON_P256, RSAKey
 
 SOURCE, TARGET = Memory(64 * PAGE).randomize(), Memory(64 * PAGE)
 PARAMETERS = Path("/sys/module/pcie_nymph/parameters")
@@ -366,11 +369,11 @@ def test_attest_with_too_little_room_or_none(context: Context) -> None:
         (size, 1 << 63, errno.EFAULT),
         (size, end - size + 1, errno.EFAULT),
     ):
-        argument = abi.AttestArg(size=88, statement=at, max_statement=room)
+        argument = abi.AttestArg(size=104, statement=at, max_statement=room)
         with context.refuses(number):
             context.ioctl(abi.ATTEST, argument)
         assert argument.statement_size == 0 and not any(argument.digest)
-    argument = abi.AttestArg(size=88, statement=end - size, max_statement=size)
+    argument = abi.AttestArg(size=104, statement=end - size, max_statement=size)
     assert context.ioctl(abi.ATTEST, argument) == 0
     assert argument.statement_size == size
 
@@ -415,3 +418,218 @@ def test_key_of_a_user_does_not_count(context: Context) -> None:
     AttestKey.add(bytes(32), AttestKey.OWN)
     with context.refuses(errno.ENOKEY):
         context.attest()
+
+
+# --- signatures -------------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_statement_is_signed(context: Context, bits: int) -> None:
+    """Without a logon key; and with one, which makes no difference."""
+    context.setup(4)
+    context.run(abi.nop(1))
+    key, nonce = RSAKey.of(bits), os.urandom(32)
+    AttestKey.add_signer(key.private())
+    try:
+        for has_logon_key in (False, True):
+            if has_logon_key:
+                AttestKey.add(bytes(32))
+            statement, signature = context.sign(nonce, room=bits // 8)
+            assert len(signature) == bits // 8 and key.has_signed(signature, statement)
+            assert not RSAKey.of(1024).has_signed(signature, statement)
+            for other in (statement[:-1], statement + b"\0", b"N" + statement[1:]):
+                assert not key.has_signed(signature, other)
+            fields, text = parse(statement)
+            assert (fields["nonce"], fields["transcript_count"]) == (nonce, 1)
+            assert text["kernel"] == os.uname().release
+        other, digest = context.attest(nonce)
+        assert digest == blake3.blake3(other, key=bytes(32)).digest()
+    finally:
+        AttestKey.remove()
+
+
+@needs_root
+def test_no_key_stands_in_for_one_of_the_other_kind(context: Context) -> None:
+    context.setup(4)
+    try:
+        AttestKey.add_signer(RSAKey.of().private())
+        with context.refuses(errno.ENOKEY):
+            context.attest()
+        AttestKey.replace(bytes(32))
+        with context.refuses(errno.ENOKEY):
+            context.sign()
+        AttestKey.add_signer(RSAKey.of().private())
+        AttestKey.add_signer(RSAKey.of(3072).private())  # in place of the one before
+        assert len(context.sign()[1]) == 3072 // 8
+    finally:
+        AttestKey.remove()
+    with context.refuses(errno.ENOKEY):
+        context.sign()
+
+
+@needs_root
+def test_key_that_cannot_sign_is_rejected(context: Context) -> None:
+    """One that is too short; and in certificates, public keys, of RSA and of a curve."""
+    context.setup(4)
+    issuer = RSAKey.of()
+    tried = []
+    for payload in (
+        RSAKey.of(1024).private(),
+        issuer.certificate(issuer.public()),
+        issuer.certificate(ON_P256),
+    ):
+        AttestKey.add_signer(issuer.private())
+        AttestKey.remove()
+        try:
+            AttestKey.add(payload, kind=b"asymmetric")
+        except OSError as error:
+            assert error.errno in (
+                errno.EBADMSG,
+                errno.ENOPKG,
+            )  # the kernel has no certificates, or no curves
+            continue
+        tried.append(payload)
+        try:
+            with context.refuses(errno.EKEYREJECTED):
+                context.sign()
+        finally:
+            AttestKey.remove()
+    assert tried
+
+
+@needs_root
+def test_key_that_was_taken_signs_nothing(context: Context, sign_key: RSAKey) -> None:
+    context.setup(4)
+    for command, argument, number, after in (
+        (AttestKey.SET_TIMEOUT, 1, errno.EKEYEXPIRED, 1.2),  # nothing tells that it has expired
+        (AttestKey.REVOKE, 0, errno.EKEYREVOKED, 0),
+    ):
+        AttestKey.remove()
+        key = AttestKey.add_signer(sign_key.private(), AttestKey.OWN)  # who has it may do that to it
+        AttestKey.control(AttestKey.LINK, key, AttestKey.keyring())
+        context.sign()
+        AttestKey.control(command, key, argument)
+        time.sleep(after)
+        with context.refuses(number):
+            context.sign()
+
+
+@needs_root
+def test_signature_with_too_little_room_or_none(context: Context, sign_key: RSAKey) -> None:
+    """Nothing is told in the struct then, and nothing is written where there is too little room."""
+    context.setup(4)
+    statement = len(context.sign()[0])
+    memory, stated = Memory(2 * PAGE), Memory(abi.STATEMENT_MAX)
+    at = stated.address
+    memory.protect(abi.PROT_NONE, PAGE)
+    end, size = memory.address + PAGE, sign_key.size
+    for told, room, to, number in (
+        (statement, 0, 0, errno.ENOSPC),
+        (statement, size - 1, end - size, errno.ENOSPC),
+        (statement - 1, size, end - size, errno.ENOSPC),
+        (statement, size, 0, errno.EFAULT),
+        (statement, size, 1 << 63, errno.EFAULT),
+        (statement, 2**32 - 1, end - size + 1, errno.EFAULT),
+    ):
+        memory.write(b"\xee" * size, PAGE - size)
+        argument = abi.AttestArg(
+            size=104, flags=1, statement=at, max_statement=told, signature=to, max_signature=room
+        )
+        before = bytes(argument)
+        with context.refuses(number):
+            context.ioctl(abi.ATTEST, argument)
+        assert bytes(argument) == before
+        if number == errno.ENOSPC:
+            assert memory.read(PAGE - size, size) == b"\xee" * size
+    argument = abi.AttestArg(
+        size=104, flags=1, statement=at, max_statement=statement, signature=end - size, max_signature=size
+    )
+    assert context.ioctl(abi.ATTEST, argument) == 0
+    assert (argument.statement_size, argument.signature_size) == (statement, size)
+    argument.statement = 16
+    with context.refuses(errno.EFAULT):
+        context.ioctl(abi.ATTEST, argument)
+
+
+@needs_root
+@pytest.mark.usefixtures("attest_key", "sign_key")
+def test_fields_of_a_signature_go_with_the_flag(context: Context) -> None:
+    """A program from before signatures has a shorter struct, and gets what it knows."""
+    context.setup(4)
+    room = Memory(abi.STATEMENT_MAX)
+    memory = Memory(PAGE)
+
+    def ask(number: int, size: int, **fields: int) -> int:
+        argument = abi.AttestArg(size=size, statement=room.address, max_statement=abi.STATEMENT_MAX, **fields)
+        memory.write(bytes(argument)[:size] + b"\xee" * (PAGE - size))
+        return abi.ioctl(context.fd, number, memory.address)
+
+    for number in (abi.ATTEST, abi.OLD_ATTEST):
+        for size in (88, 96, 100, 104):
+            assert ask(number, size, signature_size=7) == 0
+            assert memory.read(size, 64) == b"\xee" * 64
+            assert any(memory.read(56, 32))
+            assert size < 104 or memory.read(100, 4) == bytes(4)
+        for size in (88, 96, 100, 103):
+            with context.refuses(errno.EINVAL):
+                ask(number, size, flags=1, signature=memory.address, max_signature=512)
+        for size, name in ((96, "signature"), (104, "signature"), (104, "max_signature")):
+            with context.refuses(errno.EINVAL):
+                ask(number, size, **{name: 1})
+        with context.refuses(errno.EINVAL):
+            ask(number, 104, flags=3, signature=memory.address, max_signature=512)
+
+
+@needs_root
+def test_user_gets_a_signature_and_not_the_key(sign_key: RSAKey) -> None:
+    AttestKey.remove()
+    key = AttestKey.add_signer(sign_key.private())
+
+    def signs() -> str:
+        with Context() as context:
+            context.setup(4)
+            statement, signature = context.sign()
+        return f"{statement.hex()} {signature.hex()} {os.getuid()}"
+
+    def meddles() -> str:
+        tried: list[Callable[[], object]] = [
+            lambda: AttestKey.sign(key, bytes(32)),
+            lambda: AttestKey.control(AttestKey.READ, key),
+            lambda: AttestKey.control(AttestKey.REVOKE, key),
+            lambda: AttestKey.control(AttestKey.LINK, key, AttestKey.OWN),
+        ]
+        for act in tried:
+            with fails(errno.EACCES):
+                act()
+        return ""
+
+    statement, signature, uid = _as_user(signs).split()
+    assert sign_key.has_signed(bytes.fromhex(signature), bytes.fromhex(statement))
+    assert parse(bytes.fromhex(statement))[0]["uid"] == int(uid) != 0
+    assert _as_user(meddles) == ""
+
+
+@needs_root
+def test_signing_key_of_a_user_does_not_count(context: Context) -> None:
+    context.setup(4)
+    AttestKey.add_signer(RSAKey.of().private(), AttestKey.OWN)
+    with context.refuses(errno.ENOKEY):
+        context.sign()
+
+
+@needs_root
+def test_keyctl_adds_the_key(context: Context, tmp_path: Path) -> None:
+    """The command of docs/how-to/evidence.md."""
+    if shutil.which("keyctl") is None:
+        pytest.skip("there is no keyctl here: Debian's package keyutils")
+    context.setup(4)
+    AttestKey.add_signer(RSAKey.of(3072).private())  # loads the parser
+    (tmp_path / "attest.der").write_bytes(RSAKey.of().private())
+    command = "keyctl padd asymmetric pcie_nymph:attest %keyring:.pcie_nymph < attest.der"
+    try:
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        statement, signature = context.sign()
+    finally:
+        AttestKey.remove()
+    assert RSAKey.of().has_signed(signature, statement)

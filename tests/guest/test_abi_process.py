@@ -125,7 +125,7 @@ def program(fd: int) -> list[str]:
         (abi.BUFFER, abi.BufferArg(size=40, op=abi.BUFFER_ALLOC, length=PAGE)),
         (abi.EVENTFD, abi.EventfdArg(size=16, fd=-1)),
         (abi.LATENCY, abi.LatencyArg(size=40)),
-        (abi.ATTEST, abi.AttestArg(size=88)),
+        (abi.ATTEST, abi.AttestArg(size=104)),
     ]
     told = [word for request, argument in arguments for word in (str(request), bytes(argument).hex())]
     return [sys.executable, "-I", "-S", "-c", EXECED, str(fd), *told]

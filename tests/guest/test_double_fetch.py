@@ -7,6 +7,7 @@ import struct
 import pytest
 from abi import (
     ATTEST,
+    ATTEST_SIGN,
     COMPLETE_SYNC,
     ENTER,
     NO_DEADLINE,
@@ -16,6 +17,7 @@ from abi import (
     RECORD,
     SETUP2,
     SETUP_RING,
+    SIGNATURE_MAX,
     SNAPSHOT,
     STATEMENT_MAX,
     SUBMIT_DMA,
@@ -51,7 +53,7 @@ ENTRIES = (Entry * COUNT)(
 ROOM = (Entry * 8)()
 RECORDS = (Record * COUNT)()
 ENGINES = (EngineInfo * COUNT)()
-STATEMENT = Memory(STATEMENT_MAX)
+STATEMENT, SIGNATURE = Memory(STATEMENT_MAX), Memory(PAGE)
 
 
 def enter(entries: int) -> Enter:
@@ -98,6 +100,16 @@ def test_argument_is_read_once(request_number: int) -> None:
     for split in range(WORD, len(content), WORD):
         with ready(request_number) as context, Argument(content, split) as argument:
             assert ioctl(context.fd, request_number, argument.address) >= 0
+
+
+@pytest.mark.usefixtures("sign_key")
+def test_argument_of_a_signature_is_read_once() -> None:
+    signing = AttestArg.from_buffer_copy(ARGUMENTS[ATTEST])
+    signing.flags, signing.signature, signing.max_signature = ATTEST_SIGN, SIGNATURE.address, SIGNATURE_MAX
+    content = bytes(signing)
+    for split in range(WORD, len(content), WORD):
+        with ready(ATTEST) as context, Argument(content, split) as argument:
+            assert ioctl(context.fd, ATTEST, argument.address) == 0
 
 
 def test_entries_are_read_once() -> None:

@@ -45,7 +45,7 @@ POINTS = ("failslab", "fail_page_alloc", "fail_usercopy")
 
 pytestmark = [
     needs_root,
-    pytest.mark.usefixtures("attest_key"),
+    pytest.mark.usefixtures("attest_key", "sign_key"),
     pytest.mark.skipif(not FAIL_NTH.exists(), reason="needs a kernel with FAULT_INJECTION: a debug one"),
 ]
 
@@ -214,6 +214,16 @@ MAPPED: list[Memory] = []
 EVENTFD = os.eventfd(0, os.EFD_NONBLOCK)
 REGISTERED = small_pages(4 * PAGE)
 
+
+def _sign_up_to_the_signature(context: Context) -> None:
+    """All but the RSA of Linux 6.1, whose mpi_sub() does not look whether it has got memory."""
+    try:
+        context.sign(room=0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
 REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "SETUP_RING": (False, lambda c: c.setup_ring(8)),
     "SETUP2": (False, lambda c: c.setup(8)),
@@ -253,6 +263,7 @@ REQUESTS: dict[str, tuple[bool, Callable[[Context], object]]] = {
     "EVENTFD": (True, _eventfd),
     "LATENCY": (True, lambda c: c.latency()),
     "ATTEST": (True, lambda c: c.attest()),
+    "ATTEST signed": (True, _sign_up_to_the_signature),
     "engines": (False, lambda c: (SYSFS / "engines").read_text()),
     "fdinfo": (True, lambda c: c.fdinfo()),
     "ENABLE": (True, lambda c: c.enable()),

@@ -62,7 +62,7 @@ NO_DEADLINE = 2**64 - 1
 # The requests, and the layouts of their structs: kernel/pcie_nymph.h.
 SUBMIT_DMA, GET_STATUS, SETUP_RING, GET_RING, RESET = 0xC0204E01, 0x80304E02, 0x40184E03, 0x80184E04, 0x4E05
 QUERY, SETUP2, ENABLE, ENTER, SNAPSHOT = 0xC0484E06, 0xC0384E07, 0x4E08, 0xC0384E09, 0xC0A04E0A
-CANCEL, BUFFER, EVENTFD, LATENCY, ATTEST = 0xC0184E0B, 0xC0304E0C, 0x40104E0D, 0xC0284E0E, 0xC0584E0F
+CANCEL, BUFFER, EVENTFD, LATENCY, ATTEST = 0xC0184E0B, 0xC0304E0C, 0x40104E0D, 0xC0284E0E, 0xC0684E0F
 DESC = struct.Struct("<QQIIQ")
 ENTRY = struct.Struct("<HHIQQQIIQQQ")
 RING = struct.Struct("<IIIIQ")
@@ -74,12 +74,12 @@ BUFFER_ARG = struct.Struct("<IIIIQQQiI")
 BUFFER_FD = 40
 EVENTFD_ARG = struct.Struct("<IIiI")
 LATENCY_ARG = struct.Struct("<IIQQQQ")
-ATTEST_ARG = struct.Struct("<II32sQII32s")
+ATTEST_ARG = struct.Struct("<II32sQII32sQII")
 QUERY_ARG = struct.Struct("<II40xIIQII")
 NOP, COPY, HASH, FILL, COMPARE = range(5)
 ZERO_COPY, VERIFY, SYNC_ENTRY, DIGEST, RECORD, LINK, BARRIER = (1 << bit for bit in range(7))
 ALLOC, REGISTER, IMPORT, FREE, CARD, EXPORT = range(1, 7)
-PAUSED = 1
+PAUSED, SIGN = 1, 1
 RECORD_SIZE = 128
 
 # What files of a program are.
@@ -420,7 +420,11 @@ class Generator:
     def _attest(self) -> list[Step]:
         rng = self._rng
         to, most = rng.choice([(RECORDS, 16384)] * 3 + [(RECORDS, 100), (NOWHERE, 16384)])
-        arg = ATTEST_ARG.pack(ATTEST_ARG.size, 0, rng.randbytes(32), to, most, 0, bytes(32))
+        sign, signature, room = rng.choice(
+            [(0, 0, 0)] * 3 + [(SIGN, RECORDS + 16384, 512)] * 2 + [(SIGN, NOWHERE, 512), (SIGN, RECORDS, 1)]
+        )
+        head = ATTEST_ARG.size, sign, rng.randbytes(32), to, most, 0, bytes(32)
+        arg = ATTEST_ARG.pack(*head, signature, room, 0)
         return self._request(self._ring(), ATTEST, arg)
 
     # Buffers, and memory
