@@ -123,12 +123,28 @@ SUBMIT_DMA: Hints = {
 }
 
 _KEY = "a logon key pcie_nymph:attest of 32 bytes in keyring .pcie_nymph"
+_SIGNER = "an asymmetric key pcie_nymph:attest, a private RSA key, in keyring .pcie_nymph"
 ATTEST: Hints = {
-    errno.ENOKEY: f"the driver has no key to attest with; have root add {_KEY}",
+    errno.ENOKEY: f"the driver has no key to attest with; have root add {_KEY}, or {_SIGNER}",
     errno.EKEYREVOKED: f"the key to attest with was revoked; have root add {_KEY}",
     errno.EKEYEXPIRED: f"the key to attest with has expired; have root add {_KEY}",
     errno.EKEYREJECTED: f"the key to attest with has the wrong size; have root add {_KEY}",
 }
+SIGN: Hints = {
+    errno.ENOKEY: f"the driver has no key to sign with; have root add {_SIGNER}",
+    errno.EKEYREVOKED: f"the key to sign with was revoked; have root add {_SIGNER}",
+    errno.EKEYEXPIRED: f"the key to sign with has expired; have root add {_SIGNER}",
+    errno.EKEYREJECTED: (
+        f"the key to sign with is no private RSA key of 2048, 3072 or 4096 bits; have root add {_SIGNER}"
+    ),
+    errno.EOPNOTSUPP: (
+        "the kernel can't sign, as it has no RSA keys; attest with sign=False. The model needs "
+        "cryptography: pip install 'pynymph[signatures]'"
+    ),
+    errno.E2BIG: "the driver is older, and can't sign; attest with sign=False, or install this release's",
+}
+CANNOT_SIGN = (errno.ENOKEY, errno.EOPNOTSUPP, errno.E2BIG)
+"""Where a statement may be keyed instead."""
 
 
 def open_hints(device: str, model: str) -> Hints:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from pynymph import abi
 from pynymph.abi import address, ffi, lib
 from pynymph.core import Core
-from pynymph.errors import ATTEST, ArgumentError, NymphError, eventfd_hints
+from pynymph.errors import ATTEST, CANNOT_SIGN, SIGN, ArgumentError, NymphError, eventfd_hints
 from pynymph.integers import INT32_MAX, seconds, shown, whole
 from pynymph.openfile import DEVICE as DEVICE
 from pynymph.openfile import MODEL as MODEL
@@ -463,31 +463,60 @@ class Ring(Owner):
             entry_bytes=bytes(ffi.buffer(entries, arg.active_descriptors * ffi.sizeof("struct nymph_entry"))),
         )
 
-    def attest(self, nonce: bytes) -> Attestation:
+    def attest(self, nonce: bytes, *, sign: bool | None = None) -> Attestation:
         """Have the driver state what the ring did so far, and authenticate that.
 
         The statement has the transcript, the ring's state, the time, and what driver and kernel are.
 
         Args:
             nonce: 32 bytes, which the statement repeats: chosen by who is to believe it, for this once.
+            sign: True signs the statement, and False makes a keyed digest of it. None signs if the
+                administrator has given the driver a key to sign with, and the kernel can.
 
         Returns:
             An Attestation.
 
         Raises:
             ArgumentError: EINVAL, `nonce` is not 32 bytes.
-            NymphError: ENOKEY, the administrator has set no key; the ring is closed, or another process's.
+            NymphError: ENOKEY, the administrator has set no key; EKEYREVOKED, EKEYEXPIRED, EKEYREJECTED, the
+                key can't be used; EOPNOTSUPP, `sign` is True and the kernel can't sign; the ring is closed,
+                or another process's.
         """
         if not isinstance(nonce, bytes) or len(nonce) != lib.NYMPH_NONCE_SIZE:
             message = (
                 f"nonce is {shown(nonce)}; give {lib.NYMPH_NONCE_SIZE} bytes, as os.urandom() makes them"
             )
             raise ArgumentError(errno.EINVAL, message)
+        if sign is None:
+            try:
+                return self._signed(nonce)
+            except NymphError as error:
+                if error.errno not in CANNOT_SIGN:
+                    raise
+        elif sign:
+            return self._signed(nonce)
         statement = ffi.new("unsigned char[]", lib.NYMPH_STATEMENT_MAX)
         arg = abi.new("nymph_attest", nonce=nonce, statement=address(statement), max_statement=len(statement))
         with self._core.lock():
             self._core.request(abi.NYMPH_IOC_ATTEST, arg, ATTEST)
         return Attestation(bytes(ffi.buffer(statement, arg.statement_size)), bytes(arg.digest))
+
+    def _signed(self, nonce: bytes) -> Attestation:
+        statement = ffi.new("unsigned char[]", lib.NYMPH_STATEMENT_MAX)
+        signature = ffi.new("unsigned char[]", lib.NYMPH_SIGNATURE_MAX)
+        arg = abi.new(
+            "nymph_attest",
+            flags=lib.NYMPH_ATTEST_SIGN,
+            nonce=nonce,
+            statement=address(statement),
+            max_statement=len(statement),
+            signature=address(signature),
+            max_signature=len(signature),
+        )
+        with self._core.lock():
+            self._core.request(abi.NYMPH_IOC_ATTEST, arg, SIGN)
+        stated, signed = ((statement, arg.statement_size), (signature, arg.signature_size))
+        return Attestation(bytes(ffi.buffer(*stated)), None, bytes(ffi.buffer(*signed)))
 
     def latency(self) -> Latency:
         """Read how long operations took so far, from submit to the end; reset() clears it.

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Keys and certificates of signatures, in PEM, by the package `cryptography`: ECDSA alone, as OMS has it."""
+"""Keys and certificates of signatures, in PEM, by the package `cryptography`.
+
+People and TPMs sign with ECDSA alone, as OMS has it. Drivers sign with RSA, the only kind of private key that
+the kernel has.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,13 @@ from pynymph.errors import ArgumentError, NymphError, VerifyError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
     from cryptography.x509 import Certificate
 
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 """By curve: the digest that is signed."""
+_RSA_BITS = (2048, 3072, 4096)
+"""Of keys that the kernel signs with."""
 _MOST_PEM = 16 << 20
 _NO_SIGNER = "the certificate is for neither digital signatures nor code signing"
 
@@ -97,17 +104,54 @@ def public_key(path: str | os.PathLike[str]) -> EllipticCurvePublicKey:
         NymphError: as read_file() and need_cryptography() raise it.
     """
     need_cryptography()
+    return _of_known_curve(path, _public_key(path, read_file(path, _MOST_PEM)))
+
+
+def _public_key(name: str | os.PathLike[str], raw: bytes) -> Any:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    raw = read_file(path, _MOST_PEM)
     try:
-        key = load_pem_public_key(raw)
+        return load_pem_public_key(raw)
     except (ValueError, UnsupportedAlgorithm):
         raise ArgumentError(
-            errno.EINVAL, f"{path} is no public key in PEM; give one: openssl pkey -in key.pem -pubout"
+            errno.EINVAL, f"{name} is no public key in PEM; give one: openssl pkey -in key.pem -pubout"
         ) from None
-    return _of_known_curve(path, key)
+
+
+def rsa_public_key(name: str | os.PathLike[str], raw: bytes) -> RSAPublicKey:
+    """Read a public key that a driver's signatures are by.
+
+    Args:
+        name: name of the key, for errors.
+        raw: the key in PEM.
+
+    Raises:
+        ArgumentError: EINVAL, it is none, or not of a kind that the driver signs with.
+        NymphError: as need_cryptography() raises it.
+    """
+    need_cryptography()
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+    key = _public_key(name, raw)
+    if not isinstance(key, RSAPublicKey) or key.key_size not in _RSA_BITS:
+        raise ArgumentError(
+            errno.EINVAL, f"{name} has no RSA key of 2048, 3072 or 4096 bits; give that of the driver's key"
+        )
+    return key
+
+
+def is_signed_by_rsa(key: RSAPublicKey, signature: bytes, message: bytes) -> bool:
+    """Tell whether a signature is of this message, by this key: RSASSA-PKCS1-v1_5 with SHA-256."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    try:
+        key.verify(signature, message, PKCS1v15(), SHA256())
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _of_known_curve(name: str | os.PathLike[str], key: Any) -> EllipticCurvePublicKey:

@@ -118,12 +118,15 @@ class Snapshot:
 class Attestation:
     """Hold the driver's statement about a ring, and what authenticates it.
 
-    `digest` is BLAKE3-256 of `statement`, keyed with the administrator's key, 32 bytes each: who has the key
-    computes it again. kernel/pcie_nymph.h describes the bytes at struct nymph_statement.
+    It has either `digest` or `signature`. kernel/pcie_nymph.h describes the bytes at struct nymph_statement.
     """
 
     statement: bytes
-    digest: bytes
+    digest: bytes | None
+    """BLAKE3-256 of `statement`, keyed with the administrator's key, 32 bytes each: who has the key computes
+    it again."""
+    signature: bytes | None = None
+    """Of `statement`, RSASSA-PKCS1-v1_5 with SHA-256: who has the administrator's public key verifies it."""
 
 
 @dataclass(frozen=True)

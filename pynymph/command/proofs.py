@@ -72,7 +72,7 @@ def _pcrs(context: click.Context, parameter: click.Parameter, given: tuple[str, 
 @click.option("--slice", "slices", metavar="FILE", multiple=True, help="Check this slice, too.")
 @click.option("-o", "--output", metavar="FILE", help="Write the bytes of the slice to FILE.")
 @nonce_option("The nonce that the driver had to answer.")
-@click.option("--attest-key", metavar="FILE", help="The key that the driver attests with: 32 bytes.")
+@click.option("--attest-key", metavar="FILE", help="The driver's key: 32 bytes, or a public key in PEM.")
 @click.option("--tpm-key", metavar="FILE", help="The TPM's attestation key, in PEM.")
 @click.option("--pcr", "pcrs", metavar="BANK:NUMBER=HEX", multiple=True, callback=_pcrs,
               help="A value that the TPM had to quote.")  # fmt: skip

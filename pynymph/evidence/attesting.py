@@ -23,6 +23,7 @@ KEY_BYTES = 32
 _MAGIC = b"nymph attest v1\0"
 _STATEMENT = struct.Struct("<16s32sIIQ32sQQQ32s24sIIQiIII")
 _MOST_STATEMENT = 1 << 16
+_MOST_KEY = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,29 +85,38 @@ class Statement:
         }
 
 
-def read_key(path: str | os.PathLike[str]) -> bytes:
-    """Read the administrator's key: 32 bytes, and nothing else.
+def check_key(attested: Attested, path: str | os.PathLike[str]) -> str:
+    """Check the keyed digest of a statement, or its signature.
+
+    Args:
+        attested: what has the statement.
+        path: file of the administrator's key: 32 bytes, or a public RSA key in PEM.
+
+    Returns:
+        What the key has shown the statement to be by: "key" or "signature".
 
     Raises:
-        ArgumentError: EINVAL, the file has not 32 bytes.
-        NymphError: it can't be read.
+        EvidenceError: EBADMSG, it was not made with this key or one of this kind, or the statement was
+            changed.
+        ArgumentError: EINVAL, the file has neither kind of key.
+        NymphError: it can't be read. ENOSYS, `cryptography` is not installed.
     """
-    key = signing_keys.read_file(path, KEY_BYTES + 1)
-    if len(key) != KEY_BYTES:
-        raise ArgumentError(
-            errno.EINVAL, f"{path} has not {KEY_BYTES} bytes; give the key that the driver attests with"
-        )
-    return key
-
-
-def check_key(attested: Attested, key: bytes) -> None:
-    """Check the keyed digest of a statement.
-
-    Raises:
-        EvidenceError: EBADMSG, it was not made with this key, or the statement was changed.
-    """
-    if not hmac.compare_digest(blake3(attested.statement, key=key).digest(), attested.digest):
-        raise EvidenceError("the driver's statement was not attested with this key, or was changed")
+    raw = signing_keys.read_file(path, _MOST_KEY)
+    if len(raw) == KEY_BYTES:
+        if attested.digest is None:
+            raise EvidenceError("the driver has signed its statement; give the public key, in PEM, to verify")
+        if not hmac.compare_digest(blake3(attested.statement, key=raw).digest(), attested.digest):
+            raise EvidenceError("the driver's statement was not attested with this key, or was changed")
+        return "key"
+    if not raw.lstrip().startswith(b"-----BEGIN "):
+        message = f"{path} has neither {KEY_BYTES} bytes nor PEM; give the key that the driver attests with"
+        raise ArgumentError(errno.EINVAL, message)
+    public = signing_keys.rsa_public_key(path, raw)
+    if attested.signature is None:
+        raise EvidenceError("the driver has not signed its statement; give the key of 32 bytes to verify")
+    if not signing_keys.is_signed_by_rsa(public, attested.signature, attested.statement):
+        raise EvidenceError("the driver's statement was not signed with this key, or was changed")
+    return "signature"
 
 
 # --- TPM 2.0 ---

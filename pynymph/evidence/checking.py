@@ -18,7 +18,7 @@ from blake3 import blake3
 from pynymph import bundles, signing_keys, transcript
 from pynymph.abi import lib
 from pynymph.errors import ArgumentError, NymphError
-from pynymph.evidence.attesting import Quoted, Statement, check_key, check_quote, read_key
+from pynymph.evidence.attesting import Quoted, Statement, check_key, check_quote
 from pynymph.evidence.form import MOST_BYTES, RECORD, Evidence, EvidenceError, Part, Quote, Transfer
 from pynymph.evidence.slices import Slice
 from pynymph.weights.manifests import replace_file
@@ -205,7 +205,8 @@ class Trust:
 
     Args:
         nonce: that which the driver had to attest the evidence in answer to.
-        attest_key: file of the 32 bytes that the driver attests with.
+        attest_key: file of the 32 bytes that the driver attests with, or of the public RSA key, in PEM, of
+            the key that it signs with.
         tpm_key: PEM file of the TPM's attestation key.
         pcrs: values that PCRs had to have, by bank and number, such as "sha256:16".
         signature: file of a signature by sign().
@@ -254,11 +255,11 @@ def verify(data: bytes, name: str, trust: Trust = Trust()) -> tuple[Evidence, li
         if trust.attest_key is not None:
             if found.attested is None:
                 raise EvidenceError("the driver attests nothing of it, and that was asked for")
-            check_key(found.attested, read_key(trust.attest_key))
+            by = check_key(found.attested, trust.attest_key)
             if trust.nonce is not None and found.attested.challenge != trust.nonce:
                 raise EvidenceError("the driver attests it in answer to another nonce: it may be an old one")
             version = Statement.parse(found.attested.statement).text.get("version", "of no version")
-            vouchers.append(f"driver {signing_keys.shown(version)}, by its key")
+            vouchers.append(f"driver {signing_keys.shown(version)}, by its {by}")
         if trust.tpm_key is not None:
             if found.attested is None:
                 raise EvidenceError("it has no quote of a TPM, and one was asked for")
@@ -510,7 +511,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
         made["attested"] = {
             "nonce": evidence.attested.challenge.hex(), "time_ns": statement.realtime_ns,
             "uid": statement.uid, "dma_bytes": statement.dma_bytes, "errors": statement.errors,
-            "driver": dict(statement.text), "quote": None,
+            "driver": dict(statement.text), "signed": evidence.attested.signature is not None, "quote": None,
         }  # fmt: skip
         if evidence.attested.quote is not None:
             quoted = Quoted.parse(evidence.attested.quote)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Self
 from blake3 import blake3
 
 from pynymph import signing_keys
+from pynymph.abi import lib
 from pynymph.errors import ArgumentError, VerifyError
 from pynymph.evidence import canonical
 
@@ -90,13 +91,21 @@ class Attested:
     """The verifier's nonce, up to 64 bytes."""
     statement: bytes
     """struct nymph_statement, and its text."""
-    digest: bytes
-    """BLAKE3 of the statement, keyed with the administrator's key, 32 bytes."""
+    digest: bytes | None
+    """BLAKE3 of the statement, keyed with the administrator's key, 32 bytes. None: it was signed instead."""
     quote: Quote | None = None
+    signature: bytes | None = None
+    """Of the statement, RSASSA-PKCS1-v1_5 with SHA-256, by the administrator's key, 256 to 512 bytes. None:
+    it has a digest instead."""
+
+    def __post_init__(self) -> None:
+        if (self.digest is None) == (self.signature is None):
+            raise ArgumentError(errno.EINVAL, "a statement has either a digest or a signature; give one")
 
     def to_quote(self) -> bytes:
         """Return what a TPM has to quote: the qualifying data, 32 bytes."""
-        return blake3(self.statement + self.digest, derive_key_context=_QUOTE).digest()
+        of = self.digest or self.signature or b""
+        return blake3(self.statement + of, derive_key_context=_QUOTE).digest()
 
 
 @dataclass(frozen=True)
@@ -148,11 +157,11 @@ class Evidence:
         file: dict[str, Any] = {"digest": self.digest(), "evidence": self.body()}
         if self.attested is not None:
             told = self.attested
-            file["attestation"] = {
-                "challenge": told.challenge,
-                "statement": told.statement,
-                "digest": told.digest,
-            }
+            file["attestation"] = {"challenge": told.challenge, "statement": told.statement}
+            if told.digest is not None:
+                file["attestation"]["digest"] = told.digest
+            if told.signature is not None:
+                file["attestation"]["signature"] = told.signature
             if told.quote is not None:
                 quote = told.quote
                 file["attestation"]["quote"] = {
@@ -256,7 +265,14 @@ def _attested(given: _Map) -> Attested:
         quoted = given.table("quote")
         quote = Quote(quoted.octets("message"), quoted.octets("signature"), quoted.octets("pcrs"))
         quoted.end()
-    found = Attested(given.octets("challenge"), given.octets("statement"), given.digest("digest"), quote)
+    digest, signature = None, None
+    if "signature" in given:
+        signature = given.octets("signature")
+        if not lib.NYMPH_SIGNATURE_MIN <= len(signature) <= lib.NYMPH_SIGNATURE_MAX:
+            _refuse(f"the signature has {len(signature)} bytes instead of 256 to 512")
+    else:
+        digest = given.digest("digest")
+    found = Attested(given.octets("challenge"), given.octets("statement"), digest, quote, signature)
     if len(found.challenge) > 64:
         _refuse("the challenge has more than 64 bytes")
     given.end()

@@ -120,7 +120,8 @@ class Log(Owner):
 
         Args:
             nonce: 1 to 64 bytes that the verifier has chosen: the driver attests the evidence in answer to
-                them. None: nobody attests.
+                them, with a signature if the administrator has given it a key that signs. None: nobody
+                attests.
 
         Raises:
             ArgumentError: EINVAL, the nonce has another length, or the Log has no ring.
@@ -164,7 +165,7 @@ class Log(Owner):
         if nonce is None:
             return made
         attestation = ring.attest(made.nonce(nonce))
-        attested = Attested(nonce, attestation.statement, attestation.digest)
+        attested = Attested(nonce, attestation.statement, attestation.digest, signature=attestation.signature)
         return replace(made, attested=attested)
 
     def save(self, path: str | os.PathLike[str], nonce: bytes | None = None) -> Evidence:

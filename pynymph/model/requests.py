@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -54,6 +55,25 @@ def _statement_text() -> bytes:
     return "".join(f"{name}={value}\n" for name, value in facts.items()).encode()
 
 
+def _signer(key: bytes) -> Callable[[bytes], bytes]:
+    """Return what signs with a key, as the driver signs. Without `cryptography`, EOPNOTSUPP."""
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+        from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.serialization import load_der_private_key
+    except ImportError:
+        fail(errno.EOPNOTSUPP)
+    try:
+        private = load_der_private_key(key, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        fail(errno.EKEYREJECTED)
+    if not isinstance(private, RSAPrivateKey) or private.key_size not in (2048, 3072, 4096):
+        fail(errno.EKEYREJECTED)
+    return lambda statement: private.sign(statement, PKCS1v15(), SHA256())
+
+
 class Model(Owner):
     """Open a file of the driver that is not there. Threads may share one.
 
@@ -61,7 +81,9 @@ class Model(Owner):
     """
 
     attest_key: bytes | None = None
-    """What stands for the administrator's key, 32 bytes."""
+    """What stands for the administrator's logon key, 32 bytes."""
+    sign_key: bytes | None = None
+    """What stands for the administrator's asymmetric key: a private RSA key, PKCS#8 in DER."""
 
     def __init__(self) -> None:
         # Guards all of it. Not the Condition itself: Ctrl-C can come before its `with` can give it back.
@@ -602,12 +624,19 @@ class Model(Owner):
             argument.transcript_id = carried.transcript_id
 
     def _attest(self, argument: Any) -> None:
-        self._check_size(argument)
-        if argument.flags:
+        least = ffi.offsetof("struct nymph_attest", "signature")
+        self._check_size(argument, least)
+        is_whole = argument.size >= ffi.sizeof("struct nymph_attest")
+        sign = bool(argument.flags & lib.NYMPH_ATTEST_SIGN)
+        of_signature = slice(least, ffi.offsetof("struct nymph_attest", "signature_size"))
+        given = any(bytes(ffi.buffer(argument, argument.size))[of_signature])
+        if argument.flags & ~lib.NYMPH_ATTEST_SIGN or (not is_whole if sign else given):
             fail(errno.EINVAL)
         ring = self._need_ring()
-        if self.attest_key is None:
+        key = self.sign_key if sign else self.attest_key
+        if key is None:
             fail(errno.ENOKEY)
+        signer = _signer(key) if sign else None
         text = _statement_text()
         snap = abi.new("nymph_snapshot")
         self._snapshot(snap)
@@ -627,12 +656,17 @@ class Model(Owner):
         for name in _STATED:
             setattr(head, name, getattr(snap, name))
         statement = bytes(ffi.buffer(head)) + text
-        argument.statement_size = len(statement)
-        if len(statement) > argument.max_statement:
+        signature = b"" if signer is None else signer(statement)
+        if len(statement) > argument.max_statement or (sign and len(signature) > argument.max_signature):
             fail(errno.ENOSPC)
         if store(argument.statement, statement) < len(statement):
             fail(errno.EFAULT)
-        argument.digest = blake3(statement, key=self.attest_key).digest()
+        if sign and store(argument.signature, signature) < len(signature):
+            fail(errno.EFAULT)
+        argument.statement_size = len(statement)
+        argument.digest = bytes(32) if sign else blake3(statement, key=key).digest()
+        if is_whole:
+            argument.signature_size = len(signature)
 
     def _eventfd(self, argument: Any) -> None:
         self._check_size(argument)

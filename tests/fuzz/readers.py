@@ -13,6 +13,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -224,8 +225,8 @@ _WHOLE = bytes(range(250)) * 20
 _WHOLE_DIGEST = blake3(_WHOLE).digest()
 
 
-def _evidence(nonce: bytes | None) -> bytes:
-    """Evidence of a copy; with a nonce, the driver attests it, and a TPM quotes."""
+def _evidence(nonce: bytes | None, signature: bytes | None = None) -> bytes:
+    """Evidence of a copy; with a nonce, the driver attests it, or signs it so, and a TPM quotes."""
     log = evidences.Log(by="somebody")
     Model.attest_key = bytes(32)
     with pynymph.Ring(device="model:", evidence=log) as ring:
@@ -233,6 +234,9 @@ def _evidence(nonce: bytes | None) -> bytes:
         made = log.evidence(nonce)
     Model.attest_key = None
     if made.attested is not None:
+        if signature is not None:
+            made = replace(made, attested=replace(made.attested, digest=None, signature=signature))
+            assert made.attested is not None
         message = struct.pack(">IHHH32s", 0xFF544347, 0x8018, 0, 32, made.attested.to_quote()) + bytes(25)
         message += struct.pack(">IHB3sH", 1, 11, 3, b"\0\0\1", 32) + sha256(bytes(32)).digest()
         made = evidences.with_quote(made, message, b"", bytes(32))
@@ -273,7 +277,7 @@ SEEDS: dict[str, list[bytes]] = {
         f'"subject":[{{"name":"m","digest":{{"sha256":"{sha256(bytes(32)).hexdigest()}"}}}}],"predicate":{{"resources":[{_RESOURCE}],'
         f'"serialization":{{"method":"files","allow_symlinks":false,"ignore_paths":[".git"]}}}}}}'.encode()
     ],
-    "evidence": [_evidence(None), _evidence(b"nonce")],
+    "evidence": [_evidence(None), _evidence(b"nonce"), _evidence(b"nonce", bytes(256))],
     "slice": [evidences.Slice.of(_WHOLE, begin, 100).to_bytes() for begin in (0, 2000, 9999)],
     "inference": [
         b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1,2.5]},{"name":"y","datatype":"BYTES",'

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from abi import needs_root
+from abi import AttestKey, needs_root
+from rsa_keys import RSAKey
 
 import pynymph
 from pynymph import evidence
@@ -57,6 +58,26 @@ def test_driver_attests_evidence(attest_key: bytes, tmp_path: Path) -> None:
     key.write_bytes(bytes(32))
     with pytest.raises(evidence.EvidenceError, match="not attested with this key"):
         evidence.verify(made.to_bytes(), "e", trust)
+
+
+@needs_root
+def test_driver_signs_evidence(attest_key: bytes, sign_key: RSAKey) -> None:
+    """Whoever has the public key can verify it: evidence on the host does, in tests/unit/pynymph."""
+    log = evidence.Log()
+    with pynymph.Ring(evidence=log) as ring:
+        log.add(ring.copy(src=b"1", dst=bytearray(1), verify=True), source="a", target="b")
+        made = log.evidence(NONCE)
+        keyed, signed = ring.attest(bytes(32), sign=False), ring.attest(bytes(32))
+    assert made.attested and made.attested.signature and made.attested.digest is None
+    assert sign_key.has_signed(made.attested.signature, made.attested.statement)
+    assert signed.signature and sign_key.has_signed(signed.signature, signed.statement)
+    assert keyed.digest and keyed.signature is None
+    assert evidence.verify(made.to_bytes(), "e") == (made, [])
+    AttestKey.replace(attest_key)
+    with pynymph.Ring() as ring:
+        assert ring.attest(bytes(32)).digest
+        with pytest.raises(pynymph.NymphError, match="no key to sign with"):
+            ring.attest(bytes(32), sign=True)
 
 
 def test_every_engine_has_evidence() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Evidence for test_evidence*.py: of copies on the model, attested, with a quote as a TPM makes it."""
 
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 import pynymph
@@ -51,6 +52,36 @@ def attesting(monkeypatch: pytest.MonkeyPatch, key: bytes | None = KEY) -> None:
     monkeypatch.setattr(Model, "attest_key", key)
 
 
+@functools.cache
+def signer(bits: int = 2048) -> rsa.RSAPrivateKey:
+    """The administrator's key, with which the driver signs."""
+    return rsa.generate_private_key(65537, bits)
+
+
+def as_root_adds_it(key: Any) -> bytes:
+    """A private key in the form in which the kernel takes it."""
+    der: bytes = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return der
+
+
+def public_pem(key: Any) -> bytes:
+    pem: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem
+
+
+def signing(monkeypatch: pytest.MonkeyPatch, key: Any = None) -> None:
+    """Give the model's driver a key to sign with."""
+    monkeypatch.setattr(Model, "sign_key", as_root_adds_it(key or signer()))
+
+
+def attested_again(statement: bytes, like: evidence.Attested) -> evidence.Attested:
+    """What the driver with these keys says of another statement."""
+    if like.digest is not None:
+        return evidence.Attested(NONCE, statement, blake3(statement, key=KEY).digest())
+    signature = signer().sign(statement, padding.PKCS1v15(), hashes.SHA256())
+    return evidence.Attested(NONCE, statement, None, signature=signature)
+
+
 def copies(nonce: bytes | None = NONCE) -> evidence.Evidence:
     """Evidence of a copy that is named, one that failed, one in two parts, and a digest without a name."""
     log = evidence.Log(by="bench 3")
@@ -76,18 +107,29 @@ def copies(nonce: bytes | None = NONCE) -> evidence.Evidence:
         return log.evidence(nonce)
 
 
+@pytest.fixture(scope="module", params=["keyed", "signed"])
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[evidence.Evidence, evidence.Trust]:
+    """Evidence with a quote, and what its verifier trusts. The driver attests it with either kind of key."""
+    return _made(tmp_path_factory.mktemp("evidence"), request.param == "signed")
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[evidence.Evidence, evidence.Trust]]:
-    """Evidence with a quote, and what its verifier trusts."""
-    folder = tmp_path_factory.mktemp("evidence")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[evidence.Evidence, evidence.Trust]:
+    """The same, signed."""
+    return _made(tmp_path_factory.mktemp("signed"), True)
+
+
+def _made(folder: Path, is_signed: bool) -> tuple[evidence.Evidence, evidence.Trust]:
     with pytest.MonkeyPatch.context() as patch:
-        attesting(patch)
+        (signing if is_signed else attesting)(patch)
         found = copies()
-    (folder / "key").write_bytes(KEY)
+    (folder / "key").write_bytes(public_pem(signer()) if is_signed else KEY)
     private = write_key(folder, "tpm")
     assert found.attested
     found = evidence.with_quote(found, *quote(private, found.attested.to_quote()))
-    yield (
+    return (
         found,
         evidence.Trust(
             nonce=NONCE,

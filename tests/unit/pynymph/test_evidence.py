@@ -2,8 +2,11 @@
 """pynymph.evidence: what a ring retires becomes a file, and no other file passes for it."""
 
 import errno
+import hashlib
 import random
+import shutil
 import struct
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +16,26 @@ import numpy as np
 import pycddl
 import pytest
 from blake3 import blake3
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from evidence_files import (
     KEY,
     NONCE,
     PCRS,
     WEIGHTS,
+    attested_again,
     attesting,
     changes,
     copies,
     made,
+    public_pem,
     quote,
     resealed,
+    signed,
+    signer,
+    signing,
     write_key,
 )
 
@@ -33,8 +45,9 @@ from pynymph.batch import copies as batch_of
 from pynymph.errors import ArgumentError, NymphError, VerifyError
 from pynymph.evidence import EvidenceError, Trust, canonical
 from pynymph.fabric import DMADescriptor
+from pynymph.model import Model
 
-__all__ = ["made"]
+__all__ = ["made", "signed"]
 
 Made = tuple[evidence.Evidence, Trust]
 CDDL = Path(evidence.__file__).with_name("evidence.cddl")
@@ -65,7 +78,9 @@ def test_evidence_is_of_all_that_the_ring_has_retired(made: Made) -> None:
     data = found.to_bytes()
     read, vouched = evidence.verify(data, "e.cbor", trust)
     assert read == found and read.to_bytes() == data
-    assert vouched == ["driver model, by its key", "a TPM, by its key"]
+    assert found.attested
+    by = "key" if found.attested.signature is None else "signature"
+    assert vouched == [f"driver model, by its {by}", "a TPM, by its key"]
     assert (found.count, len(found.records), len(found.transfers)) == (7, 7 * 128, 3)
     assert found.transcript == transcript.digest(found.records)
     assert (found.by, found.device, dict(found.engines)) == ("bench 3", "model:", {"model": 1})
@@ -78,6 +93,7 @@ def test_evidence_is_of_all_that_the_ring_has_retired(made: Made) -> None:
     said = evidence.summary(found)
     assert said["attested"]["nonce"] == NONCE.hex() and said["attested"]["driver"]["engine.1"] == "model"
     assert said["attested"]["quote"]["pcrs"] == {"sha256:16": PCRS.hex()}
+    assert said["attested"]["signed"] == (by == "signature")
 
 
 def test_a_small_copy_has_small_evidence(made: Made) -> None:
@@ -223,16 +239,24 @@ def test_no_other_nonce_or_key_passes(made: Made, tmp_path: Path, monkeypatch: p
     data = found.to_bytes()
     for nonce in (b"another", NONCE + b"\0", NONCE[:-1]):
         assert "another nonce: it may be an old one" in wrong(data, replace(trust, nonce=nonce))
-    (tmp_path / "key").write_bytes(bytes(32))
+    assert found.attested
+    is_signed = found.attested.signature is not None
+    (tmp_path / "key").write_bytes(public_pem(signer(3072)) if is_signed else bytes(32))
     assert "with this key" in wrong(data, replace(trust, attest_key=tmp_path / "key"))
+    # A key of the other kind, the right one too: nothing is vouched for by a digest, of those who trust a
+    # signature alone.
+    for other_kind in (KEY, bytes(32)) if is_signed else (public_pem(signer()),):
+        (tmp_path / "key").write_bytes(other_kind)
+        hint = "has signed its statement" if is_signed else "has not signed its statement"
+        assert hint in wrong(data, replace(trust, attest_key=tmp_path / "key"))
     write_key(tmp_path, "other")
     assert "not by this key" in wrong(data, replace(trust, tpm_key=tmp_path / "other-public.pem"))
     assert "PCR sha256:16 was" in wrong(data, replace(trust, pcrs={"sha256:16": bytes(32)}))
     assert "no PCR sha256:7" in wrong(data, replace(trust, pcrs={"sha256:7": bytes(32)}))
     # What was attested elsewhere, or before, does not go with this.
-    attesting(monkeypatch)
+    (signing if is_signed else attesting)(monkeypatch)
     other = copies()
-    assert other.attested and found.attested
+    assert other.attested
     assert "attests other evidence" in wrong(replace(found, attested=other.attested).to_bytes(), trust)
     swapped = replace(other.attested, quote=found.attested.quote)
     assert "of another statement" in wrong(replace(other, attested=swapped).to_bytes(), trust)
@@ -251,12 +275,115 @@ def test_no_other_nonce_or_key_passes(made: Made, tmp_path: Path, monkeypatch: p
         ({"pcrs": {"sha256:16": b""}}, "without the TPM's attestation key"),
         ({"signature": "x"}, "together with its signer's key"),
         ({"key": "x"}, "together with its signer's key"),
-        ({"attest_key": __file__}, "has not 32 bytes|more than 33"),
+        ({"attest_key": __file__}, "neither 32 bytes nor PEM"),
     ],
 )
 def test_trust_that_proves_nothing_is_refused(made: Made, trust: dict[str, Any], hint: str) -> None:
     with pytest.raises(ArgumentError, match=hint):
         evidence.verify(made[0].to_bytes(), "e.cbor", Trust(**trust))
+
+
+def _written(folder: Path, name: str, data: bytes) -> Path:
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+def test_keys_of_other_kinds_are_refused(made: Made, tmp_path: Path) -> None:
+    """Those that the driver cannot sign with, private ones, and what is no key."""
+    data = made[0].to_bytes()
+    curve, edwards = ec.generate_private_key(ec.SECP256R1()), ed25519.Ed25519PrivateKey.generate()
+    for pem, hint in (
+        (public_pem(curve), "no RSA key of 2048"),
+        (public_pem(edwards), "no RSA key of 2048"),
+        (public_pem(signer(1024)), "no RSA key of 2048"),
+        (signer().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), "no public key in PEM"),
+        (b"-----BEGIN PUBLIC KEY-----\n", "no public key in PEM"),
+        (public_pem(signer())[:-40], "no public key in PEM"),
+        (public_pem(signer())[:32], "neither|no public key|has (not )?signed|with this key"),
+        (KEY + b"\n", "neither 32 bytes nor PEM"),
+        (KEY[:31], "neither 32 bytes nor PEM"),
+        (b"", "neither 32 bytes nor PEM"),
+        (bytes(1 << 17), "more than 65536"),
+    ):
+        with pytest.raises(NymphError, match=hint):
+            evidence.verify(data, "e", Trust(attest_key=_written(tmp_path, "key", pem)))
+
+
+def test_a_statement_has_a_digest_or_a_signature(made: Made) -> None:
+    found, trust = made
+    assert found.attested
+    for both in ((None, None), (bytes(32), bytes(256))):
+        with pytest.raises(ArgumentError, match="either a digest or a signature"):
+            replace(found.attested, digest=both[0], signature=both[1])
+    file, _ = parts(found.to_bytes())
+    told = {key: file["attestation"][key] for key in ("challenge", "statement")}
+    for other in (
+        {},
+        {"digest": bytes(32), "signature": bytes(256)},
+        *({"signature": bytes(size)} for size in (0, 32, 255, 513)),
+        {"signature": "text"},
+    ):
+        forged = canonical.encode(file | {"attestation": told | other})
+        assert "is no evidence, or damaged" in wrong(forged, Trust())
+        with pytest.raises(pycddl.ValidationError):
+            pycddl.Schema(CDDL.read_text()).validate_cbor(forged)
+        wrong(forged, trust)
+
+
+def test_a_signature_is_of_sha256_and_pkcs1(signed: Made) -> None:
+    """The right key, in another scheme or of another digest, shows nothing."""
+    found, trust = signed
+    assert found.attested and found.attested.signature
+    statement, scheme = found.attested.statement, padding.PKCS1v15()
+    sign, digest = signer().sign, hashlib.sha256(statement).digest()
+    pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
+    for signature in (
+        sign(statement, scheme, hashes.SHA384()),
+        sign(statement, scheme, hashes.SHA512()),
+        sign(statement, pss, hashes.SHA256()),
+        sign(digest, scheme, hashes.SHA256()),
+        sign(statement[:-1], scheme, hashes.SHA256()),
+        signer(3072).sign(statement, scheme, hashes.SHA256()),
+        b"\0" + found.attested.signature,
+        bytes(256),
+        b"\xff" * 256,
+    ):
+        forged = replace(found.attested, signature=signature, quote=None)
+        bare = replace(trust, tpm_key=None, pcrs=None)
+        assert "not signed with this key" in wrong(replace(found, attested=forged).to_bytes(), bare)
+    good = replace(found.attested, signature=sign(digest, scheme, Prehashed(hashes.SHA256())))
+    evidence.verify(replace(found, attested=good).to_bytes(), "e", trust)
+
+
+def test_evidence_is_signed_where_the_driver_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    attesting(monkeypatch)
+    signing(monkeypatch)
+    found = copies()
+    assert found.attested and found.attested.signature and found.attested.digest is None
+    monkeypatch.setattr(Model, "sign_key", None)
+    found = copies()
+    assert found.attested and found.attested.digest and found.attested.signature is None
+    # A key that can't sign is an error, and no reason to go on with the other one.
+    monkeypatch.setattr(Model, "sign_key", b"no key")
+    with pytest.raises(NymphError, match="no private RSA key") as caught:
+        copies()
+    assert caught.value.errno == errno.EKEYREJECTED
+
+
+def test_openssl_verifies_the_signature(signed: Made, tmp_path: Path) -> None:
+    found, trust = signed
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl: sudo apt-get install openssl")
+    assert found.attested and found.attested.signature and trust.attest_key
+    signature = _written(tmp_path, "signature", found.attested.signature)
+    for statement, said in (
+        (found.attested.statement, "Verified OK"),
+        (found.attested.statement + b"\n", "Verification failure"),
+    ):
+        command = ["openssl", "dgst", "-sha256", "-verify", trust.attest_key, "-signature", signature]
+        command.append(_written(tmp_path, "statement", statement))
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert said in done.stdout
 
 
 def test_a_quote_has_one_form(made: Made, tmp_path: Path) -> None:
@@ -556,7 +683,7 @@ def test_a_statement_agrees_with_the_records_whoever_has_the_key(made: Made) -> 
         (152, "hash of the ring"),
     ):
         other = statement[:at] + bytes([statement[at] ^ 1]) + statement[at + 1 :]
-        keyed = evidence.Attested(NONCE, other, blake3(other, key=KEY).digest())
+        keyed = attested_again(other, made[0].attested)
         assert hint in wrong(
             replace(made[0], attested=keyed).to_bytes(), replace(made[1], tpm_key=None, pcrs=None)
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from evidence_files import NONCE, WEIGHTS, changes, made, resealed
+from evidence_files import KEY, NONCE, WEIGHTS, changes, made, public_pem, resealed, signer
 
 from pynymph import evidence, transcript
 from pynymph.errors import NymphError
@@ -104,6 +104,13 @@ def test_both_agree_on_good_and_changed_evidence(made: Made, program: Path, tmp_
         (unsigned.to_bytes(), keyed, trust, [], []),
         (replace(unsigned, transfers=()).to_bytes(), [], nobody, [], []),
     ]
+    # The right key of the other kind, and other keys of either kind.
+    for key in (KEY, bytes(32), public_pem(signer()), public_pem(signer(3072))):
+        if key == Path(str(trust.attest_key)).read_bytes():
+            continue
+        path = tmp_path / f"other-{len(cases)}"
+        path.write_bytes(key)
+        cases.append((good, ["--key", str(path)], evidence.Trust(attest_key=path), [], []))
     rng = random.Random(7)
     for at in range(len(good)):
         changed = good[:at] + bytes([good[at] ^ rng.randrange(1, 256)]) + good[at + 1 :]

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: MIT
 """Transcripts and attestations of the model: entries and records alone say what the digest is."""
 
+import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from evidence_files import as_root_adds_it, signer, signing
 
 import pynymph
 from pynymph import abi, transcript
@@ -119,6 +127,100 @@ def test_attestation_is_keyed(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatc
     assert bytes(statement.ring_hash) == now.ring_hash
     text = made.statement[statement.text_offset :].decode()
     assert dict(line.split("=", 1) for line in text.splitlines())["engine.1"] == "model"
+
+
+def test_attestation_is_signed(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    nonce = os.urandom(32)
+    with pytest.raises(pynymph.NymphError, match="no key to sign with"):
+        ring.attest(nonce, sign=True)
+    signing(monkeypatch)
+    for sign in (None, True):
+        made = ring.attest(nonce, sign=sign)
+        assert made.digest is None and made.signature and len(made.signature) == 256
+        verify = signer().public_key().verify
+        verify(made.signature, made.statement, padding.PKCS1v15(), hashes.SHA256())
+        assert made.statement[16:48] == nonce
+        for changed in (made.statement[:-1], made.statement + b"\0", b"N" + made.statement[1:]):
+            with pytest.raises(InvalidSignature):
+                verify(made.signature, changed, padding.PKCS1v15(), hashes.SHA256())
+    with pytest.raises(pynymph.NymphError, match="no key to attest with"):
+        ring.attest(nonce, sign=False)
+    monkeypatch.setattr(Model, "attest_key", bytes(32))
+    assert ring.attest(nonce, sign=False).signature is None
+    assert ring.attest(nonce).digest is None
+    monkeypatch.setattr(Model, "sign_key", None)
+    assert ring.attest(nonce).signature is None
+
+
+def test_keys_that_cannot_sign_are_refused(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the keyed digest does not stand in for them."""
+    monkeypatch.setattr(Model, "attest_key", bytes(32))
+    public = signer().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    of_other_kinds = map(
+        as_root_adds_it, (signer(1024), signer(2560), ec.generate_private_key(ec.SECP256R1()))
+    )
+    for key in (b"", b"no key", public, *of_other_kinds):
+        monkeypatch.setattr(Model, "sign_key", key)
+        for sign in (None, True):
+            with pytest.raises(pynymph.NymphError, match="no private RSA key of 2048") as caught:
+                ring.attest(bytes(32), sign=sign)
+            assert caught.value.errno == errno.EKEYREJECTED
+
+
+def test_the_model_says_what_it_needs_to_sign(ring: pynymph.Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    signing(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.rsa", None)
+    with pytest.raises(pynymph.NymphError, match=r"pip install 'pynymph\[signatures\]'") as caught:
+        ring.attest(bytes(32), sign=True)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    monkeypatch.setattr(Model, "attest_key", bytes(32))
+    assert ring.attest(bytes(32)).digest
+
+
+def test_the_model_refuses_what_the_driver_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/guest/test_abi_attest.py asks the driver the same."""
+    signing(monkeypatch)
+    monkeypatch.setattr(Model, "attest_key", bytes(32))
+    model = Model()
+    setup = abi.new("nymph_setup2", entries=4)
+    model.ioctl(abi.NYMPH_IOC_SETUP2, setup)
+    statement, signature = ffi.new("char[]", 16384), ffi.new("char[]", 512)
+    whole = ffi.sizeof("struct nymph_attest")
+    good = {"flags": 1, "statement": abi.address(statement), "max_statement": 16384,
+            "signature": abi.address(signature), "max_signature": 512}  # fmt: skip
+
+    def asked(size: int = whole, **changed: int) -> Any:
+        argument = abi.new("nymph_attest", **good | changed)
+        argument.size = size
+        assert model.ioctl(abi.NYMPH_IOC_ATTEST, argument) == 0
+        return argument
+
+    assert asked().signature_size == asked(max_signature=256).signature_size == 256
+    assert not any(asked().digest)
+    keyed = {"flags": 0, "signature": 0, "max_signature": 0}
+    for size in (88, 96, whole):
+        answer = asked(size, **keyed, signature_size=7)
+        assert any(answer.digest) and answer.signature_size == (0 if size == whole else 7)
+    for number, size, changed in (
+        (errno.EINVAL, whole, {"flags": 2}),
+        (errno.EINVAL, whole, {"flags": 3}),
+        (errno.EINVAL, whole, {"flags": 0}),
+        (errno.EINVAL, whole, keyed | {"signature": 1}),
+        (errno.EINVAL, whole, keyed | {"max_signature": 1}),
+        (errno.EINVAL, 96, keyed | {"signature": 1}),
+        (errno.EINVAL, whole - 1, {}),
+        (errno.EINVAL, 88, {}),
+        (errno.EINVAL, 87, keyed),
+        (errno.ENOSPC, whole, {"max_signature": 255}),
+        (errno.ENOSPC, whole, {"max_signature": 0}),
+        (errno.ENOSPC, whole, {"max_statement": 208}),
+        (errno.EFAULT, whole, {"signature": 16}),
+        (errno.EFAULT, whole, {"statement": 16}),
+    ):
+        with pytest.raises(OSError) as caught:
+            asked(size, **changed)
+        assert caught.value.errno == number, (size, changed)
+    model.close()
 
 
 @pytest.mark.parametrize("nonce", [b"", bytes(31), bytes(33), bytearray(32), "x" * 32, None])

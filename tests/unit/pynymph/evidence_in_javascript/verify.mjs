@@ -2,6 +2,7 @@
 // A second verifier of evidence, which knows docs/reference/evidence.md and no code of pynymph.
 // node verify.mjs EVIDENCE [--key FILE --nonce HEX] [--slice FILE] [FILE...]: each FILE has the bytes of a transfer.
 // It prints one line, and exits with 1 if something is wrong. BLAKE3 is that of noble-hashes; CBOR is read here.
+import { createPublicKey, verify as isSigned } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { blake3 } from "./noble-hashes/blake3.js";
 
@@ -88,7 +89,8 @@ const isFile = isMap({
   "attestation?": isMap({
     challenge: (value) => isBytes(value) && value.length <= 64,
     statement: isBytes,
-    digest: isDigest,
+    "digest?": isDigest,
+    "signature?": (value) => isBytes(value) && value.length >= 256 && value.length <= 512,
     "quote?": isQuote,
   }),
 });
@@ -177,6 +179,7 @@ function checkTransfer(transfer, records, taken) {
 function checkStatement(file, body, records, key, nonce) {
   const told = file.get("attestation");
   need(told, "the driver attests nothing");
+  need(told.has("digest") !== told.has("signature"), "the driver's statement has no digest or signature, or both");
   const statement = told.get("statement");
   const view = new DataView(statement.buffer, statement.byteOffset, statement.byteLength);
   need(statement.length >= 208 && same(statement.subarray(0, 16), text("nymph attest v1\0")), "no statement");
@@ -199,7 +202,8 @@ function checkStatement(file, body, records, key, nonce) {
     need(same(blake3(ring), statement.subarray(120, 152)), "the driver attests another ring");
   }
   if (key) {
-    need(same(blake3(statement, { key }), told.get("digest")), "the driver attests with another key");
+    if (key.length === 32) need(told.has("digest") && same(blake3(statement, { key }), told.get("digest")), "the driver attests with another key");
+    else need(told.has("signature") && isSigned("sha256", statement, createPublicKey(Buffer.from(key)), told.get("signature")), "the driver signs with another key");
     need(!nonce || same(nonce, challenge), "the driver attests in answer to another nonce");
   }
 }
