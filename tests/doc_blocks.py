@@ -30,6 +30,7 @@ PROJECT = "tests/unit/nymph_vm/test_project.py::test_the_guide_shows_the_file_of
 SWITCHTEC = "tests/vm/test_switchtec.py::test_the_guide_works"
 SIGN = "tests/unit/pynymph/test_signatures.py::test_the_guide_works"
 EVIDENCE = "tests/unit/pynymph/test_command_evidence.py::test_the_guide_works"
+SIGNED = "tests/unit/pynymph/test_command_evidence.py::test_the_guide_has_the_driver_sign"
 QUOTE = "tests/unit/pynymph/test_command_evidence.py::test_the_guide_quotes_with_a_tpm"
 MODEL = "tests/unit/docs/test_docs.py::test_python_blocks_run_on_the_model"
 
@@ -49,6 +50,8 @@ RUN = {
     ("docs/how-to/evidence.md", "openssl ecparam"): EVIDENCE,
     ("docs/how-to/evidence.md", "head -c 32"): EVIDENCE,
     ("docs/how-to/evidence.md", "pynymph copy --evidence evidence.cbor --nonce"): EVIDENCE,
+    ("docs/how-to/evidence.md", "openssl genpkey"): SIGNED,
+    ("docs/how-to/evidence.md", "pynymph verify evidence.cbor --nonce"): SIGNED,
     ("docs/how-to/evidence.md", "tpm2_quote"): QUOTE,
     ("docs/how-to/evidence.md", "import pynymph"): MODEL,
     ("docs/how-to/hand-off.md", "from pynymph.fabric"): GUEST,

@@ -14,7 +14,7 @@ from typing import Any
 
 import doc_blocks
 import pytest
-from evidence_files import KEY, quote, write_key
+from evidence_files import KEY, public_pem, quote, signer, write_key
 from pynymph_command import refused, run
 
 from pynymph import evidence
@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 from pynymph.command import main
 from pynymph.model import Model
-Model.attest_key = Path(sys.argv.pop(1)).read_bytes()
+key = Path(sys.argv.pop(1))
+setattr(Model, "sign_key" if key.suffix == ".der" else "attest_key", key.read_bytes())
 main()
 """
 
@@ -244,6 +245,37 @@ def test_the_guide_works(film: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "part.bin").read_bytes() == FILM[4096:8192]
     assert "vouched for by key " in done.stdout and "vouched for by driver model, by its key" in done.stdout
+
+
+def test_the_guide_has_the_driver_sign(film: Path, tmp_path: Path) -> None:
+    """Its commands on the model, whose driver has the key that root would add by keyctl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl: sudo apt-get install openssl")
+    keys, verify = (block.text for block in doc_blocks.run_by(doc_blocks.SIGNED))
+    keys, _ = re.sub(r"^sudo .*$", "", keys, flags=re.MULTILINE).split("shred ")
+    (tmp_path / "attesting.py").write_text(ATTESTING)
+    copy = f"{sys.executable} attesting.py attest.der copy --engine model --nonce 5eed0123456789ab"
+    script = f"{keys}{copy} --evidence evidence.cbor film.mkv backup/\n"
+    script += re.sub(r"^pynymph", f"{sys.executable} -m pynymph", verify, flags=re.MULTILINE)
+    done = subprocess.run(["sh", "-e"], input=script, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "vouched for by driver model, by its signature" in done.stdout
+    # As the guide says: of the other kind of key, or without one, nobody vouches.
+    (tmp_path / "other.pem").write_bytes(public_pem(signer()))
+    for key, hint in (("attest.key", "has signed its statement"), ("other.pem", "not signed with this key")):
+        refused(run("verify", "evidence.cbor", "--attest-key", key, cwd=tmp_path), 1, hint)
+    refused(run("verify", "evidence.cbor", "--attest-key", "attest.der", cwd=tmp_path), 2, "nor PEM")
+    refused(run("verify", "evidence.cbor", "--attest-key", "attest.pem", cwd=tmp_path), 2, "no public key")
+    said = json.loads(run("verify", "evidence.cbor", "--json", cwd=tmp_path).stdout)
+    assert said["vouched"] == [] and said["says"]["attested"]["signed"] is True
+    # openssl alone has the same verdict of the statement.
+    found = evidence.read_evidence(tmp_path / "evidence.cbor")
+    told = evidence.verify(found, "e")[0].attested
+    assert told and told.signature
+    (tmp_path / "statement").write_bytes(told.statement)
+    (tmp_path / "signature").write_bytes(told.signature)
+    command = ["openssl", "dgst", "-sha256", "-verify", "attest-public.pem", "-signature", "signature"]
+    assert subprocess.run([*command, "statement"], cwd=tmp_path).returncode == 0
 
 
 def test_the_guide_quotes_with_a_tpm(film: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
