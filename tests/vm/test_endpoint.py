@@ -637,8 +637,8 @@ def asks_beside_unbind(vm: Machine, endpoint: Endpoint) -> tuple[float, float]:
 
 def test_query_does_not_wait_for_a_dead_device(vm: Machine, endpoint: Endpoint) -> None:
     """That is being unbound: its channel is told to stop, and does not answer."""
-    # dmaengine's own lock is held while a channel is given back. A QUERY that waits for it does each time; one
-    # that a busy host holds up does once.
+    # dmaengine's own lock is held while a channel is given back. A QUERY that waits for it does each time;
+    # one that a busy host holds up does once.
     tries = (asks_beside_unbind(vm, endpoint) for _ in range(4))
     assert any(longest < took / 2 for took, longest in tries)
     wait_for(lambda: len(channels(vm)) == vm.endpoints[NAME].channels)
