@@ -3,7 +3,7 @@
 
 NYMPH_VM := .venv/bin/nymph-vm
 
-.PHONY: gpu help setup demo bench performance bench-blake3 bench-files fuzz-blake3 fuzz-readers fuzz test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-endpoint stock long matrix arm64 coverage clean
+.PHONY: gpu help setup demo bench performance bench-blake3 bench-files fuzz-blake3 fuzz-readers fuzz test module install install-files uninstall packages vm service signatures serve lint docs audit check native endpoint sanitized sanitized-guest sanitized-user sanitized-endpoint stock long matrix arm64 coverage clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,10 +49,13 @@ fuzz-readers: .venv/ready ## what reads files and requests of others, for SECOND
 fuzz: .venv/ready ## the requests of the driver, in native guests, for MINUTES=10; dist/fuzz has what was found
 	$(NYMPH_VM) fuzz --minutes $(MINUTES)
 
-test: .venv/ready ## unit tests here, the guest tests natively, then in a VM what needs one
+# What QEMU has more of in test_endpoint.py, sanitized-endpoint runs.
+NATIVELY := $(addprefix tests/vm/test_,bench_run.py endpoint.py)
+
+test: .venv/ready ## unit tests here, what can be natively, then in a VM what needs one
 	.venv/bin/pytest tests/unit
-	.venv/bin/pytest --arch um --native tests/vm/test_native.py tests/vm/test_pci.py tests/vm/test_guest_suite.py
-	.venv/bin/pytest --after-native tests/vm
+	.venv/bin/pytest --arch um --native tests/vm/test_native.py tests/vm/test_pci.py tests/vm/test_guest_suite.py $(NATIVELY)
+	.venv/bin/pytest --after-native $(addprefix --ignore=,$(NATIVELY)) tests/vm
 
 ifdef KDIR
 module: ## build pcie_nymph.ko for the VM's kernel; KDIR=/lib/modules/.../build for another
@@ -139,10 +142,13 @@ audit: .venv/ready ## asks an advisory service about the packages that nymphd ne
 
 check: lint docs audit sanitized stock long ## lint, docs, audit, sanitized, stock and long
 
-sanitized: sanitized-guest sanitized-endpoint ## sanitized-guest and sanitized-endpoint
+sanitized: sanitized-guest sanitized-user sanitized-endpoint ## all of these
 
-sanitized-guest: .venv/ready ## the guest tests, KUnit and planted bugs on a kernel with sanitizers
-	.venv/bin/pytest --kernel debug-6.1 tests/vm/test_debug_kernel.py tests/vm/test_guest_suite.py \
+sanitized-guest: .venv/ready ## the guest tests, as root, on a kernel with sanitizers
+	.venv/bin/pytest --kernel debug-6.1 -k 'not nymph-user' tests/vm/test_debug_kernel.py tests/vm/test_guest_suite.py
+
+sanitized-user: .venv/ready ## the same as a user, KUnit, leftovers and planted bugs
+	.venv/bin/pytest --kernel debug-6.1 -k 'not root-' tests/vm/test_guest_suite.py \
 		tests/vm/test_kunit.py tests/vm/test_leftovers.py tests/vm/test_planted.py
 
 sanitized-endpoint: .venv/ready ## the endpoint's faults on a kernel with sanitizers
@@ -151,8 +157,9 @@ sanitized-endpoint: .venv/ready ## the endpoint's faults on a kernel with saniti
 stock: .venv/ready ## all guest tests on the kernel that Debian ships
 	.venv/bin/pytest tests/vm/test_guest_suite.py
 
-long: .venv/ready ## leftovers of processes, and the driver against its model, for long
+long: .venv/ready ## leftovers, the driver against its model, and all guest tests as a user with sanitizers, for long
 	.venv/bin/pytest --long tests/vm/test_leftovers.py tests/vm/test_guest_suite.py::test_driver_and_model_agree_for_long
+	.venv/bin/pytest --long --kernel debug-6.1 -k 'nymph-user-engine1' tests/vm/test_guest_suite.py
 
 native: .venv/ready ## guests without emulation (user-mode Linux), and PCI devices in Python
 	.venv/bin/pytest --native -m native tests/vm
