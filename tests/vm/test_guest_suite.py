@@ -72,7 +72,7 @@ def test_guest_tests_pass(
     vm.copy_in("examples", to=FOLDER)
     chosen = ["-m", "emulated"] if request.config.getoption("after_native") else []
     if user != "root" and kernels.KERNELS[vm.state.kernel].debug and not request.config.getoption("long"):
-        # Python's side, which root has run on this kernel, and this user natively: it takes half an hour here.
+        # Python's side, which root has run on this kernel, and this user natively, takes long here.
         chosen.append("--ignore-glob=*/test_ring_*")
     run_guest_tests(user, "tests/guest", f"--ignore={COMMAND}", *chosen)
 
