@@ -49,8 +49,8 @@ fuzz-readers: .venv/ready ## what reads files and requests of others, for SECOND
 fuzz: .venv/ready ## the requests of the driver, in native guests, for MINUTES=10; dist/fuzz has what was found
 	$(NYMPH_VM) fuzz --minutes $(MINUTES)
 
-# What QEMU has more of in test_endpoint.py, sanitized-endpoint runs.
-NATIVELY := $(addprefix tests/vm/test_,bench_run.py endpoint.py)
+# What QEMU has more of in these, such as swap and ports, `make sanitized` runs.
+NATIVELY := $(addprefix tests/vm/test_,bench_run.py endpoint.py leftovers.py)
 
 test: .venv/ready ## unit tests here, what can be natively, then in a VM what needs one
 	.venv/bin/pytest tests/unit
