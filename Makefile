@@ -54,7 +54,7 @@ NATIVELY := $(addprefix tests/vm/test_,bench_run.py endpoint.py leftovers.py)
 
 test: .venv/ready ## unit tests here, what can be natively, then in a VM what needs one
 	.venv/bin/pytest tests/unit
-	.venv/bin/pytest --arch um --native $(NATIVELY) tests/vm/test_guest_suite.py tests/vm/test_native.py tests/vm/test_pci.py
+	.venv/bin/pytest --arch um --native $(sort $(NATIVELY) $(addprefix tests/vm/test_,guest_suite.py native.py pci.py))
 	.venv/bin/pytest --after-native $(addprefix --ignore=,$(NATIVELY)) tests/vm
 
 ifdef KDIR
