@@ -53,8 +53,8 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 KEPT_TIMES = 200_000
 RINGS_FOR_MEMORY = 16
 SECONDS_TO_START = 20.0
-AF_ALG = ("sha256", "blake2b-256")
 """Of nymphd, a guess."""
+AF_ALG = ("sha256", "blake2b-256")
 
 
 @dataclass(frozen=True)
