@@ -489,34 +489,25 @@ class Ring(Owner):
             raise ArgumentError(errno.EINVAL, message)
         if sign is None:
             try:
-                return self._signed(nonce)
+                return self._attest(nonce, True)
             except NymphError as error:
                 if error.errno not in CANNOT_SIGN:
                     raise
-        elif sign:
-            return self._signed(nonce)
+        return self._attest(nonce, bool(sign))
+
+    def _attest(self, nonce: bytes, sign: bool) -> Attestation:
         statement = ffi.new("unsigned char[]", lib.NYMPH_STATEMENT_MAX)
         arg = abi.new("nymph_attest", nonce=nonce, statement=address(statement), max_statement=len(statement))
+        if sign:
+            signature = ffi.new("unsigned char[]", lib.NYMPH_SIGNATURE_MAX)
+            arg.flags = lib.NYMPH_ATTEST_SIGN
+            arg.signature, arg.max_signature = address(signature), len(signature)
         with self._core.lock():
-            self._core.request(abi.NYMPH_IOC_ATTEST, arg, ATTEST)
-        return Attestation(bytes(ffi.buffer(statement, arg.statement_size)), bytes(arg.digest))
-
-    def _signed(self, nonce: bytes) -> Attestation:
-        statement = ffi.new("unsigned char[]", lib.NYMPH_STATEMENT_MAX)
-        signature = ffi.new("unsigned char[]", lib.NYMPH_SIGNATURE_MAX)
-        arg = abi.new(
-            "nymph_attest",
-            flags=lib.NYMPH_ATTEST_SIGN,
-            nonce=nonce,
-            statement=address(statement),
-            max_statement=len(statement),
-            signature=address(signature),
-            max_signature=len(signature),
-        )
-        with self._core.lock():
-            self._core.request(abi.NYMPH_IOC_ATTEST, arg, SIGN)
-        stated, signed = ((statement, arg.statement_size), (signature, arg.signature_size))
-        return Attestation(bytes(ffi.buffer(*stated)), None, bytes(ffi.buffer(*signed)))
+            self._core.request(abi.NYMPH_IOC_ATTEST, arg, SIGN if sign else ATTEST)
+        stated = bytes(ffi.buffer(statement, arg.statement_size))
+        if sign:
+            return Attestation(stated, None, bytes(ffi.buffer(signature, arg.signature_size)))
+        return Attestation(stated, bytes(arg.digest))
 
     def latency(self) -> Latency:
         """Read how long operations took so far, from submit to the end; reset() clears it.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 """By curve: the digest that is signed."""
-_RSA_BITS = (2048, 3072, 4096)
+RSA_BITS = (2048, 3072, 4096)
 """Of keys that the kernel signs with."""
 _MOST_PEM = 16 << 20
 _NO_SIGNER = "the certificate is for neither digital signatures nor code signing"
@@ -134,7 +134,7 @@ def rsa_public_key(name: str | os.PathLike[str], raw: bytes) -> RSAPublicKey:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
     key = _public_key(name, raw)
-    if not isinstance(key, RSAPublicKey) or key.key_size not in _RSA_BITS:
+    if not isinstance(key, RSAPublicKey) or key.key_size not in RSA_BITS:
         raise ArgumentError(
             errno.EINVAL, f"{name} has no RSA key of 2048, 3072 or 4096 bits; give that of the driver's key"
         )

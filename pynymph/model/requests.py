@@ -25,6 +25,7 @@ from pynymph.model.entries import OPERATIONS, RUN, SERVED, check_entry
 from pynymph.model.ring_state import Carried, Charge, ModelRing, Outcome, Region, RegionView, Slot, bucket
 from pynymph.mutex import Mutex
 from pynymph.owner import Owner
+from pynymph.signing_keys import RSA_BITS
 
 ENGINE = "model"
 
@@ -69,7 +70,7 @@ def _signer(key: bytes) -> Callable[[bytes], bytes]:
         private = load_der_private_key(key, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         fail(errno.EKEYREJECTED)
-    if not isinstance(private, RSAPrivateKey) or private.key_size not in (2048, 3072, 4096):
+    if not isinstance(private, RSAPrivateKey) or private.key_size not in RSA_BITS:
         fail(errno.EKEYREJECTED)
     return lambda statement: private.sign(statement, PKCS1v15(), SHA256())
 

@@ -712,8 +712,6 @@ def test_commands_sign_and_verify(model: Path, keys: Path, tmp_path: Path) -> No
 
 def test_the_guide_works(model: Path, keys: Path, tmp_path: Path) -> None:
     """Its commands, in their order; the chain is of a key that was there before."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl: sudo apt-get install openssl")
     with_key, with_certificate = doc_blocks.run_by(doc_blocks.SIGN)
     model.rename(tmp_path / "Meta-Llama-3-8B")
     for name in ("chain.pem", "root.pem"):
